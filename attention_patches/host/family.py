@@ -1,0 +1,89 @@
+"""What an adapter has to know of its model family. Everything else is shared (`run.py`, `attend.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..types import AttentionEdit, BoxwrightError, ContextEdit, Layout, View
+
+CALL = "boxwright_call"  # key of a ModelCall in transformer_options
+
+
+class IncompatiblePatchError(BoxwrightError):
+    """Another patch on the same model changed the attention so that an edit can no longer be placed."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One edit, and the layout whose rows it changes."""
+
+    layout: Layout
+    edit: AttentionEdit | ContextEdit
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one conditioning entry in a batch."""
+
+    rows: slice
+    edits: tuple[Installed, ...]  # active now; empty for rows that must stay as they are
+    text_length: int  # columns of this entry before the host repeats it to match its neighbours
+    offset: tuple[int, int]  # (y, x) of the crop in latent cells
+
+
+@dataclass
+class ModelCall:
+    """One call of the diffusion model. Travels in transformer_options; adapters may note things in `notes`."""
+
+    chunks: tuple[Chunk, ...]
+    latent: tuple[int, int]  # (H, W) of what the model sees: the whole latent, or a crop of it
+    image: tuple[int, int]  # (H, W) of the whole latent
+    text_length: int
+    progress: float
+    factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the image-to-text block lies in one attention call."""
+
+    layer: str
+    grid: tuple[int, int]  # (h, w) image tokens
+    factor: int  # latent cells per token side
+    queries: slice  # image tokens on the query axis
+    keys: slice  # text tokens on the key axis
+
+
+class Family(Protocol):
+    """One adapter."""
+
+    name: str
+
+    def supports(self, base_model: Any) -> bool: ...
+
+    def factors(self, diffusion_model: Any) -> tuple[int, ...]:
+        """Latent cells per token side at every attention grid, finest first."""
+
+    def attach(self, transformer_options: dict[str, Any]) -> None:
+        """Add the list patches this family needs to the options of one run."""
+
+    def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
+        """The image-to-text block of this attention call; None if it holds none."""
+
+    def finish(self, call: ModelCall) -> None:
+        """After the model call; raises IncompatiblePatchError if an edit found no place."""
+
+
+def view_of(call: ModelCall, chunk: Chunk, grid: tuple[int, int], factor: int) -> View:
+    """The part of the whole image under a token grid that starts at the chunk's crop."""
+    height, width = call.image
+    return View(
+        x=chunk.offset[1] / width,
+        y=chunk.offset[0] / height,
+        width=grid[1] * factor / width,
+        height=grid[0] * factor / height,
+    )

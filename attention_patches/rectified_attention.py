@@ -1,0 +1,164 @@
+"""Rectified cross-attention: a region's words are invisible outside it.
+
+FreestyleNet (Xue et al., arXiv 2303.14412) sets the score of a word to minus infinity at every image token outside the
+mask of that word's class, in every cross-attention layer, and leaves start, end and padding tokens and words of no
+class visible everywhere. Departures, all of them off at the published settings or forced by using the operator without
+the paper's fine-tuning:
+- `strength`, `window`, `feather` and `resolutions` limit it;
+- a box smaller than a cell keeps its best covered cell (the paper's nearest sampling would lose it);
+- a painted mask keeps its soft edges: outside, a word counts with the logarithm of the coverage (the paper: > 0.5);
+- end and padding tokens can be hidden, or shared out among the regions as their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .grids import coverage, feathered, visible_cells
+from .types import AttentionEdit, AttentionSite, BoxwrightError, ContextEdit, EncodedText, Layout, Region, StepWindow
+
+Resolutions = Literal["all", "fine", "coarse", "all but coarsest"]
+EndTokens = Literal["visible", "hidden", "own"]
+
+NEVER = -1e4  # the score added to what must not be seen: its softmax is exactly 0
+
+
+@dataclass(frozen=True)
+class RectifiedAttention:
+    """Settings. At strength 1 over the whole schedule, without feather, at all resolutions: as published."""
+
+    strength: float = 1.0  # 0 = off; between: outside its region a word keeps the share 1 - strength of its odds
+    window: StepWindow = StepWindow()
+    feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
+    resolutions: Resolutions = "all"
+    end_tokens: EndTokens = "visible"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise BoxwrightError(f"Strength {self.strength:g} is outside 0 to 1; 0 is off and 1 is as published.")
+        if not 0.0 <= self.feather <= 1.0:
+            raise BoxwrightError(f"Feather {self.feather:g} is outside 0 to 1; it is a fraction of the image.")
+
+    def edits(self, layout: Layout) -> list[AttentionEdit | ContextEdit]:
+        """The changes to install for this layout; none at strength 0."""
+        if self.strength == 0.0:
+            return []
+        if self.end_tokens == "own":
+            shares = share_end_tokens(layout)
+            own = ContextEdit("rectified attention: end tokens", self._own_end_tokens(shares), self.window)
+            return [AttentionEdit("rectified attention", "bias", self._bias(shares), self.window), own]
+        return [AttentionEdit("rectified attention", "bias", self._bias(None), self.window)]
+
+    def _bias(self, shares: Tensor | None) -> Callable[[Tensor, AttentionSite], Tensor]:
+        def bias(zeros: Tensor, site: AttentionSite) -> Tensor:
+            if not at_resolution(site, self.resolutions):
+                return zeros
+            layout = site.layout
+            seen = torch.stack([visibility(region, site, self.feather) for region in layout.regions]).flatten(1)
+            odds = self._odds(layout, seen)
+            total = zeros.clone()
+            total[0, 0] += _log(_best_owner(odds, layout.columns))
+            if self.end_tokens == "hidden":
+                total[0, 0][:, end_columns(layout)] += _log(torch.tensor(1.0 - self.strength))
+            elif shares is not None:
+                rest = 1.0 - self.strength * seen.max(dim=0).values
+                total[0, 0] += self._end_bias(torch.cat([odds, rest[None]]), shares)
+            return total
+
+        return bias
+
+    def _odds(self, layout: Layout, seen: Tensor) -> Tensor:
+        """By what the odds of each region's words are multiplied at each image token, [R, N] in [0, 1]."""
+        strengths = torch.tensor([self.strength * region.strength for region in layout.regions])
+        return 1.0 - strengths[:, None] * (1.0 - seen)
+
+    def _end_bias(self, odds: Tensor, shares: Tensor) -> Tensor:
+        """Odds [R + 1, N] of every owner of end tokens -> what to add to the scores, [N, T]."""
+        # Each owner has only some of the columns; together they keep the weight that all of them had.
+        gain = (shares.sum() / shares.sum(dim=1)).log()
+        return _log(_best_owner(odds, shares)) + self.strength * (shares * gain[:, None]).sum(dim=0)
+
+    def _own_end_tokens(self, shares: Tensor) -> Callable[[Tensor, Layout], Tensor]:
+        def own(context: Tensor, layout: Layout) -> Tensor:
+            result = context.clone()
+            for text, columns in zip(layout.region_texts, shares[:-1], strict=True):
+                for column, row in zip(columns.nonzero()[:, 0].tolist(), _end_rows(text, columns), strict=True):
+                    target = text.embedding[0, row].to(context)
+                    result[:, column] = torch.lerp(context[:, column], target.expand_as(context[:, column]), self.strength)
+            return result
+
+        return own
+
+
+def visibility(region: Region, site: AttentionSite, feather: float) -> Tensor:
+    """Where the region's words may be seen, [h, w] in [0, 1]."""
+    share = coverage(region.area, site.grid, site.view)
+    if isinstance(region.area, Tensor):
+        best = share.max()
+        seen = share if best > 0.5 or best <= 0 else share / best
+    else:
+        seen = visible_cells(share).float()
+    height, width = site.grid
+    return feathered(seen, (feather * height / site.view.height, feather * width / site.view.width))
+
+
+def at_resolution(site: AttentionSite, resolutions: Resolutions) -> bool:
+    """Whether the site's grid is among those chosen. A model with one grid has all of them at once."""
+    last = site.levels - 1
+    return {
+        "all": True,
+        "fine": 2 * site.level <= last,
+        "coarse": 2 * site.level >= last,
+        "all but coarsest": site.level < last or last == 0,
+    }[resolutions]
+
+
+def end_columns(layout: Layout) -> Tensor:
+    """bool [T]: end and padding columns of the prompt."""
+    return torch.tensor([role in ("end", "padding") for role in layout.prompt.tokens.roles])
+
+
+def share_end_tokens(layout: Layout) -> Tensor:
+    """bool [R + 1, T]: the prompt's end and padding columns dealt out in turn to the regions and, last, to the rest.
+
+    Raises BoxwrightError where there are fewer columns than owners.
+    """
+    owners = len(layout.regions) + 1
+    reserved = end_columns(layout).nonzero()[:, 0]
+    if len(reserved) < owners:
+        raise BoxwrightError(
+            f"The prompt leaves {len(reserved)} end and padding tokens, but {len(layout.regions)} regions and the rest of "
+            f'the image need one each for end_tokens "own". Shorten the prompt, or choose "visible" or "hidden".'
+        )
+    shares = torch.zeros(owners, len(layout.prompt.tokens), dtype=torch.bool)
+    shares[torch.arange(len(reserved)) % owners, reserved] = True
+    return shares
+
+
+def _end_rows(text: EncodedText, columns: Tensor) -> list[int]:
+    """Which rows of the region's own encoding fill its columns: its end token first, then what stands at that place."""
+    roles = text.tokens.roles
+    tail = [i for i, role in enumerate(roles) if role in ("end", "padding")]
+    if not tail:
+        raise BoxwrightError(
+            f'This text encoder gives "{text.tokens.text}" no end or padding tokens; choose "visible" for end_tokens.'
+        )
+    places = columns.nonzero()[:, 0].tolist()
+    return [tail[0]] + [place if place in tail else tail[-1] for place in places[1:]]
+
+
+def _best_owner(odds: Tensor, columns: Tensor) -> Tensor:
+    """[R, N] odds and [R, T] ownership -> [N, T]: the best of a column's owners; 1 for columns of nobody."""
+    result = torch.ones(odds.shape[1], columns.shape[1])
+    for column in columns.any(dim=0).nonzero()[:, 0].tolist():
+        result[:, column] = odds[columns[:, column]].max(dim=0).values
+    return result
+
+
+def _log(odds: Tensor) -> Tensor:
+    return odds.log().clamp_min(NEVER)

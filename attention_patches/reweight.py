@@ -1,0 +1,81 @@
+"""Prompt-to-Prompt reweighting (Hertz et al., arXiv 2208.01626, section 3.2 "Attention re-weighting").
+
+The attention probability of chosen words is multiplied by a factor in every image-to-text attention, without
+renormalising, as published. Departures: a factor may count in one region only, and rows can be renormalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .grids import coverage
+from .rectified_attention import NEVER
+from .tokens import phrase_columns
+from .types import AttentionEdit, AttentionSite, BoxwrightError, Layout, StepWindow
+
+LOWEST, HIGHEST = -5.0, 10.0
+
+
+@dataclass(frozen=True)
+class Reweight:
+    """Settings. Factor 1 leaves a word as it is, 0 removes it, below 0 pushes away from it."""
+
+    weights: Sequence[tuple[str, float]]  # (phrase of the prompt, factor); a word named twice is multiplied twice
+    window: StepWindow = StepWindow()
+    region: int = 0  # 0 = everywhere, k = only inside the k-th region
+    renormalize: bool = False  # True: the other words give or take what these gain or lose
+
+    def edits(self, layout: Layout) -> list[AttentionEdit]:
+        """The change to install for this layout; none if every factor is 1.
+
+        Raises PhraseNotFoundError for a phrase that is not in the prompt, BoxwrightError for a factor or a region
+        number out of range, or a negative factor with `renormalize`.
+        """
+        if not 0 <= self.region <= len(layout.regions):
+            raise BoxwrightError(
+                f"Region {self.region} does not exist: the layout has {len(layout.regions)}. Choose 0 for the whole image "
+                f"or a number from 1 to {len(layout.regions)}."
+            )
+        factors = self._factors(layout)
+        if bool((factors == 1.0).all()):
+            return []
+        if self.renormalize:
+            return [AttentionEdit("reweight", "bias", self._bias(factors), self.window)]
+        return [AttentionEdit("reweight", "probs", self._scale(factors), self.window)]
+
+    def _factors(self, layout: Layout) -> Tensor:
+        factors = torch.ones(len(layout.prompt.tokens))
+        for phrase, factor in self.weights:
+            if not (math.isfinite(factor) and LOWEST <= factor <= HIGHEST):
+                raise BoxwrightError(f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}.')
+            if self.renormalize and factor < 0:
+                raise BoxwrightError(
+                    f'The factor {factor:g} of "{phrase}" cannot be renormalized: probabilities are not negative. '
+                    "Use 0 or more, or switch renormalize off."
+                )
+            factors[phrase_columns(layout.prompt.tokens, phrase)] *= factor
+        return factors
+
+    def _at(self, factors: Tensor, site: AttentionSite) -> Tensor:
+        """[N or 1, T]: the factors where they count, 1 elsewhere."""
+        if self.region == 0:
+            return factors[None]
+        inside = coverage(site.layout.regions[self.region - 1].area, site.grid, site.view).flatten()
+        return 1.0 + inside[site.queries, None] * (factors[None] - 1.0)
+
+    def _bias(self, factors: Tensor):
+        def bias(zeros: Tensor, site: AttentionSite) -> Tensor:
+            return zeros + self._at(factors, site).log().clamp_min(NEVER)
+
+        return bias
+
+    def _scale(self, factors: Tensor):
+        def scale(probs: Tensor, site: AttentionSite) -> Tensor:
+            return probs * self._at(factors, site).to(probs)
+
+        return scale

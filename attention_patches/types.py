@@ -1,0 +1,150 @@
+"""The types every method shares. All frozen: a node's output is cached by the host and may be used by several graphs.
+
+Shape letters, everywhere: B batch rows, H heads, N image tokens (h * w, row-major), T text tokens (columns of the
+conditioning), R regions, C channels. Positions are fractions of the image: origin top-left, x right, y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+MAX_REGIONS = 64
+
+TokenRole = Literal["start", "word", "end", "padding", "template"]
+
+
+class BoxwrightError(ValueError):
+    """Bad input. The message names the value, the rule and the remedy."""
+
+
+class PhraseNotFoundError(BoxwrightError):
+    """A phrase that does not occur in the prompt."""
+
+
+class UnsupportedModelError(BoxwrightError):
+    """A model whose attention no adapter reaches."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle inside the image: 0 <= x < x + width <= 1, the same for y and height."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class View:
+    """The rectangle of the image that a token grid covers, in fractions; reaches past 1 where the model pads."""
+
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 1.0
+    height: float = 1.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """"This phrase belongs here"."""
+
+    phrase: str
+    area: Box | Tensor  # Tensor: painted mask [H_img, W_img], float32 in [0, 1]
+    strength: float = 1.0  # 0 = the region binds nothing, 1 = as in the paper
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys of the user's JSON that we do not know, kept
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """What each text column of one encoded prompt stands for."""
+
+    text: str  # the prompt as the encoder read it: emphasis marks and escapes removed
+    spans: tuple[tuple[int, int] | None, ...]  # length T: characters [start, end) of text; None for every other role
+    roles: tuple[TokenRole, ...]  # length T
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as the model will see it."""
+
+    tokens: TokenMap
+    embedding: Tensor  # float [1, T, C]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt, its regions, and which text columns each region owns. The same for any model with this text encoder."""
+
+    prompt: EncodedText
+    regions: tuple[Region, ...]
+    columns: Tensor  # bool [R, T]; row r marks the text columns of regions[r]
+    region_texts: tuple[EncodedText, ...]  # length R: each phrase encoded alone
+    key: str  # same tokens, same key; the conditioning encoded with the layout carries it
+
+
+@dataclass(frozen=True)
+class StepWindow:
+    """Fraction of the denoising schedule, half-open: 0 = the noisiest sigma, 1 = after the last."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise BoxwrightError(
+                f"The schedule window {self.start:g} to {self.end:g} is empty or outside 0 to 1; "
+                "choose start below end, both between 0 and 1."
+            )
+
+    def contains(self, progress: float) -> bool:
+        return self.start <= progress < self.end
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """Where a block of attention came from. Built only by adapters."""
+
+    layer: str  # "input.4.0", "double.7": stable, printable, used in errors
+    grid: tuple[int, int]  # (h, w) image tokens, reported by the host, never guessed
+    view: View  # the part of the image the grid covers (the model may run on a crop)
+    level: int  # 0 = the finest attention grid of this model ...
+    levels: int  # ... levels - 1 = the coarsest
+    queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
+    progress: float  # same scale as StepWindow
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """One pure change to the image-to-text attention of the rows that carry the edit's layout.
+
+    stage, cheapest first:
+      "bias"   fn(zeros [1, 1, n, T], site) -> what to add to the scaled scores; stays on the host's fused attention.
+               Must depend on the site alone (not on the scores): adapters cache it for the step.
+      "scores" fn(scaled scores [B, H, n, T], site) -> same shape, before the softmax over the whole row.
+      "probs"  fn(probabilities [B, H, n, T], site) -> same shape, after it. Rows need not sum to 1 again, and adapters
+               do not renormalise them.
+    All float32; n = length of site.queries.
+    """
+
+    name: str
+    stage: Literal["bias", "scores", "probs"]
+    fn: Callable[[Tensor, AttentionSite], Tensor]
+    window: StepWindow = StepWindow()
+
+
+@dataclass(frozen=True)
+class ContextEdit:
+    """One pure change to the encoded prompt itself: fn([B, T, C], layout) -> same shape, in the caller's dtype."""
+
+    name: str
+    fn: Callable[[Tensor, Layout], Tensor]
+    window: StepWindow = StepWindow()

@@ -1,0 +1,74 @@
+"""BoxwrightRectifiedAttention: a region's words are invisible outside it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from comfy_api.latest import io
+
+from ..attention_patches.host.run import install
+from ..attention_patches.rectified_attention import EndTokens, RectifiedAttention, Resolutions
+from ..attention_patches.types import StepWindow
+from . import schema
+
+DEFAULT = RectifiedAttention()
+
+
+class BoxwrightRectifiedAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightRectifiedAttention",
+            display_name="Rectified Attention (Boxwright)",
+            category=schema.CATEGORY,
+            description="Hides the words of each region from the rest of the image (rectified cross-attention, RCA, "
+            "arXiv 2303.14412). Costs next to nothing and works with every sampler. It confines words; it does not push "
+            "objects into place.",
+            search_aliases=["rca", "rectified cross-attention", "freestyle", "regional prompt", "attention mask"],
+            inputs=[
+                schema.model_input(),
+                schema.layout_input(),
+                io.Float.Input(
+                    "strength",
+                    default=DEFAULT.strength,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How invisible: 0 = off (the picture is exactly the unpatched one), 1 = as published, not seen "
+                    "at all outside. Each region's own strength multiplies it.",
+                ),
+                *schema.window_inputs(DEFAULT.window),
+                io.Float.Input(
+                    "feather",
+                    default=DEFAULT.feather,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = hard edge, "
+                    "0.1 = fades out over a tenth of the image.",
+                ),
+                io.Combo.Input(
+                    "resolutions",
+                    options=list(get_args(Resolutions)),
+                    default=DEFAULT.resolutions,
+                    tooltip="Which attention grids to rectify: all (published), the finer or the coarser half, or all but "
+                    "the coarsest. Models with a single grid (Flux) always use it.",
+                ),
+                io.Combo.Input(
+                    "end_tokens",
+                    options=list(get_args(EndTokens)),
+                    default=DEFAULT.end_tokens,
+                    tooltip="End and padding tokens carry a summary of the whole prompt. visible = seen everywhere "
+                    "(published); hidden = seen nowhere; own = each region sees the end tokens of its own phrase.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The patched model.")],
+        )
+
+    @classmethod
+    def execute(cls, model, layout, strength, start, end, feather, resolutions, end_tokens) -> io.NodeOutput:
+        method = RectifiedAttention(strength, StepWindow(start, end), feather, resolutions, end_tokens)
+        return io.NodeOutput(install(model, layout, method.edits(layout)))
+
+
+NODES = [BoxwrightRectifiedAttention]

@@ -1,0 +1,46 @@
+"""Inputs that several nodes share: same names, same ranges, same words."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..attention_patches.types import StepWindow
+
+CATEGORY = "Boxwright"
+
+Regions = io.Custom("BOXWRIGHT_REGIONS")  # tuple[Region, ...]
+Layout = io.Custom("BOXWRIGHT_LAYOUT")  # attention_patches.types.Layout
+
+
+def model_input() -> io.Input:
+    return io.Model.Input("model", tooltip="The model to patch. The original stays as it is.")
+
+
+def layout_input() -> io.Input:
+    return Layout.Input(
+        "layout", tooltip="From Layout Prompt. Wire the same node's positive output to the sampler."
+    )
+
+
+def window_inputs(window: StepWindow) -> list[io.Input]:
+    """`start` and `end` of a StepWindow."""
+    return [
+        io.Float.Input(
+            "start",
+            default=window.start,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="When it begins, as a fraction of the noise schedule: 0 = from the first step. Measured in sigma, so "
+            "it means the same for every scheduler and number of steps.",
+        ),
+        io.Float.Input(
+            "end",
+            default=window.end,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="When it stops, as a fraction of the noise schedule: 1 = until the last step, 0.5 = for the noisier "
+            "half. Must lie above start.",
+        ),
+    ]
