@@ -92,13 +92,25 @@ class _Call:
 
 
 def edited_attention(
-    host: Attention, call: ModelCall, place: Place, cache: BiasCache, args: tuple[Any, ...], kwargs: dict[str, Any]
+    host: Attention,
+    call: ModelCall,
+    place: Place,
+    cache: BiasCache,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    in_one_piece: bool,
 ) -> Tensor:
-    """The attention call with every chunk's edits; rows without edits go through the host exactly as they came."""
+    """The attention call with every chunk's edits.
+
+    Rows without edits go through `host` exactly as they came. With `in_one_piece` the host is called once with all rows
+    and queries and one mask (zero where nothing is edited): another pack's override may count on their number.
+    """
     options = dict(kwargs)
     q, k, v, heads = args[:4]
     mask = args[4] if len(args) > 4 else options.pop("mask", None)
     whole = _Call(host, q, k, v, heads, mask, args[5:], options)
+    if in_one_piece:
+        return _attend_in_one_piece(whole, call, place, cache)
     parts = _merge_untouched(call.chunks)
     if len(parts) == 1:
         return _attend(whole, call, parts[0], place, cache)
@@ -115,27 +127,46 @@ def _merge_untouched(chunks: tuple[Chunk, ...]) -> list[Chunk]:
     return merged
 
 
+def _at_stage(chunk: Chunk, *stages: str) -> list[Installed]:
+    return [item for item in chunk.edits if isinstance(item.edit, AttentionEdit) and item.edit.stage in stages]
+
+
 def _attend(rows: _Call, call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Tensor:
-    edits = [item for item in chunk.edits if isinstance(item.edit, AttentionEdit)]
-    if not edits:
+    """The rows of one chunk, in as few pieces of the query axis as memory allows."""
+    explicit = bool(_at_stage(chunk, "scores", "probs"))
+    bias = cache.get(call, chunk, place, like=rows.q) if _at_stage(chunk, "bias") else None
+    if bias is None and not explicit:
         return rows.fused()
-    bias = None
-    if any(item.edit.stage == "bias" for item in edits):
-        bias = cache.get(call, chunk, place, like=rows.q)
-    explicit = [item for item in edits if item.edit.stage != "bias"]
     outputs = []
-    for part, is_image in _query_parts(rows, place, bool(explicit)):
+    for part, is_image in _query_parts(rows, place, explicit):
         queries = rows.queries(part)
         if not is_image:
             outputs.append(queries.fused())
-            continue
-        tokens = slice(part.start - place.queries.start, part.stop - place.queries.start)
-        part_bias = None if bias is None else _over_all_keys(bias[:, :, tokens], place, rows.k.shape[rows.token_axis])
-        if explicit:
-            outputs.append(_explicit(queries, call, chunk, place, tokens, explicit, part_bias))
+        elif explicit:
+            outputs.append(_explicit(queries, call, chunk, place, part, bias))
         else:
-            outputs.append(queries.fused(part_bias))
+            outputs.append(queries.fused(_bias_of(bias, place, part, rows)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
+
+
+def _attend_in_one_piece(whole: _Call, call: ModelCall, place: Place, cache: BiasCache) -> Tensor:
+    queries, keys = whole.q.shape[whole.token_axis], whole.k.shape[whole.token_axis]
+    biased = [chunk for chunk in call.chunks if _at_stage(chunk, "bias")]
+    mask = whole.q.new_zeros(whole.q.shape[0], 1, queries, keys) if biased else None
+    for chunk in biased:
+        mask[chunk.rows, :, place.queries, place.keys] = cache.get(call, chunk, place, like=whole.q)
+    out = whole.fused(mask)
+    for chunk in call.chunks:
+        if not _at_stage(chunk, "scores", "probs"):
+            continue
+        rows = whole.rows(chunk.rows)
+        bias = cache.get(call, chunk, place, like=rows.q) if chunk in biased else None
+        out = out.clone()
+        for part, is_image in _query_parts(rows, place, True):
+            if is_image:
+                target = out[chunk.rows].narrow(whole.out_axis, part.start, part.stop - part.start)
+                target.copy_(_explicit(rows.queries(part), call, chunk, place, part, bias))
+    return out
 
 
 def _query_parts(rows: _Call, place: Place, explicit: bool) -> list[tuple[slice, bool]]:
@@ -155,7 +186,10 @@ def _query_parts(rows: _Call, place: Place, explicit: bool) -> list[tuple[slice,
     return [*before, *parts, *after]
 
 
-def _over_all_keys(bias: Tensor, place: Place, keys: int) -> Tensor:
+def _bias_of(bias: Tensor, place: Place, part: slice, rows: _Call) -> Tensor:
+    """The rows of a chunk's bias [1, 1, h * w, T] for some queries, over all keys of the call."""
+    bias = bias[:, :, part.start - place.queries.start : part.stop - place.queries.start]
+    keys = rows.k.shape[rows.token_axis]
     if place.keys == slice(0, keys):
         return bias
     full = bias.new_zeros(*bias.shape[:-1], keys)
@@ -164,36 +198,27 @@ def _over_all_keys(bias: Tensor, place: Place, keys: int) -> Tensor:
 
 
 def _explicit(
-    part: _Call,
-    call: ModelCall,
-    chunk: Chunk,
-    place: Place,
-    tokens: slice,
-    edits: list[Installed],
-    bias: Tensor | None,
+    queries: _Call, call: ModelCall, chunk: Chunk, place: Place, part: slice, bias: Tensor | None
 ) -> Tensor:
-    q, k, v = (part.by_head(t) for t in (part.q, part.k, part.v))
-    scores = (q.float() @ k.float().transpose(-1, -2)) * part.options.get("scale", q.shape[-1] ** -0.5)
-    if part.mask is not None:
-        mask = _additive(part.mask, torch.float32)
+    """Attention of some image queries of one chunk with its bias, score and probability edits, softmax in float32."""
+    tokens = slice(part.start - place.queries.start, part.stop - place.queries.start)
+    q, k, v = (queries.by_head(t) for t in (queries.q, queries.k, queries.v))
+    scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
+    if queries.mask is not None:
+        mask = _additive(queries.mask, torch.float32)
         scores = scores + (mask.unsqueeze(1) if mask.ndim == 3 else mask)
     if bias is not None:
-        scores = scores + bias.float()
-    scores = _edit_text(scores, "scores", call, chunk, place, tokens, edits)
-    probs = _edit_text(scores.softmax(dim=-1), "probs", call, chunk, place, tokens, edits)
+        scores[..., place.keys] += bias[:, :, tokens].float()
+    scores = _edit_text(scores, "scores", call, chunk, place, tokens)
+    probs = _edit_text(scores.softmax(dim=-1), "probs", call, chunk, place, tokens)
     out = probs.to(v.dtype) @ v
-    return out if part.options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
+    return out if queries.options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
 
 
-def _edit_text(
-    values: Tensor, stage: str, call: ModelCall, chunk: Chunk, place: Place, tokens: slice, edits: list[Installed]
-) -> Tensor:
-    """Run the edits of one stage over the text columns of `values` [B, H, n, keys]."""
-    for item in edits:
-        if item.edit.stage != stage:
-            continue
+def _edit_text(values: Tensor, stage: str, call: ModelCall, chunk: Chunk, place: Place, tokens: slice) -> Tensor:
+    """Run the edits of one stage over the text columns of `values` [B, H, n, keys], in place."""
+    for item in _at_stage(chunk, stage):
         site = _site(call, chunk, place, tokens, item)
-        values = values.clone()
         for columns in _columns(chunk, place, item):
             values[..., columns] = item.edit.fn(values[..., columns], site)
     return values
@@ -202,9 +227,7 @@ def _edit_text(
 def _bias(call: ModelCall, chunk: Chunk, place: Place) -> Tensor:
     count = place.grid[0] * place.grid[1]
     total = torch.zeros(1, 1, count, place.keys.stop - place.keys.start)
-    for item in chunk.edits:
-        if not isinstance(item.edit, AttentionEdit) or item.edit.stage != "bias":
-            continue
+    for item in _at_stage(chunk, "bias"):
         site = _site(call, chunk, place, slice(0, count), item)
         block = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
         for columns in _columns(chunk, place, item):

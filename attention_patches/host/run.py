@@ -88,7 +88,7 @@ class _Run:
         place = None if call is None else self.family.locate(call, args[0], args[1], options)
         if place is None:
             return host(*args, **kwargs)
-        return edited_attention(host, call, place, self.cache, args, kwargs)
+        return edited_attention(host, call, place, self.cache, args, kwargs, in_one_piece=previous is not None)
 
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, options: dict[str, Any]) -> ModelCall | None:
         entries = [self.entries.get(key) for key in options.get("uuids", ())]

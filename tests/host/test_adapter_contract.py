@@ -1,0 +1,603 @@
+"""What every adapter promises, on tiny random models of every supported family (architecture.md 4.2)."""
+
+import comfy.model_base
+import comfy.samplers
+import comfy.supported_models
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.patcher_extension import WrappersMP
+from pack.attention_patches.host import FAMILIES, adapter_for, attend
+from pack.attention_patches.host.family import IncompatiblePatchError
+from pack.attention_patches.host.run import install, schedule_progress
+from pack.attention_patches.rectified_attention import RectifiedAttention
+from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.types import (
+    AttentionEdit,
+    Box,
+    BoxwrightError,
+    ContextEdit,
+    StepWindow,
+    UnsupportedModelError,
+)
+
+UNETS = ["sd15", "sd2", "sdxl"]
+every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+
+
+@pytest.fixture
+def layout():
+    return tiny.layout()
+
+
+def rectified(layout, **settings):
+    return RectifiedAttention(**settings).edits(layout)
+
+
+def watching(seen, window=StepWindow()):
+    """An edit that changes nothing and notes its sites."""
+
+    def fn(values, site):
+        seen.append((site, tuple(values.shape)))
+        return values
+
+    return AttentionEdit("watch", "probs", fn, window)
+
+
+def close(a, b):
+    """Equal but for the rounding of another order of summation; the tiny models amplify it step by step."""
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-4 * float(b.abs().max()))
+
+
+# --- what an edit may and may not change ---
+
+
+@every_family
+def test_without_edits_nothing_changes(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    plain = tiny.run(family, models[family], positive)
+    patched = install(models[family], layout, [])
+    assert patched is not models[family]
+    assert torch.equal(tiny.run(family, patched, positive), plain)
+
+
+@every_family
+@pytest.mark.parametrize("stage", ["bias", "scores", "probs"])
+def test_an_edit_that_changes_nothing_changes_nothing(models, layout, family, stage):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    edit = AttentionEdit("nothing", stage, lambda values, site: values)
+    patched = install(models[family], layout, [edit])
+    close(tiny.run(family, patched, positive, steps=1), tiny.run(family, models[family], positive, steps=1))
+
+
+@every_family
+def test_the_input_model_and_other_clones_stay_as_they_were(models, layout, family):
+    model, positive = models[family], tiny.conditioning(family, layout.prompt, layout.key)
+    plain = tiny.run(family, model, positive)
+    before = repr(model.model_options), repr(model.wrappers), repr(model.object_patches)
+    first = install(model, layout, rectified(layout))
+    alone = tiny.run(family, first, positive)
+    second = install(first, layout, Reweight((("w1", 4.0),)).edits(layout))
+    assert not torch.equal(tiny.run(family, second, positive), alone)
+    assert (repr(model.model_options), repr(model.wrappers), repr(model.object_patches)) == before
+    assert torch.equal(tiny.run(family, first, positive), alone)
+    assert torch.equal(tiny.run(family, model, positive), plain)
+
+
+@every_family
+def test_a_run_leaves_nothing_behind(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    patched = install(models[family], layout, rectified(layout))
+    other = tiny.build(family, seed=3)
+    other_plain = tiny.run(family, other, positive)
+    before = repr(patched.model_options)
+    first = tiny.run(family, patched, positive)
+    assert repr(patched.model_options) == before
+    assert torch.equal(tiny.run(family, other, positive), other_plain)
+    assert torch.equal(tiny.run(family, patched, positive), first)
+
+
+@every_family
+@pytest.mark.parametrize("method", ["bias", "probs"])
+def test_unconditional_rows_are_bit_identical(models, layout, family, method):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    edits = rectified(layout) if method == "bias" else Reweight((("w1", 4.0),)).edits(layout)
+
+    def first_step(model):
+        seen = []
+        model = model.clone()
+        model.set_model_sampler_pre_cfg_function(lambda args: seen.append(args["conds_out"]) or args["conds_out"])
+        tiny.run(family, model, positive, steps=1, noise=tiny.latent(family, batch=2))
+        return seen[0]
+
+    (cond, uncond), (edited, untouched) = first_step(models[family]), first_step(install(models[family], layout, edits))
+    assert torch.equal(uncond, untouched)
+    assert not torch.equal(cond, edited)
+
+
+@every_family
+def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout, family):
+    """Replacing the values of region 0's words changes no output outside region 0, in every layer, to the last bit."""
+    seen = []
+    patched = install(tiny.probe(models[family], seen), layout, rectified(layout))
+    tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1, cfg=1.0)
+    masked = [(args, kwargs) for args, kwargs, _ in seen if len(args) > 4 and args[4] is not None]
+    assert masked
+    words = layout.columns[0].nonzero()[:, 0]
+    for args, kwargs in masked:
+        q, k, v, heads, mask = args
+        axis = 2 if kwargs.get("skip_reshape") else 1
+        other = v.clone()
+        other.index_fill_(axis, words, 1e3)
+        run = comfy.ldm.modules.attention.attention_basic
+        options = {key: value for key, value in kwargs.items() if key in ("skip_reshape", "skip_output_reshape")}
+        out = [run(q, k, value, heads, mask=mask, **options) for value in (v, other)]
+        changed = (out[0] != out[1]).any(-1)[0]
+        if family == "flux":
+            changed = changed[77:]
+        grid = kwargs["transformer_options"].get("activations_shape", (0, 0, 8, 12))[-2:]
+        inside = torch.zeros(*grid, dtype=torch.bool)
+        inside[:, : grid[1] // 2] = True
+        changed = changed.view(*grid)
+        assert not changed[~inside].any() and changed[inside].float().mean() > 0.9
+
+
+# --- the three stages agree ---
+
+
+@every_family
+def test_a_bias_is_the_same_on_the_fused_kernel_and_explicitly(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    generator = torch.Generator().manual_seed(3)
+    ramps = {n: torch.randn(n, 77, generator=generator) for n in (384, 96, 24)}
+
+    def add(values, site):
+        return values + ramps[site.grid[0] * site.grid[1]][site.queries]
+
+    def multiply(probs, site):
+        raised = probs * ramps[site.grid[0] * site.grid[1]][site.queries].exp()
+        return raised if family == "flux" else raised / raised.sum(-1, keepdim=True)
+
+    results = [
+        tiny.run(family, install(models[family], layout, [AttentionEdit(stage, stage, fn)]), positive, steps=1)
+        for stage, fn in (("bias", add), ("scores", add), ("probs", multiply))
+    ]
+    assert not torch.allclose(results[0], tiny.run(family, models[family], positive, steps=1))
+    close(results[1], results[0])
+    if family != "flux":  # there a text edit after the softmax leaves the image's share of the row alone
+        close(results[2], results[0])
+
+
+@every_family
+@pytest.mark.parametrize("method", ["bias", "probs"])
+def test_query_chunks_change_nothing(models, layout, family, method, monkeypatch):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    edits = rectified(layout) if method == "bias" else Reweight((("w1", 4.0),), region=1).edits(layout)
+    whole = tiny.run(family, install(models[family], layout, edits), positive, steps=1)
+    seen = []
+    monkeypatch.setattr(attend, "WORK_BYTES", 4 * 77 * 4 * 5)
+    patched = install(models[family], layout, [*edits, watching(seen)])
+    close(tiny.run(family, patched, positive, steps=1), whole)
+    assert {site.queries.start for site, _ in seen} > {0}
+
+
+@every_family
+def test_edits_of_several_nodes_add_up(models, layout, family):
+    """Two nodes one after the other equal one node with both edits, in either order of installing."""
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    one, two = rectified(layout, strength=0.7), Reweight((("w1", 4.0),)).edits(layout)
+    both = tiny.run(family, install(models[family], layout, [*one, *two]), positive)
+    chained = install(install(models[family], layout, two), layout, one)
+    close(tiny.run(family, chained, positive), both)
+
+
+@every_family
+def test_the_same_node_twice_is_one_stronger_node(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    twice = install(install(models[family], layout, rectified(layout)), layout, rectified(layout))
+    once = install(models[family], layout, rectified(layout))
+    close(tiny.run(family, twice, positive, steps=1), tiny.run(family, once, positive, steps=1))
+    half = rectified(layout, strength=0.5)
+    halves = install(install(models[family], layout, half), layout, half)
+    three_quarters = install(models[family], layout, rectified(layout, strength=0.75))
+    close(tiny.run(family, halves, positive, steps=1), tiny.run(family, three_quarters, positive, steps=1))
+
+
+# --- where it happens ---
+
+
+@every_family
+@pytest.mark.parametrize("size", [(16, 24), (33, 57), (8, 8)])
+def test_sites_know_their_grid(models, layout, family, size):
+    seen = []
+    patched = install(models[family], layout, [watching(seen)])
+    noise = tiny.latent(family, size=size, batch=4)
+    out = tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), noise=noise, steps=1)
+    assert out.shape == noise.shape
+    factors = adapter_for(models[family]).factors(models[family].model.diffusion_model)
+    assert {site.level for site, _ in seen} == set(range(len(factors)))
+    for site, shape in seen:
+        factor = factors[site.level]
+        assert site.grid == (-(-size[0] // factor), -(-size[1] // factor))
+        assert shape[0] == 4 and shape[2] == site.grid[0] * site.grid[1] and shape[3] == 77
+        assert site.view.width == pytest.approx(site.grid[1] * factor / size[1])
+        assert site.levels == len(factors) and site.layout is layout
+    names = {site.layer for site, _ in seen}
+    expected = {
+        "sd15": {"input.1.0", "input.3.0", "middle.0.0", "output.2.0", "output.5.0"},
+        "sd2": {"input.1.0", "middle.0.0"},
+        "sdxl": {"input.3.1", "middle.0.1"},
+        "flux": {"double.0", "double.1", "single.0", "single.1"},
+    }[family]
+    assert expected <= names
+
+
+@every_family
+def test_an_area_conditioning_sees_its_own_part_of_the_regions(models, layout, family):
+    seen = []
+    patched = install(models[family], layout, [watching(seen)])
+    area = (8, 12, 4, 12)  # height, width, y, x in latent cells of 16 x 24
+    positive = tiny.conditioning(family, layout.prompt, layout.key, area=area, strength=1.0)
+    tiny.run(family, patched, positive, steps=1)
+    assert seen
+    for site, _ in seen:
+        assert (site.view.x, site.view.y) == (12 / 24, 4 / 16)
+        assert (site.view.width, site.view.height) == pytest.approx((12 / 24, 8 / 16))
+
+
+@every_family
+def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family):
+    """For an area in the positive, the host copies the entry, identity and all, into the negative."""
+    seen, negatives = [], []
+    model = models[family].clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: negatives.append(args["conds_out"][1]) or args["conds_out"])
+    positive = tiny.conditioning(family, layout.prompt, layout.key, area=(16, 12, 0, 0), strength=1.0)
+    tiny.run(family, model, positive, steps=1)
+    tiny.run(family, install(model, layout, [*rectified(layout), watching(seen)]), positive, steps=1)
+    assert seen and all(shape[0] == 1 for _, shape in seen)
+    assert torch.equal(negatives[0], negatives[1])
+
+
+@every_family
+def test_a_batch_and_cfg_1_are_the_same_as_one_by_one(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    patched = install(models[family], layout, rectified(layout))
+    noise = tiny.latent(family, batch=4)
+    together = tiny.run(family, patched, positive, noise=noise, steps=1)
+    for i in range(4):
+        close(tiny.run(family, patched, positive, noise=noise[i : i + 1], steps=1), together[i : i + 1])
+    alone = tiny.run(family, patched, positive, noise=noise, steps=1, cfg=1.0)
+    assert not torch.equal(alone, tiny.run(family, models[family], positive, noise=noise, steps=1, cfg=1.0))
+
+
+@every_family
+@pytest.mark.parametrize("separate", [True, False], ids=["separate calls", "one call"])
+def test_one_call_or_two_are_the_same(models, layout, family, separate, monkeypatch):
+    """The host batches cond and uncond when memory allows, in an order of its own; here it is made to do either."""
+    calls = []
+    patched = install(models[family], layout, rectified(layout))
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    reference = tiny.run(family, patched, positive, steps=1)
+    monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b if separate else True)
+    patched = patched.clone()
+    patched.add_wrapper(
+        WrappersMP.APPLY_MODEL, lambda executor, *a, **k: calls.append(a[0].shape[0]) or executor(*a, **k)
+    )
+    close(tiny.run(family, patched, positive, steps=1), reference)
+    assert calls == ([1, 1] if separate else [2])
+
+
+@pytest.mark.parametrize("family", UNETS)
+@pytest.mark.parametrize("lengths", [(77, 154), (154, 77), (154, 231)])
+def test_prompts_of_different_chunk_counts_in_one_call(models, family, lengths):
+    """The host repeats the shorter prompt until the lengths match; every copy must be edited."""
+    layout = tiny.layout(tiny.text(lengths[0]))
+    patched = install(models[family], layout, rectified(layout))
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    negative = tiny.conditioning(family, tiny.text(lengths[1], seed=2), seed=6)
+    repeats = torch.tensor([torch.tensor(lengths).prod() // torch.gcd(*torch.tensor(lengths)) // lengths[0]]).item()
+    long = tiny.conditioning(family, layout.prompt, layout.key)
+    long[0][0] = long[0][0].repeat(1, repeats, 1)
+    together = tiny.run(family, patched, positive, negative, steps=1)
+    separate = tiny.layout(tiny.text(lengths[0]))
+    columns = separate.columns.repeat(1, repeats)
+    tokens = separate.prompt.tokens
+    wide = type(tokens)(tokens.text, tokens.spans * repeats, tokens.roles * repeats)
+    prompt = type(separate.prompt)(wide, long[0][0])
+    by_hand = type(separate)(prompt, separate.regions, columns, separate.region_texts, separate.key)
+    close(together, tiny.run(family, install(models[family], by_hand, rectified(by_hand)), long, negative, steps=1))
+
+
+@every_family
+def test_combined_conditionings_keep_their_own_layouts(models, family):
+    """Two Layout Prompts combined into one positive: each entry gets its own edits."""
+    one, two = tiny.layout(tiny.text(seed=1), key="one"), tiny.layout(tiny.text(seed=9), (RIGHT_TOP,), key="two")
+    seen_one, seen_two = [], []
+    patched = install(install(models[family], one, [watching(seen_one)]), two, [watching(seen_two)])
+    positive = tiny.conditioning(family, one.prompt, "one") + tiny.conditioning(family, two.prompt, "two", seed=8)
+    tiny.run(family, patched, positive, steps=1)
+    assert all(site.layout is one for site, _ in seen_one) and all(site.layout is two for site, _ in seen_two)
+    assert seen_one and seen_two
+    assert all(shape[0] == 1 for _, shape in seen_one + seen_two)
+
+
+RIGHT_TOP = Box(0.5, 0.0, 0.5, 0.5)
+
+
+def test_reference_images_of_kontext_are_not_edited(models, layout):
+    seen = []
+    patched = install(tiny.probe(models["flux"], seen), layout, rectified(layout))
+    reference = tiny.latent("flux", size=(8, 8))
+    positive = tiny.conditioning("flux", layout.prompt, layout.key, reference_latents=[reference])
+    negative = tiny.conditioning("flux", tiny.text(seed=2), reference_latents=[reference])
+    tiny.run("flux", patched, positive, negative, steps=1)
+    masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
+    assert masks
+    for mask in masks:
+        assert mask.shape[-2:] == (77 + 96 + 16,) * 2  # text, 8 x 12 image and 4 x 4 reference tokens
+        assert (mask[..., 77 : 77 + 96, :77] < -1e3).any()
+        mask[..., 77 : 77 + 96, :77] = 0
+        assert not mask.any()
+
+
+# --- when it happens ---
+
+
+@every_family
+@pytest.mark.parametrize("scheduler", ["simple", "karras", "normal"])
+@pytest.mark.parametrize("steps", [4, 11])
+def test_windows_are_fractions_of_the_schedule_in_sigma(models, layout, family, scheduler, steps):
+    seen, sigmas = [], []
+    window = StepWindow(0.25, 0.6)
+    model = models[family].clone()
+    model.set_model_sampler_pre_cfg_function(
+        lambda args: sigmas.append(float(args["sigma"].flatten()[0])) or args["conds_out"]
+    )
+    patched = install(model, layout, [watching(seen, window)])
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    tiny.run(family, patched, positive, steps=steps, scheduler=scheduler)
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    inside = [sigma for sigma in sigmas if to_sigma(0.6) < sigma <= to_sigma(0.25)]
+    progress = {site.progress for site, _ in seen}
+    assert len(progress) == len(set(inside)) and len(set(inside)) < steps
+    for value in progress:
+        assert 0.25 <= value < 0.6
+        assert min(abs(to_sigma(value) - sigma) for sigma in inside) < 1e-3 * max(inside)
+
+
+def test_progress_inverts_percent_to_sigma_and_saturates(models):
+    for family in tiny.SUPPORTED:
+        sampling = models[family].get_model_object("model_sampling")
+        for percent in (0.1, 0.25, 0.5, 0.9):
+            assert schedule_progress(sampling, sampling.percent_to_sigma(percent)) == pytest.approx(percent, abs=1e-5)
+        assert schedule_progress(sampling, 1e9) == 0.0
+        assert schedule_progress(sampling, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSAMPLER_NAMES + ["ddim", "uni_pc", "uni_pc_bh2"])
+def test_every_sampler(models, layout, sampler):
+    """Runs, obeys, and leaves the unpatched model's run as it was."""
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    noise = tiny.latent("sd15", size=(8, 8))
+    plain = tiny.run("sd15", models["sd15"], positive, noise=noise, steps=3, sampler=sampler)
+    patched = install(models["sd15"], layout, rectified(layout))
+    edited = tiny.run("sd15", patched, positive, noise=noise, steps=3, sampler=sampler)
+    assert not torch.equal(plain, edited)
+    assert torch.equal(plain, tiny.run("sd15", models["sd15"], positive, noise=noise, steps=3, sampler=sampler))
+
+
+@every_family
+def test_context_edits_reach_their_rows_only(models, layout, family):
+    seen = []
+
+    def blank(context, layout):
+        seen.append(tuple(context.shape))
+        return torch.zeros_like(context)
+
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    patched = install(models[family], layout, [ContextEdit("blank", blank)])
+    zeros = [[torch.zeros_like(positive[0][0]), positive[0][1]]]
+    close(tiny.run(family, patched, positive, steps=1), tiny.run(family, models[family], zeros, steps=1))
+    assert set(seen) == {(1, 77, tiny.CONTEXT)}
+
+
+# --- other packs ---
+
+
+@every_family
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_another_packs_override_still_runs_everywhere(models, layout, family, ours_first):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    plain, seen = [], []
+    tiny.run(family, tiny.probe(models[family], plain), positive, steps=1)
+    if ours_first:
+        patched = tiny.probe(install(models[family], layout, rectified(layout)), seen)
+    else:
+        patched = install(tiny.probe(models[family], seen), layout, rectified(layout))
+    edited = tiny.run(family, patched, positive, steps=1)
+    close(edited, tiny.run(family, install(models[family], layout, rectified(layout)), positive, steps=1))
+    # As often as without us, and with all rows and queries: another pack may count on their number.
+    assert [call[0][0].shape for call in seen] == [call[0][0].shape for call in plain]
+
+
+@every_family
+def test_an_override_may_pass_its_own_mask(models, layout, family):
+    """A mask that another pack adds (bool or float) is kept and ours comes on top."""
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    hide = torch.zeros(77, dtype=torch.bool)
+    hide[20:] = True
+
+    def masked(kind):
+        model = models[family].clone()
+        options = model.model_options.setdefault("transformer_options", {})
+        previous = options.get("optimized_attention_override")
+        assert previous is None
+
+        def override(func, q, k, v, heads, mask=None, **kwargs):
+            keys = k.shape[2 if kwargs.get("skip_reshape") else 1]
+            queries = q.shape[2 if kwargs.get("skip_reshape") else 1]
+            if keys == 77 or family == "flux":
+                extra = q.new_zeros(queries, keys)
+                extra[queries - keys + 77 if family == "flux" else 0 :, :77][:, hide] = attend.MASKED
+                mask = extra if mask is None else mask + extra
+            return func(q, k, v, heads, mask=mask, **kwargs)
+
+        options["optimized_attention_override"] = override
+        return model
+
+    both = tiny.run(family, install(masked("float"), layout, rectified(layout)), positive, steps=1)
+
+    def hidden(values, site):
+        values = values.clone()
+        values[..., hide] += attend.MASKED
+        return values
+
+    edits = [*rectified(layout), AttentionEdit("hide", "bias", hidden)]
+    # The other pack masks uncond rows too, so compare the conditional prediction alone.
+    ours = tiny.run(family, install(models[family], layout, edits), positive, steps=1, cfg=1.0)
+    close(tiny.run(family, install(masked("float"), layout, rectified(layout)), positive, steps=1, cfg=1.0), ours)
+    assert both.isfinite().all()
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_an_attn2_replace_that_bypasses_the_host_is_refused(models, layout, family):
+    model = models[family].clone()
+
+    def bypass(q, k, v, extra_options):
+        return comfy.ldm.modules.attention.optimized_attention(q, k, v, extra_options["n_heads"])
+
+    model.set_model_attn2_replace(bypass, "middle", 0)
+    patched = install(model, layout, rectified(layout))
+    with pytest.raises(IncompatiblePatchError, match="middle.0.0"):
+        tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1)
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_an_attn2_replace_that_calls_the_host_composes(models, layout, family):
+    model, positive = models[family].clone(), tiny.conditioning(family, layout.prompt, layout.key)
+
+    def polite(q, k, v, extra_options):
+        return comfy.ldm.modules.attention.optimized_attention(
+            q, k, v, extra_options["n_heads"], transformer_options=extra_options
+        )
+
+    model.set_model_attn2_replace(polite, "middle", 0)
+    close(
+        tiny.run(family, install(model, layout, rectified(layout)), positive, steps=1),
+        tiny.run(family, install(models[family], layout, rectified(layout)), positive, steps=1),
+    )
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_a_patch_that_changes_the_tokens_is_refused(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    longer = models[family].clone()
+    longer.set_model_attn2_patch(lambda n, context, value, extra: (n, context.repeat(1, 2, 1), value.repeat(1, 2, 1)))
+    with pytest.raises(IncompatiblePatchError, match="154"):
+        tiny.run(family, install(longer, layout, rectified(layout)), positive, steps=1)
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_self_attention_with_merged_tokens_composes(models, layout, family):
+    """HyperTile and token merging change the self-attention only; the text is still where it was."""
+    model, positive = models[family].clone(), tiny.conditioning(family, layout.prompt, layout.key)
+
+    def halve(n, context, value, extra):
+        return n, context[:, ::2], value[:, ::2]
+
+    model.set_model_attn1_patch(halve)
+    plain = tiny.run(family, model, positive, steps=1)
+    assert not torch.equal(tiny.run(family, install(model, layout, rectified(layout)), positive, steps=1), plain)
+
+
+def test_text_as_long_as_the_image_is_not_mistaken(models):
+    """77 image tokens and 77 text tokens: the shapes alone do not tell self- from cross-attention."""
+    layout, seen = tiny.layout(), []
+    patched = install(models["sd15"], layout, [watching(seen)])
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    tiny.run("sd15", patched, positive, noise=tiny.latent("sd15", size=(7, 11)), steps=1)
+    finest = [site.layer for site, _ in seen if site.grid == (7, 11)]
+    assert sorted(finest) == ["input.1.0", "output.4.0", "output.5.0"]
+
+
+# --- what is refused ---
+
+
+def test_an_unsupported_model_raises_and_says_what_is_supported():
+    class Other(torch.nn.Module):
+        diffusion_model = torch.nn.Linear(1, 1)
+
+    class Patcher:
+        model = Other()
+
+    with pytest.raises(UnsupportedModelError, match="Other.*Linear.*SD 1.x.*Flux.1"):
+        adapter_for(Patcher())
+
+
+def test_relatives_that_no_adapter_was_tested_on_are_refused(models):
+    class Flux2(comfy.model_base.Flux):
+        pass
+
+    model = models["flux"].clone()
+    config = model.model.model_config
+    other = object.__new__(Flux2)
+    other.__dict__.update(model.model.__dict__)
+    assert not any(family.supports(other) for family in FAMILIES)
+    assert config is model.model.model_config
+
+
+@every_family
+def test_another_prompt_is_refused(models, layout, family):
+    patched = install(models[family], layout, rectified(layout))
+    other = tiny.conditioning(family, tiny.text(154, seed=4))
+    with pytest.raises(BoxwrightError, match="77 text tokens; the run has 154.*same Layout Prompt"):
+        tiny.run(family, patched, other)
+    same_length = tiny.conditioning(family, tiny.text(seed=4))
+    with pytest.raises(BoxwrightError, match="same Layout Prompt"):
+        tiny.run(family, patched, same_length)
+
+
+@every_family
+def test_the_same_prompt_from_another_node_is_accepted(models, layout, family):
+    patched = install(models[family], layout, rectified(layout))
+    marked = tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key))
+    assert torch.equal(tiny.run(family, patched, tiny.conditioning(family, layout.prompt)), marked)
+
+
+@every_family
+def test_a_shortened_conditioning_is_refused_and_a_longer_one_keeps_its_words(models, layout, family):
+    patched = install(models[family], layout, rectified(layout))
+    short = tiny.conditioning(family, layout.prompt, layout.key)
+    short[0][0] = short[0][0][:, :40]
+    with pytest.raises(BoxwrightError, match="40 text tokens, its layout 77"):
+        tiny.run(family, patched, short)
+    seen = []
+    watched = install(models[family], layout, [watching(seen)])
+    longer = tiny.conditioning(family, layout.prompt, layout.key)
+    longer[0][0] = torch.cat([longer[0][0], tiny.text(seed=8).embedding], dim=1)
+    tiny.run(family, watched, longer, steps=1)
+    assert seen and all(shape[3] == 77 for _, shape in seen)
+
+
+@every_family
+def test_the_negative_prompt_never_counts_as_the_layouts(models, layout, family):
+    """A layout wired into the negative only is a mistake, said aloud."""
+    patched = install(models[family], layout, rectified(layout))
+    ours = tiny.conditioning(family, layout.prompt, layout.key)
+    with pytest.raises(BoxwrightError, match="same Layout Prompt"):
+        tiny.run(family, patched, tiny.conditioning(family, tiny.text(seed=4)), ours)
+
+
+@every_family
+def test_half_precision(layout, family):
+    model = tiny.build(family, dtype=torch.bfloat16)
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    plain = tiny.run(family, model, positive, steps=1)
+    for edits in (rectified(layout), Reweight((("w1", 4.0),)).edits(layout)):
+        edited = tiny.run(family, install(model, layout, edits), positive, steps=1)
+        assert edited.isfinite().all() and not torch.equal(plain, edited)

@@ -1,0 +1,163 @@
+"""Tiny models with random weights, built from the host's own classes, and one-call runs through the host's samplers.
+
+Build and run inside torch.inference_mode(), as the host's executor does.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models
+import torch
+from pack.attention_patches.types import Box, EncodedText, Layout, Region, TokenMap
+
+CONTEXT = 64
+_UNET = dict(
+    image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1, 1], channel_mult=[1, 2, 2],
+    use_spatial_transformer=True, context_dim=CONTEXT, legacy=False, dtype=torch.float32,
+)  # fmt: skip
+_EVERY_LEVEL = dict(transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0], transformer_depth_middle=1)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How to build one model family small."""
+
+    config: str
+    unet: dict[str, Any]
+    channels: int
+    pooled: int | None = None
+    model_type: Any = None
+
+
+FAMILIES = {
+    "sd15": Tiny("SD15", {**_UNET, **_EVERY_LEVEL, "num_heads": 4, "use_linear_in_transformer": False}, 4),
+    "sd2": Tiny(
+        "SD20",
+        {**_UNET, **_EVERY_LEVEL, "model_channels": 64, "use_linear_in_transformer": True},  # heads of 64 by its config
+        4,
+        model_type="V_PREDICTION",
+    ),
+    "sdxl": Tiny(
+        "SDXL",
+        {**_UNET, "num_heads": -1, "num_head_channels": 16, "use_linear_in_transformer": True}
+        | dict(transformer_depth=[0, 2, 2], transformer_depth_output=[0, 0, 2, 2, 2, 2], transformer_depth_middle=2)
+        | {"adm_in_channels": 1536 + 24, "num_classes": "sequential"},
+        4,
+        pooled=24,
+    ),
+    "flux": Tiny(
+        "Flux",
+        dict(
+            image_model="flux", in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=CONTEXT, hidden_size=64,
+            mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000,
+            patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[], dtype=torch.float32,
+        ),
+        16,
+        pooled=32,
+    ),
+}  # fmt: skip
+SUPPORTED = list(FAMILIES)
+
+
+def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A MODEL with random weights whose attention is peaked enough to be edited visibly."""
+    tiny = FAMILIES[family]
+    config = getattr(comfy.supported_models, tiny.config)({**tiny.unet, "dtype": dtype})
+    config.set_inference_dtype(dtype, None)
+    if tiny.model_type:
+        model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType[tiny.model_type])
+    else:
+        model = config.get_model({}, "")
+    randomise(model.diffusion_model, seed)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+
+
+def randomise(module: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            gain = 1.5 if any(key in name for key in ("to_q", "to_k", "qkv")) else 1.0
+            values *= gain / parameter[0].numel() ** 0.5
+        elif "norm" in name and name.endswith(("weight", "scale")) or name.endswith("norm.weight"):
+            values = 1.0 + 0.1 * values
+        else:
+            values *= 0.1
+        parameter.data.copy_(values)
+
+
+def text(length: int = 77, seed: int = 1, words: int = 10) -> EncodedText:
+    """An encoded prompt: start token, `words` words "w0 w1 ...", end token, padding."""
+    names = [f"w{i}" for i in range(words)]
+    spans, start = [None], 0
+    for name in names:
+        spans.append((start, start + len(name)))
+        start += len(name) + 1
+    roles = ["start", *["word"] * words, "end", *["padding"] * (length - words - 2)]
+    spans += [None] * (length - words - 1)
+    embedding = torch.randn(1, length, CONTEXT, generator=torch.Generator().manual_seed(seed))
+    return EncodedText(TokenMap(" ".join(names), tuple(spans), tuple(roles)), embedding)
+
+
+LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 1.0)
+
+
+def layout(prompt: EncodedText | None = None, areas=(LEFT, RIGHT), key: str = "layout", strengths=None) -> Layout:
+    """Region r owns words 2r + 1 and 2r + 2 of the prompt."""
+    prompt = prompt or text()
+    strengths = strengths or [1.0] * len(areas)
+    columns = torch.zeros(len(areas), len(prompt.tokens), dtype=torch.bool)
+    regions = []
+    for r, area in enumerate(areas):
+        columns[r, 2 + 2 * r : 4 + 2 * r] = True
+        regions.append(Region(f"w{2 * r + 1} w{2 * r + 2}", area, strengths[r]))
+    parts = tuple(text(len(prompt.tokens), seed=100 + r, words=2) for r in range(len(areas)))
+    return Layout(prompt, tuple(regions), columns, parts, key)
+
+
+def conditioning(family: str, encoded: EncodedText, key: str | None = None, seed: int = 5, **values) -> list:
+    """CONDITIONING as a text encode node returns it; with `key`, as Layout Prompt marks it."""
+    extra = dict(values)
+    if FAMILIES[family].pooled:
+        width = FAMILIES[family].pooled
+        extra["pooled_output"] = torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
+    if key is not None:
+        extra["boxwright_layout"] = key
+    return [[encoded.embedding.clone(), extra]]
+
+
+def latent(family: str, size=(16, 24), batch: int = 1, seed: int = 7) -> torch.Tensor:
+    shape = (batch, FAMILIES[family].channels, *size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run(family, model, positive, negative=None, *, noise=None, steps=2, cfg=4.0, sampler="euler", scheduler="simple", **kw):
+    """A KSampler run; latent float32 [B, C, H, W]."""
+    noise = latent(family) if noise is None else noise
+    negative = negative if negative is not None else conditioning(family, text(seed=2), seed=6)
+    return comfy.sample.sample(
+        model, noise, steps, cfg, sampler, scheduler, positive, negative, torch.zeros_like(noise),
+        disable_pbar=True, seed=1, **kw,
+    )  # fmt: skip
+
+
+def probe(model, seen: list):
+    """The model with an attention override, as another pack would add, that notes every call and what it returned."""
+    patched = model.clone()
+    options = patched.model_options.setdefault("transformer_options", {})
+    previous = options.get("optimized_attention_override")
+
+    def note(func, *args, **kwargs):
+        out = previous(func, *args, **kwargs) if previous else func(*args, **kwargs)
+        options = dict(kwargs["transformer_options"])  # the host goes on writing into the one it passed
+        seen.append((args, {**kwargs, "transformer_options": options}, out))
+        return out
+
+    options["optimized_attention_override"] = note
+    return patched
