@@ -7,7 +7,7 @@ renormalising, as published. Departures: a factor may count in one region only, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .grids import coverage
 from .rectified_attention import NEVER
-from .tokens import phrase_columns
-from .types import AttentionEdit, AttentionSite, BoxwrightError, Layout, StepWindow
+from .tokens import closest_match, phrase_columns
+from .types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow
 
 LOWEST, HIGHEST = -5.0, 10.0
 
@@ -58,7 +58,7 @@ class Reweight:
                     f'The factor {factor:g} of "{phrase}" cannot be renormalized: probabilities are not negative. '
                     "Use 0 or more, or switch renormalize off."
                 )
-            factors[phrase_columns(layout.prompt.tokens, phrase)] *= factor
+            factors[_columns(layout, phrase)] *= factor
         return factors
 
     def _at(self, factors: Tensor, site: AttentionSite) -> Tensor:
@@ -68,14 +68,23 @@ class Reweight:
         inside = coverage(site.layout.regions[self.region - 1].area, site.grid, site.view).flatten()
         return 1.0 + inside[site.queries, None] * (factors[None] - 1.0)
 
-    def _bias(self, factors: Tensor):
+    def _bias(self, factors: Tensor) -> Callable[[Tensor, AttentionSite], Tensor]:
         def bias(zeros: Tensor, site: AttentionSite) -> Tensor:
             return zeros + self._at(factors, site).log().clamp_min(NEVER)
 
         return bias
 
-    def _scale(self, factors: Tensor):
+    def _scale(self, factors: Tensor) -> Callable[[Tensor, AttentionSite], Tensor]:
         def scale(probs: Tensor, site: AttentionSite) -> Tensor:
             return probs * self._at(factors, site).to(probs)
 
         return scale
+
+
+def _columns(layout: Layout, phrase: str) -> Tensor:
+    columns = phrase_columns(layout.prompt.tokens, phrase)
+    if not bool(columns.any()):
+        match = closest_match(layout.prompt.tokens.text, phrase)
+        hint = f' The closest words are "{match}".' if match else ""
+        raise PhraseNotFoundError(f'"{phrase}" is not in the prompt of the layout.{hint} Only its words can be reweighted.')
+    return columns

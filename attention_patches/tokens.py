@@ -112,8 +112,8 @@ def region_columns(tokens: TokenMap, phrases: Sequence[str]) -> Tensor:
         row = span_columns(tokens, occurrences)
         if not row.any():
             raise BoxwrightError(
-                f'"{phrase}" is in the prompt, but the text encoder cut it off; move it nearer to the start, or shorten '
-                "the prompt."
+                f'"{phrase}" is in the prompt, but the text encoder cut it off; move it nearer to the start, or '
+                "shorten the prompt."
             )
         rows.append(row)
     return torch.stack(rows) if rows else torch.zeros(0, len(tokens), dtype=torch.bool)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.sd1_clip
@@ -99,6 +100,7 @@ class PromptReader:
         self.clip = clip
         self.encoder = clip.cond_stage_model
         self.heard: dict[str, list[Heard]] = {}
+        self.spellers: dict[SDTokenizer, Callable[[str | None], Piece]] = {}
         self.listener = copy.copy(clip)
         self.listener.tokenizer = copy.copy(clip.tokenizer)
         for name, inner in vars(clip.tokenizer).items():
@@ -163,7 +165,10 @@ class PromptReader:
         own = heard.ids[inner.tokens_start : -1 if inner.tokenizer_adds_end_token else None]
         if list(own[: len(ids)]) != ids:
             raise self.unsupported("its tokens are not the ones that its vocabulary gave")
-        return align_pieces(heard.text, spellings(inner.inv_vocab, own))[: len(ids)]
+        if inner not in self.spellers:
+            self.spellers[inner] = speller(inner.inv_vocab.values())
+        pieces = [self.spellers[inner](inner.inv_vocab.get(number)) for number in own]
+        return align_pieces(heard.text, pieces)[: len(ids)]
 
     def unsupported(self, why: str) -> BoxwrightError:
         return BoxwrightError(
@@ -219,15 +224,14 @@ def chunk_roles(chunk: Sequence[tuple], inner: SDTokenizer) -> list[TokenRole]:
     return roles
 
 
-def spellings(vocabulary: dict[int, str], ids: Sequence[int]) -> list[Piece]:
-    """The tokens as `align_pieces` wants them, for the three ways in which the host's vocabularies write theirs."""
-    known = set(vocabulary.values())
+def speller(vocabulary: Collection[str]) -> Callable[[str | None], Piece]:
+    """How to read the tokens of a vocabulary for `align_pieces`: the host's are written in one of three ways."""
+    known = set(vocabulary)
     if "\u2581" in known:
-        return [sentencepiece(vocabulary.get(number)) for number in ids]
+        return sentencepiece
     if BYTE_OF.keys() <= known:
-        ending = "</w>" if "a</w>" in known else ""  # CLIP marks the last piece of a word
-        return [bytelevel(vocabulary.get(number), ending) for number in ids]
-    return [wordpiece(vocabulary.get(number)) for number in ids]
+        return partial(bytelevel, ending="</w>" if "a</w>" in known else "")  # CLIP marks the last piece of a word
+    return wordpiece
 
 
 def sentencepiece(piece: str | None) -> Piece:
@@ -287,8 +291,9 @@ def token_map(reader: PromptReader, prompt: str, tokens: dict[str, list], column
         length = min(len(stream.ids) for stream in streams)  # the host cuts a pair to the shorter
         if len({(stream.text, stream.spans[:length], stream.roles[:length]) for stream in streams}) > 1:
             raise BoxwrightError(
-                "The two CLIP encoders place this prompt's words in different columns (a textual inversion with a "
-                "different number of vectors for each, or a long-text CLIP); remove the embedding, or shorten the prompt."
+                "The two CLIP encoders place the prompt's words in different columns, because an embedding has another "
+                "number of vectors in each or one encoder takes longer texts; remove the embedding, or shorten the "
+                "prompt."
             )
         if text not in (None, streams[0].text):
             raise reader.unsupported("its tokenizers read different texts")

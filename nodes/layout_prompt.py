@@ -1,0 +1,85 @@
+"""The node that encodes a prompt and says which of its words belong to which region."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..attention_patches.host import tokenizers
+from ..attention_patches.types import Layout
+from . import schema
+from .boxes import counted, shortened
+
+MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
+
+
+class LayoutPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightLayoutPrompt",
+            display_name="Layout Prompt (Boxwright)",
+            category=schema.CATEGORY,
+            description=(
+                "Encodes a prompt like CLIP Text Encode and finds the words of each region in it. Wire positive to the "
+                "sampler and layout to the methods."
+            ),
+            search_aliases=["regional prompt", "clip text encode", "layout", "phrase grounding", "box prompt"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the model that will be patched."),
+                schema.Regions.Input("regions", tooltip="From Regions: what belongs where."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip=(
+                        "The whole picture in words, each region's phrase word for word among them. Emphasis such as "
+                        "(red:1.2) and embedding:name work as in CLIP Text Encode."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "append_missing",
+                    default=True,
+                    tooltip=(
+                        "On: a phrase that the prompt lacks is added at its end, after a comma. Off: it is an error "
+                        "that names the closest words."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="The encoded prompt. It carries the mark of this layout."),
+                schema.Layout.Output("layout", tooltip="The prompt, the regions, and which words each region owns."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, regions, prompt, append_missing) -> io.NodeOutput:
+        positive, layout = tokenizers.layout(clip, prompt, regions, append_missing)
+        report = ownership_report(layout, tokenizers.missing_phrases(clip, prompt, regions))
+        return io.NodeOutput(positive, layout, ui=ui.PreviewText(report))
+
+
+def ownership_report(layout: Layout, appended: list[str]) -> str:
+    """Which words and columns of the conditioning each region owns, one line per region, and what was appended."""
+    tokens = layout.prompt.tokens
+    lines = [f"{counted(len(layout.regions), 'region')}, {counted(len(tokens), 'column')} of text."]
+    for number, (region, row) in enumerate(zip(layout.regions, layout.columns.tolist(), strict=True), 1):
+        runs = runs_of(row)
+        columns = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+        words = ", ".join(tokens.text[tokens.spans[first][0] : tokens.spans[last][1]] for first, last in runs)
+        lines.append(
+            f"{number}. {shortened(region.phrase, MAX_SHOWN)}: columns {columns} ({shortened(words, MAX_SHOWN)})"
+        )
+    if appended:
+        lines.append(f"Appended to the prompt: {', '.join(shortened(phrase, MAX_SHOWN) for phrase in appended)}")
+    return "\n".join(lines)
+
+
+def runs_of(row: list[bool]) -> list[tuple[int, int]]:
+    """The first and last index of every unbroken run of true values."""
+    owned = [index for index, own in enumerate(row) if own]
+    firsts = [index for index in owned if index - 1 not in owned]
+    lasts = [index for index in owned if index + 1 not in owned]
+    return list(zip(firsts, lasts, strict=True))
+
+
+NODES = [LayoutPrompt]

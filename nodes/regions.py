@@ -1,0 +1,115 @@
+"""The node that turns boxes, elements and masks with phrases into regions."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..attention_patches.types import MAX_REGIONS, BoxwrightError
+from . import schema
+from .boxes import EXAMPLE_REGIONS, collect_regions, parse_regions_json, regions_to_json
+
+# The host's own classes for these two exist only in recent versions; the type names are all that matters on a wire.
+BoundingBoxes = io.Custom("BOUNDING_BOX")
+Elements = io.Custom("ARRAY")
+
+
+class BoxwrightRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightRegions",
+            display_name="Regions (Boxwright)",
+            category=schema.CATEGORY,
+            description=(
+                f"Says what belongs where: 1 to {MAX_REGIONS} areas of the image, each with a phrase of the prompt. "
+                "Areas come from text, bounding boxes, elements and masks, in this order, all together."
+            ),
+            search_aliases=["regional prompt", "bounding box", "layout", "box to region", "mask to region", "bbox"],
+            inputs=[
+                io.String.Input(
+                    "regions_json",
+                    multiline=True,
+                    default="",
+                    placeholder=regions_to_json(EXAMPLE_REGIONS),
+                    tooltip=(
+                        "Regions as text, in fractions of the image: x and y of the left upper corner from 0 to 1, "
+                        "width, height, a phrase, and optionally a strength from 0 (off) to 1 (full). May stay empty "
+                        "when all areas come from the sockets; what stands here is added before theirs."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=1,
+                    max=16384,
+                    tooltip="Width in pixels of the picture bounding_boxes was measured on. Used for nothing else.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=1,
+                    max=16384,
+                    tooltip="Height in pixels of the picture bounding_boxes was measured on. Used for nothing else.",
+                ),
+                io.String.Input(
+                    "phrases",
+                    multiline=True,
+                    default="",
+                    tooltip=(
+                        "One line for each connected area without a text of its own, in order: bounding_boxes, "
+                        "elements, masks. Or one line for every connected area, to name them all anew."
+                    ),
+                ),
+                BoundingBoxes.Input(
+                    "bounding_boxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},  # a socket, not the host's four-number widget
+                    tooltip=(
+                        "Boxes in pixels: one, a list, or a list per frame. A label or description is the phrase. "
+                        "Boxes that reach over the edge are cut there; boxes outside are refused."
+                    ),
+                ),
+                Elements.Input(
+                    "elements",
+                    optional=True,
+                    tooltip="Elements of Create Bounding Boxes: boxes on a scale of 0 to 1000, with descriptions.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One region per mask of the batch, soft edges kept. Any size: stretched to the image.",
+                ),
+                io.Int.Input(
+                    "frame",
+                    default=0,
+                    min=0,
+                    max=99999,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which frame of bounding_boxes to take, from 0, when it holds a list per frame.",
+                ),
+            ],
+            outputs=[schema.Regions.Output("regions", tooltip="For Layout Prompt, Regions Preview and the methods.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, regions_json=None) -> bool | str:
+        """Refuse bad text before anything runs; a connected text (None here) is checked when it arrives."""
+        if not (regions_json or "").strip():
+            return True
+        try:
+            parse_regions_json(regions_json)
+        except BoxwrightError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, regions_json, width, height, phrases, bounding_boxes=None, elements=None, masks=None, frame=0
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            collect_regions(regions_json, phrases, width, height, bounding_boxes, elements, masks, frame)
+        )
+
+
+NODES = [BoxwrightRegions]
