@@ -88,8 +88,8 @@ class RectifiedAttention:
             result = context.clone()
             for text, columns in zip(layout.region_texts, shares[:-1], strict=True):
                 for column, row in zip(columns.nonzero()[:, 0].tolist(), _end_rows(text, columns), strict=True):
-                    target = text.embedding[0, row].to(context)
-                    result[:, column] = torch.lerp(context[:, column], target.expand_as(context[:, column]), self.strength)
+                    target = text.embedding[0, row].to(context).expand_as(context[:, column])
+                    result[:, column] = torch.lerp(context[:, column], target, self.strength)
             return result
 
         return own
@@ -132,8 +132,8 @@ def share_end_tokens(layout: Layout) -> Tensor:
     reserved = end_columns(layout).nonzero()[:, 0]
     if len(reserved) < owners:
         raise BoxwrightError(
-            f"The prompt leaves {len(reserved)} end and padding tokens, but {len(layout.regions)} regions and the rest of "
-            f'the image need one each for end_tokens "own". Shorten the prompt, or choose "visible" or "hidden".'
+            f"The prompt leaves {len(reserved)} end and padding tokens, but {len(layout.regions)} regions and the rest "
+            f'of the image need one each for end_tokens "own". Shorten the prompt, or choose "visible" or "hidden".'
         )
     shares = torch.zeros(owners, len(layout.prompt.tokens), dtype=torch.bool)
     shares[torch.arange(len(reserved)) % owners, reserved] = True

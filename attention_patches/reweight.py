@@ -38,8 +38,8 @@ class Reweight:
         """
         if not 0 <= self.region <= len(layout.regions):
             raise BoxwrightError(
-                f"Region {self.region} does not exist: the layout has {len(layout.regions)}. Choose 0 for the whole image "
-                f"or a number from 1 to {len(layout.regions)}."
+                f"Region {self.region} does not exist: the layout has {len(layout.regions)}. Choose 0 for the whole "
+                f"image or a number from 1 to {len(layout.regions)}."
             )
         factors = self._factors(layout)
         if bool((factors == 1.0).all()):
@@ -86,5 +86,5 @@ def _columns(layout: Layout, phrase: str) -> Tensor:
     if not bool(columns.any()):
         match = closest_match(layout.prompt.tokens.text, phrase)
         hint = f' The closest words are "{match}".' if match else ""
-        raise PhraseNotFoundError(f'"{phrase}" is not in the prompt of the layout.{hint} Only its words can be reweighted.')
+        raise PhraseNotFoundError(f'"{phrase}" is not in the prompt of the layout.{hint} Only its words can be named.')
     return columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -24,7 +25,8 @@ RESYNC_STEPS = sorted(((a, b) for a in range(9) for b in range(9) if a + b), key
 UNKNOWN_PROOFS = (12, 6, 3, 1)  # the same after <unk>, longest first: <unk> may stand for any length of text
 
 
-def fold(text: str) -> tuple[str, list[int]]:
+@lru_cache(maxsize=8)  # one prompt is searched for every phrase
+def fold(text: str) -> tuple[str, tuple[int, ...]]:
     """The text without case, width and accent-composition differences, and the index each folded character came from.
 
     Runs of white space become one space. The result may be longer or shorter than the text.
@@ -38,7 +40,7 @@ def fold(text: str) -> tuple[str, list[int]]:
             units = units.replace(UNKNOWN, "").replace(" ", "")  # some marks decompose to a space and an accent
         folded.extend(units)
         origins.extend([index] * len(units))
-    return "".join(folded), origins
+    return "".join(folded), tuple(origins)
 
 
 # --- phrases in a text ------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def find_occurrences(text: str, phrase: str) -> list[Span]:
     return found
 
 
-def is_border(folded: str, origins: list[int], position: int) -> bool:
+def is_border(folded: str, origins: Sequence[int], position: int) -> bool:
     """Whether a word may begin or end between the folded characters `position - 1` and `position`."""
     if position in (0, len(folded)) or " " in folded[position - 1 : position + 1]:
         return True
@@ -189,8 +191,8 @@ def unbroken(indices: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def without_spaces(folded: str, origins: list) -> tuple[str, list]:
-    """Both, less the white space."""
+def without_spaces(folded: str, origins: Sequence[int]) -> tuple[str, list[int]]:
+    """A folded text and its origins, less the white space."""
     kept = [index for index, character in enumerate(folded) if character != " "]
     return "".join(folded[index] for index in kept), [origins[index] for index in kept]
 

@@ -12,7 +12,7 @@ from .boxes import counted, shortened
 MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
 
 
-class LayoutPrompt(io.ComfyNode):
+class BoxwrightLayoutPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -66,8 +66,9 @@ def ownership_report(layout: Layout, appended: list[str]) -> str:
         runs = runs_of(row)
         columns = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
         words = ", ".join(tokens.text[tokens.spans[first][0] : tokens.spans[last][1]] for first, last in runs)
+        name = "column" if sum(row) == 1 else "columns"
         lines.append(
-            f"{number}. {shortened(region.phrase, MAX_SHOWN)}: columns {columns} ({shortened(words, MAX_SHOWN)})"
+            f"{number}. {shortened(region.phrase, MAX_SHOWN)}: {name} {columns} ({shortened(words, MAX_SHOWN)})"
         )
     if appended:
         lines.append(f"Appended to the prompt: {', '.join(shortened(phrase, MAX_SHOWN) for phrase in appended)}")
@@ -82,4 +83,4 @@ def runs_of(row: list[bool]) -> list[tuple[int, int]]:
     return list(zip(firsts, lasts, strict=True))
 
 
-NODES = [LayoutPrompt]
+NODES = [BoxwrightLayoutPrompt]

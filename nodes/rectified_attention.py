@@ -22,8 +22,8 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
             display_name="Rectified Attention (Boxwright)",
             category=schema.CATEGORY,
             description="Hides the words of each region from the rest of the image (rectified cross-attention, RCA, "
-            "arXiv 2303.14412). Costs next to nothing and works with every sampler. It confines words; it does not push "
-            "objects into place.",
+            "arXiv 2303.14412). Costs next to nothing and works with every sampler. It confines words; it does not "
+            "push objects into place.",
             search_aliases=["rca", "rectified cross-attention", "freestyle", "regional prompt", "attention mask"],
             inputs=[
                 schema.model_input(),
@@ -34,8 +34,8 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How invisible: 0 = off (the picture is exactly the unpatched one), 1 = as published, not seen "
-                    "at all outside. Each region's own strength multiplies it.",
+                    tooltip="How invisible: 0 = off (the picture is exactly the unpatched one), 1 = as published, not "
+                    "seen at all outside. Each region's own strength multiplies it.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
                 io.Float.Input(
@@ -44,15 +44,15 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = hard edge, "
-                    "0.1 = fades out over a tenth of the image.",
+                    tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = hard "
+                    "edge, 0.1 = fades out over a tenth of the image.",
                 ),
                 io.Combo.Input(
                     "resolutions",
                     options=list(get_args(Resolutions)),
                     default=DEFAULT.resolutions,
-                    tooltip="Which attention grids to rectify: all (published), the finer or the coarser half, or all but "
-                    "the coarsest. Models with a single grid (Flux) always use it.",
+                    tooltip="Which attention grids to rectify: all (published), the finer or the coarser half, or all "
+                    "but the coarsest. Models with a single grid (Flux) always use it.",
                 ),
                 io.Combo.Input(
                     "end_tokens",

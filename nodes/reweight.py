@@ -37,8 +37,8 @@ def _parse_line(number: int, line: str) -> tuple[str, float]:
         value = math.nan
     if not (colon and phrase and math.isfinite(value)):
         raise BoxwrightError(
-            f'Line {number} of the weights is "{line.strip()[:60]}"; write a phrase of the prompt, a colon and a number '
-            f'from {LOWEST:g} to {HIGHEST:g}, as "striped: 2".'
+            f'Line {number} of the weights is "{line.strip()[:60]}"; write a phrase of the prompt, a colon and a '
+            f'number from {LOWEST:g} to {HIGHEST:g}, as "striped: 2".'
         )
     return phrase, value
 
@@ -50,9 +50,9 @@ class BoxwrightReweight(io.ComfyNode):
             node_id="BoxwrightReweight",
             display_name="Reweight Words (Boxwright)",
             category=schema.CATEGORY,
-            description="Multiplies the attention that words or phrases of the prompt get (Prompt-to-Prompt reweighting, "
-            "arXiv 2208.01626), for the whole image or inside one region. Unlike (word:1.3) it does not change the "
-            "encoded text, so the rest of the picture stays closer to what it was.",
+            description="Multiplies the attention that words or phrases of the prompt get (Prompt-to-Prompt "
+            "reweighting, arXiv 2208.01626), for the whole image or inside one region. The encoded text stays as it "
+            "is, unlike with (word:1.3).",
             search_aliases=["prompt to prompt", "p2p", "attention reweight", "emphasis", "word weight", "equalizer"],
             inputs=[
                 schema.model_input(),
@@ -70,13 +70,13 @@ class BoxwrightReweight(io.ComfyNode):
                     default=DEFAULT.region,
                     min=0,
                     max=MAX_REGIONS,
-                    tooltip="Where the factors count: 0 = the whole image, 1 = inside the first region only, and so on.",
+                    tooltip="Where the factors count: 0 = the whole image, 1 = inside the first region only, etc.",
                 ),
                 io.Boolean.Input(
                     "renormalize",
                     default=DEFAULT.renormalize,
-                    tooltip="Off = as published: the word's share is multiplied, the others keep theirs. On = the others "
-                    "give or take the difference (milder; factors from 0 up only).",
+                    tooltip="Off = as published: the word's share is multiplied, the others keep theirs. On = the "
+                    "others give or take the difference (milder; factors from 0 up only).",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The patched model.")],

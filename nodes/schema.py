@@ -31,8 +31,8 @@ def window_inputs(window: StepWindow) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="When it begins, as a fraction of the noise schedule: 0 = from the first step. Measured in sigma, so "
-            "it means the same for every scheduler and number of steps.",
+            tooltip="When it begins, as a fraction of the noise schedule: 0 = from the first step. Measured in sigma, "
+            "so it means the same for every scheduler and number of steps.",
         ),
         io.Float.Input(
             "end",
@@ -40,7 +40,7 @@ def window_inputs(window: StepWindow) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="When it stops, as a fraction of the noise schedule: 1 = until the last step, 0.5 = for the noisier "
-            "half. Must lie above start.",
+            tooltip="When it stops, as a fraction of the noise schedule: 1 = until the last step, 0.5 = for the "
+            "noisier half. Must lie above start.",
         ),
     ]

@@ -1,12 +1,15 @@
 """Imports point one way: attention_patches <- attention_patches/host <- nodes <- __init__."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "nodes", "folder_paths", "server", "node_helpers"}
+HOST_MODULES = {
+    "comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "node_helpers", "nodes", "server"
+}  # fmt: skip
 PACK_RUNTIME = {"torch", "numpy", "PIL", "comfy", "comfy_api", "node_helpers"}
 
 
@@ -48,8 +51,6 @@ def violations(path: Path) -> list[str]:
 
 
 def is_standard(name: str) -> bool:
-    import sys
-
     return name in sys.stdlib_module_names
 
 

@@ -34,9 +34,9 @@ class FluxJoint:
         expected = text + image + sum(options.get("reference_image_num_tokens", ()))
         if q.shape[2] != expected or k.shape[2] != expected:
             raise IncompatiblePatchError(
-                f"Another patch changed the attention of {layer}: {q.shape[2]} queries and {k.shape[2]} keys instead of "
-                f"{expected} ({text} text, {grid[0]}x{grid[1]} image and reference tokens). Boxwright cannot tell which "
-                "token lies where; remove the patch that merges or adds tokens."
+                f"Another patch changed the attention of {layer}: {q.shape[2]} queries and {k.shape[2]} keys instead "
+                f"of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference tokens). Boxwright cannot tell "
+                "which token lies where; remove the patch that merges or adds tokens."
             )
         return Place(layer, grid, patch, queries=slice(text, text + image), keys=slice(0, text))
 

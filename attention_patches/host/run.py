@@ -20,9 +20,9 @@ from ..types import AttentionEdit, BoxwrightError, ContextEdit, Layout
 from . import adapter_for
 from .attend import BiasCache, edited_attention
 from .family import CALL, Chunk, Family, Installed, ModelCall
+from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
-MARK = "boxwright_layout"  # key of Layout.key in a conditioning entry
 WRAPPER = "boxwright"
 OVERRIDE = "optimized_attention_override"
 
@@ -43,10 +43,13 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     return patched
 
 
-def _sample_with_edits(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _sample_with_edits(
+    executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args: Any, **kw: Any
+) -> Any:
+    """SAMPLER_SAMPLE wrapper: the conditioning is ready, the model is loaded, no step has been taken."""
     options = extra_args["model_options"]["transformer_options"]  # a copy that belongs to this run
     _Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:])).attach(options)
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
 
 
 class _Run:
@@ -67,8 +70,15 @@ class _Run:
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
 
     def apply_model(
-        self, executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Tensor | None = None,
-        control: Any = None, transformer_options: dict[str, Any] | None = None, **kwargs: Any,
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
@@ -129,7 +139,7 @@ def _entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed
         for entry in entries:
             if "negative" in name:
                 # The host copies an area, uuid and all, from a positive entry to the negative side.
-                if entry.pop(MARK, None) is not None:
+                if entry.pop(LAYOUT_KEY, None) is not None:
                     entry["uuid"] = uuid.uuid4()
                 continue
             edits = tuple(item for item in installed if _encoded_with(entry, item.layout))
@@ -148,7 +158,7 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
     if text is None:
         return False
     expected = layout.prompt.embedding
-    if entry.get(MARK) == layout.key:
+    if entry.get(LAYOUT_KEY) == layout.key:
         if text.shape[1] < expected.shape[1]:
             raise BoxwrightError(
                 f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "

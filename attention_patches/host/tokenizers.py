@@ -124,12 +124,14 @@ class PromptReader:
         tokens = [token for chunk in chunks for token in chunk]
         roles = [role for chunk in chunks for role in chunk_roles(chunk, inner)]
         spans: list[Span | None] = [None] * len(tokens)
-        for group in sorted({token[2] for token in tokens} - {0}):
-            places = [place for place, token in enumerate(tokens) if token[2] == group]
-            heard = self.heard[name][group - 1]
-            own = self.group_spans(heard, [tokens[place][0] for place in places], inner)
+        places_of: dict[int, list[int]] = {}
+        for place, (_, _, group) in enumerate(tokens):
+            if group:
+                places_of.setdefault(group - 1, []).append(place)
+        for group, places in places_of.items():
+            own = self.group_spans(self.heard[name][group], [tokens[place][0] for place in places], inner)
             for place, (a, b) in zip(places, own, strict=True):
-                a, b = starts[group - 1] + a, starts[group - 1] + b
+                a, b = starts[group] + a, starts[group] + b
                 if max(a, begin) < min(b, end) or begin <= a == b <= end:
                     spans[place] = max(a, begin) - begin, min(b, end) - begin
                 else:
@@ -140,10 +142,7 @@ class PromptReader:
         """The host's tokens of `text` with their groups; what the vocabularies were given is in `self.heard`."""
         for heard in self.heard.values():
             heard.clear()
-        tokens = self.listener.tokenize(text, return_word_ids=True)
-        if not isinstance(tokens, dict):
-            raise self.unsupported("its tokenizer does not name its token streams")
-        return tokens
+        return self.listener.tokenize(text, return_word_ids=True)
 
     def prompt_within(self, text: str, prompt: str, template: list[str]) -> Span:
         """Which characters of `text`, what a vocabulary was given, are the prompt and not a template around it."""

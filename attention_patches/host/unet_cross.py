@@ -48,9 +48,9 @@ class UNetCross:
         grid = tuple(options["activations_shape"][-2:])
         if q.shape[1] != grid[0] * grid[1] or k.shape[1] != call.text_length:
             raise IncompatiblePatchError(
-                f"Another patch changed the cross-attention of {layer}: {q.shape[1]} image tokens and {k.shape[1]} text "
-                f"tokens instead of {grid[0]}x{grid[1]} and {call.text_length}. Boxwright cannot tell which token lies "
-                "where; remove the patch that merges or adds tokens."
+                f"Another patch changed the cross-attention of {layer}: {q.shape[1]} image tokens and {k.shape[1]} "
+                f"text tokens instead of {grid[0]}x{grid[1]} and {call.text_length}. Boxwright cannot tell which token "
+                "lies where; remove the patch that merges or adds tokens."
             )
         return Place(
             layer=layer,
@@ -67,7 +67,9 @@ class UNetCross:
 FAMILY = UNetCross()
 
 
-def _announce(n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _announce(
+    n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
     """attn2_patch: the next attention call is a cross-attention (its shapes alone do not always tell)."""
     call = extra_options.get(CALL)
     if call is not None:

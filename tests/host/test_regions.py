@@ -5,6 +5,7 @@ import types
 import comfy.model_management
 import execution
 import folder_paths
+import nodes
 import pytest
 import torch
 from comfy_extras.nodes_images import BoundingBox as PrimitiveBoundingBox
@@ -14,8 +15,6 @@ from pack.attention_patches.types import Box, BoxwrightError, Region
 from pack.nodes import boxes, drawing
 from pack.nodes.regions import BoxwrightRegions
 from pack.nodes.regions_preview import BoxwrightRegionsPreview
-
-import nodes
 
 SENT = {"regions_json": "", "width": 256, "height": 128, "phrases": ""}
 CORNER = Box(0.25, 0.25, 0.5, 0.5)

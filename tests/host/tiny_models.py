@@ -20,7 +20,9 @@ _UNET = dict(
     image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1, 1], channel_mult=[1, 2, 2],
     use_spatial_transformer=True, context_dim=CONTEXT, legacy=False, dtype=torch.float32,
 )  # fmt: skip
-_EVERY_LEVEL = dict(transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0], transformer_depth_middle=1)
+_EVERY_LEVEL = dict(
+    transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0], transformer_depth_middle=1
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,15 @@ def latent(family: str, size=(16, 24), batch: int = 1, seed: int = 7) -> torch.T
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def run(family, model, positive, negative=None, *, noise=None, steps=2, cfg=4.0, sampler="euler", scheduler="simple", **kw):
+def run(
+    family, model, positive, negative=None, *, noise=None, steps=2, cfg=4.0, sampler="euler", scheduler="simple"
+):  # fmt: skip
     """A KSampler run; latent float32 [B, C, H, W]."""
     noise = latent(family) if noise is None else noise
     negative = negative if negative is not None else conditioning(family, text(seed=2), seed=6)
     return comfy.sample.sample(
         model, noise, steps, cfg, sampler, scheduler, positive, negative, torch.zeros_like(noise),
-        disable_pbar=True, seed=1, **kw,
+        disable_pbar=True, seed=1,
     )  # fmt: skip
 
 

@@ -1,0 +1,136 @@
+"""Every example workflow opens, fits the nodes of the running server, and draws its pictures there."""
+import json
+import os
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))
+
+from wb_common import Failure
+from wb_demo import execute, load_workflow, save_pictures
+from wb_environment import host_at
+from wb_graph import NOTES, to_api
+from wb_server import running_server
+
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real server with the pack in it, for all tests of the session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOXWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with running_server(Path(sys.executable), host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")) as server:
+            yield server
+
+
+def pixels(file):
+    """A picture as uint8 [256, 256, 3]."""
+    image = np.asarray(Image.open(file))
+    assert image.shape == (256, 256, 3)
+    return image
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    return server.get_json("/object_info")
+
+
+def test_the_server_offers_the_examples_as_templates(server):
+    offered = server.get_json("/api/workflow_templates")["boxwright"]
+    assert set(offered) == {path.stem for path in WORKFLOWS} != set()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_sockets_are_saved_as_the_nodes_declare_them(path, object_info):
+    """The browser trusts the saved sockets; a renamed input or a moved output would be wired wrongly in silence."""
+    for node in load_workflow(path)["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        info = object_info[node["type"]]
+        declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        assert {slot["name"] for slot in node["inputs"]} == set(declared), node["type"]
+        for slot in node["inputs"]:
+            kind = declared[slot["name"]][0]
+            assert slot["type"] == ("COMBO" if isinstance(kind, list) else kind), (node["type"], slot["name"])
+        saved = [slot["type"] for slot in node["outputs"]]
+        assert saved == info["output"][: len(saved)], node["type"]  # newer hosts may add outputs behind
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_links_agree_with_both_of_their_ends(path):
+    workflow = load_workflow(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len({link[0] for link in workflow["links"]}) == len(workflow["links"]) > 0
+    for number, origin, origin_slot, target, target_slot, kind in workflow["links"]:
+        source, sink = nodes[origin]["outputs"][origin_slot], nodes[target]["inputs"][target_slot]
+        assert number in source["links"]
+        assert sink["link"] == number
+        assert source["type"] == sink["type"] == kind
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_nodes_do_not_cover_each_other_and_lie_in_one_group_each(path):
+    workflow = load_workflow(path)
+    title = 40  # pixels above a node's own position
+    rects = [(node["pos"][0], node["pos"][1] - title, node["size"][0], node["size"][1] + title, node["type"])
+             for node in workflow["nodes"]]
+    for a, b in combinations(rects, 2):
+        apart = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+        assert apart, (a, b)
+    for x, y, width, height, kind in rects:
+        holders = [g["title"] for g in workflow["groups"] if g["bounding"][0] <= x and g["bounding"][1] <= y
+                   and x + width <= g["bounding"][0] + g["bounding"][2]
+                   and y + height <= g["bounding"][1] + g["bounding"][3]]
+        assert len(holders) == (0 if kind in NOTES else 1), (kind, holders)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_runs_and_the_patch_changes_the_pictures(path, server, object_info, tmp_path):
+    """Run as saved, but for fewer steps and pictures: what they show is the demo's and the semantic tests' business."""
+    graph = to_api(load_workflow(path), object_info)
+    for node in graph.values():
+        if node["class_type"] == "KSampler":
+            assert node["inputs"]["steps"] == 20
+            node["inputs"]["steps"] = 8
+        if node["class_type"] == "EmptyLatentImage":
+            assert node["inputs"]["batch_size"] == 4
+            node["inputs"]["batch_size"] = 1
+    seeds = [node["inputs"]["seed"] for node in graph.values() if node["class_type"] == "KSampler"]
+    assert len(seeds) == 2 and seeds[0] == seeds[1]
+    pictures = save_pictures(server, graph, execute(server, graph), tmp_path)
+    assert {name: len(files) for name, files in pictures.items()} == {"unpatched": 1, "patched": 1}
+    assert (pixels(pictures["unpatched"][0]) != pixels(pictures["patched"][0])).any()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_uses_the_toy_model_and_says_what_it_shows(path):
+    nodes = load_workflow(path)["nodes"]
+    assert [n["widgets_values"] for n in nodes if n["type"] == "CheckpointLoaderSimple"] == [["toyworld.safetensors"]]
+    notes = [node["widgets_values"][0] for node in nodes if node["type"] in NOTES]
+    assert len(notes) == 1 and "Try it" in notes[0]
+
+
+def test_a_workflow_the_host_refuses_is_one_line_naming_node_and_input(server, object_info):
+    graph = to_api(load_workflow(WORKFLOWS[0]), object_info)
+    sampler = next(node for node in graph.values() if node["class_type"] == "KSampler")
+    sampler["inputs"]["sampler_name"] = "no such sampler"
+    with pytest.raises(Failure, match="KSampler .*no such sampler") as refused:
+        execute(server, graph)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_node_that_fails_is_named_with_its_message(server, object_info):
+    graph = to_api(load_workflow(WORKFLOWS[0]), object_info)
+    prompt = next(node for node in graph.values() if node["class_type"] == "BoxwrightLayoutPrompt")
+    prompt["inputs"].update(prompt="a green tree", append_missing=False)
+    phrase = json.loads(next(n for n in graph.values() if n["class_type"] == "BoxwrightRegions")["inputs"]
+                        ["regions_json"])["regions"][0]["phrase"]
+    with pytest.raises(Failure, match=f"BoxwrightLayoutPrompt .*{phrase}"):
+        execute(server, graph)

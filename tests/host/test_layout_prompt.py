@@ -1,0 +1,75 @@
+"""The Layout Prompt node: its interface, and what it hands on and shows."""
+import nodes
+import pytest
+from pack.attention_patches.types import Box, BoxwrightError, Layout, Region
+from pack.nodes.layout_prompt import BoxwrightLayoutPrompt, ownership_report, runs_of
+
+CORNER = Box(0.0, 0.0, 0.5, 0.5)
+
+
+def run(clip, prompt, phrases, append_missing=True):
+    return BoxwrightLayoutPrompt.execute(clip, tuple(Region(phrase, CORNER) for phrase in phrases), prompt, append_missing)
+
+
+def shown(output):
+    return "".join(output.ui.as_dict()["text"])
+
+
+def test_interface_is_kept():
+    schema = BoxwrightLayoutPrompt.define_schema()
+    assert (schema.node_id, schema.display_name, schema.category) == (
+        "BoxwrightLayoutPrompt", "Layout Prompt (Boxwright)", "Boxwright",
+    )
+    assert [(i.id, i.get_io_type()) for i in schema.inputs] == [
+        ("clip", "CLIP"), ("regions", "BOXWRIGHT_REGIONS"), ("prompt", "STRING"), ("append_missing", "BOOLEAN"),
+    ]
+    assert [(o.id, o.get_io_type()) for o in schema.outputs] == [
+        ("positive", "CONDITIONING"), ("layout", "BOXWRIGHT_LAYOUT"),
+    ]
+    inputs = {i.id: i for i in schema.inputs}
+    assert inputs["append_missing"].default is True
+    assert inputs["prompt"].multiline and inputs["prompt"].dynamic_prompts
+    assert all(i.tooltip for i in schema.inputs) and schema.description and schema.search_aliases
+
+
+def test_positive_goes_to_the_sampler_and_layout_to_the_methods(toy):
+    output = run(toy[1], "a red circle and a blue star", ["red circle", "blue star"])
+    positive, layout = output.args
+    stock = nodes.CLIPTextEncode().encode(toy[1], "a red circle and a blue star")[0]
+    assert (positive[0][0] == stock[0][0]).all()
+    assert isinstance(layout, Layout) and positive[0][1]["boxwright_layout"] == layout.key
+    assert [region.phrase for region in layout.regions] == ["red circle", "blue star"]
+
+
+def test_report_names_columns_words_and_what_was_appended(toy):
+    text = shown(run(toy[1], "a Red  circle and a red circle", ["red circle", "blue star"]))
+    assert text.splitlines() == [
+        "2 regions, 77 columns of text.",
+        "1. red circle: columns 2-3, 6-7 (Red circle, red circle)",
+        "2. blue star: columns 9-10 (blue star)",
+        "Appended to the prompt: blue star",
+    ]
+
+
+def test_report_is_silent_about_appending_when_nothing_was(toy):
+    text = shown(run(toy[1], "a red circle", ["circle"]))
+    assert text.splitlines() == ["1 region, 77 columns of text.", "1. circle: column 3 (circle)"]
+
+
+def test_long_phrases_are_shortened_in_the_report(toy):
+    layout = run(toy[1], "", ["very " * 60 + "red circle"]).args[1]
+    assert all(len(line) < 300 for line in ownership_report(layout, ["x" * 1000]).splitlines())
+
+
+def test_runs():
+    assert runs_of([]) == [] and runs_of([False]) == []
+    assert runs_of([True, True, False, True]) == [(0, 1), (3, 3)]
+
+
+@pytest.mark.parametrize("phrases, append, message", [
+    (["red cicle"], False, '"red cicle" is not in the prompt.*"red circle"'),
+    (["red circle", ""], True, "Region 2 has no phrase"),
+])
+def test_errors_reach_the_user(toy, phrases, append, message):
+    with pytest.raises(BoxwrightError, match=message):
+        run(toy[1], "a red circle", phrases, append)

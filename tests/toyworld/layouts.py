@@ -1,0 +1,42 @@
+"""The four layouts on which every method is measured: data only.
+
+Each box has the size at which the model draws the object when left alone, so that reaching it asks for the place only.
+Every prompt names a background (otherwise it is random); no object is pink (the model draws it grey).
+"""
+from dataclasses import dataclass
+
+from .scorer import expected_object
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt and its regions: (phrase, box) pairs, each phrase a part of the prompt, boxes in fractions."""
+
+    name: str
+    prompt: str
+    regions: tuple
+
+    @property
+    def expected(self):
+        """The regions as the scorer's ExpectedObject list."""
+        return [expected_object(phrase, box) for phrase, box in self.regions]
+
+
+LAYOUTS = (
+    Layout("one", "a large striped red heart on a gray background", (
+        ("large striped red heart", (0.50, 0.06, 0.44, 0.42)),
+    )),
+    Layout("left and right", "a red circle and a blue square on a white background", (
+        ("red circle", (0.08, 0.35, 0.30, 0.30)),
+        ("blue square", (0.62, 0.36, 0.28, 0.28)),
+    )),
+    Layout("diagonal", "a large green triangle and an orange circle on a gray background", (
+        ("large green triangle", (0.04, 0.54, 0.48, 0.42)),
+        ("orange circle", (0.62, 0.07, 0.32, 0.32)),
+    )),
+    Layout("three", "a red square, a yellow circle and a cyan cross on a gray background", (
+        ("red square", (0.08, 0.08, 0.28, 0.28)),
+        ("yellow circle", (0.62, 0.20, 0.30, 0.30)),
+        ("cyan cross", (0.26, 0.64, 0.29, 0.29)),
+    )),
+)
