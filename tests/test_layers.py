@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST_MODULES = {
-    "comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "node_helpers", "nodes", "server"
-}  # fmt: skip
+HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "node_helpers"}
+HOST_MODULES |= {"nodes", "server"}
 PACK_RUNTIME = {"torch", "numpy", "PIL", "comfy", "comfy_api", "node_helpers"}
 
 
