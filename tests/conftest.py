@@ -38,7 +38,7 @@ def host_problem(folder):
 def prepare_host(folder):
     """Put the host on sys.path with its command line read as `--cpu`; imports nothing heavy."""
     sys.path.insert(0, str(Path(folder).resolve()))
-    sys.argv = ["x", "--cpu"]
+    sys.argv = ["x", "--cpu", "--use-pytorch-cross-attention"]  # half the time of the CPU default
     import comfy.options  # before any other import of comfy: otherwise arguments are not read and a GPU is probed
 
     comfy.options.enable_args_parsing()

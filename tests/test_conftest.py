@@ -2,15 +2,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import TESTS
 
 
 def run_pytest(target, **environment):
     kept = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", target]
-    return subprocess.run(command, cwd=TESTS, env={**kept, **environment}, capture_output=True, text=True)
+    environment = {**kept, **environment}
+    return subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("target, environment, reason", [

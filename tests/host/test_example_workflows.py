@@ -130,6 +130,9 @@ def test_a_node_that_fails_is_named_with_its_message(server, object_info):
     graph = to_api(load_workflow(WORKFLOWS[0]), object_info)
     prompt = next(node for node in graph.values() if node["class_type"] == "BoxwrightLayoutPrompt")
     prompt["inputs"].update(prompt="a green tree", append_missing=False)
+    for node in graph.values():  # the host may run the unpatched half first
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 1
     phrase = json.loads(next(n for n in graph.values() if n["class_type"] == "BoxwrightRegions")["inputs"]
                         ["regions_json"])["regions"][0]["phrase"]
     with pytest.raises(Failure, match=f"BoxwrightLayoutPrompt .*{phrase}"):

@@ -8,7 +8,8 @@ CORNER = Box(0.0, 0.0, 0.5, 0.5)
 
 
 def run(clip, prompt, phrases, append_missing=True):
-    return BoxwrightLayoutPrompt.execute(clip, tuple(Region(phrase, CORNER) for phrase in phrases), prompt, append_missing)
+    regions = tuple(Region(phrase, CORNER) for phrase in phrases)
+    return BoxwrightLayoutPrompt.execute(clip, regions, prompt, append_missing)
 
 
 def shown(output):

@@ -76,6 +76,7 @@ def found(text, phrase):
     ("ﬁre", "fire", 1),
     ("ﬁre", "f", 0),  # half of a character
     ("ﬁ re", "i re", 0),
+    ("½ cup", "1", 0),
     ("café", "cafe", 0),
     ("café cafe\u0301", "Cafe\u0301", 2),  # composed and decomposed
     ("cafe\u0301", "cafe", 0),

@@ -77,15 +77,28 @@ def test_area_follows_size():
         assert found.area == pytest.approx((1.7 * radius) ** 2, rel=0.05)
 
 
+def blurred(image):
+    """The picture averaged over 7 x 7 pixels, more than the model blurs."""
+    padded = torch.nn.functional.pad(image.permute(2, 0, 1), (3, 3, 3, 3), "replicate")
+    return torch.nn.functional.avg_pool2d(padded, 7, 1).permute(1, 2, 0)
+
+
 def test_blur_of_an_edge_is_no_object():
     """A red object on white has a pink rim when blurred, orange on black a brown one."""
     for color, background in [("red", "white"), ("orange", "black"), ("yellow", "gray"), ("blue", "cream")]:
         obj = SceneObject(color, "square", 0.5, 0.5, 0.25)
-        image = render_scene([obj], background).permute(2, 0, 1)[None]
-        blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(image, (3, 3, 3, 3), "replicate"), 7, 1)
-        score = score_image(blurred[0].permute(1, 2, 0), expect(obj))
+        score = score_image(blurred(render_scene([obj], background)), expect(obj))
         assert score.objects[0].iou > 0.85
         assert len(score.detections) == 1 and score.unexpected == 0
+
+
+def test_blur_between_touching_objects_is_no_object():
+    """Yellow and red mix to orange, red and blue to purple."""
+    for left, right in [("yellow", "red"), ("red", "blue")]:
+        objects = [SceneObject(left, "square", 0.3, 0.5, 0.2), SceneObject(right, "square", 0.64, 0.5, 0.2)]
+        score = score_image(blurred(render_scene(objects)), expect(*objects))
+        assert min(o.iou for o in score.objects) > 0.9
+        assert score.unexpected == 0
 
 
 def test_noise_does_not_hide_objects_or_make_them():

@@ -24,15 +24,15 @@ class Layout:
 
 LAYOUTS = (
     Layout("one", "a large striped red heart on a gray background", (
-        ("large striped red heart", (0.50, 0.06, 0.44, 0.42)),
+        ("large striped red heart", (0.48, 0.06, 0.46, 0.40)),
     )),
     Layout("left and right", "a red circle and a blue square on a white background", (
-        ("red circle", (0.08, 0.35, 0.30, 0.30)),
-        ("blue square", (0.62, 0.36, 0.28, 0.28)),
+        ("red circle", (0.08, 0.36, 0.28, 0.28)),
+        ("blue square", (0.64, 0.38, 0.24, 0.24)),
     )),
     Layout("diagonal", "a large green triangle and an orange circle on a gray background", (
-        ("large green triangle", (0.04, 0.54, 0.48, 0.42)),
-        ("orange circle", (0.62, 0.07, 0.32, 0.32)),
+        ("large green triangle", (0.04, 0.55, 0.46, 0.41)),
+        ("orange circle", (0.56, 0.06, 0.38, 0.38)),
     )),
     Layout("three", "a red square, a yellow circle and a cyan cross on a gray background", (
         ("red square", (0.08, 0.08, 0.28, 0.28)),

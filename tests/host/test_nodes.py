@@ -1,0 +1,320 @@
+"""The nodes as the host sees them: their contract with saved workflows, and what the methods' nodes do on the toy."""
+import asyncio
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pack.attention_patches.host import tokenizers
+from pack.attention_patches.rectified_attention import RectifiedAttention
+from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.types import Box, BoxwrightError, Region
+from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
+from pack.nodes.reweight import MAX_CHARACTERS, MAX_LINES, BoxwrightReweight, parse_weights
+from toyworld import sampling
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Saved workflows depend on every word and on the order. "?" = optional; then the default, then range or choices.
+SCHEMAS = {
+    "BoxwrightRegions": [
+        "regions_json: STRING = ''",
+        "width: INT = 512, 1 to 16384",
+        "height: INT = 512, 1 to 16384",
+        "phrases: STRING = ''",
+        "bounding_boxes: BOUNDING_BOX?",
+        "elements: ARRAY?",
+        "masks: MASK?",
+        "frame: INT? = 0, 0 to 99999",
+        "-> BOXWRIGHT_REGIONS",
+    ],
+    "BoxwrightLayoutPrompt": [
+        "clip: CLIP",
+        "regions: BOXWRIGHT_REGIONS",
+        "prompt: STRING",
+        "append_missing: BOOLEAN = True",
+        "-> CONDITIONING",
+        "-> BOXWRIGHT_LAYOUT",
+    ],
+    "BoxwrightRegionsPreview": [
+        "regions: BOXWRIGHT_REGIONS",
+        "width: INT = 512, 64 to 4096",
+        "height: INT = 512, 64 to 4096",
+        "background: IMAGE?",
+        "-> IMAGE",
+        "-> STRING",
+    ],
+    "BoxwrightRectifiedAttention": [
+        "model: MODEL",
+        "layout: BOXWRIGHT_LAYOUT",
+        "strength: FLOAT = 1.0, 0.0 to 1.0",
+        "start: FLOAT = 0.0, 0.0 to 1.0",
+        "end: FLOAT = 1.0, 0.0 to 1.0",
+        "feather: FLOAT = 0.0, 0.0 to 1.0",
+        "resolutions: COMBO = 'all', of ['all', 'fine', 'coarse', 'all but coarsest']",
+        "end_tokens: COMBO = 'visible', of ['visible', 'hidden', 'own']",
+        "-> MODEL",
+    ],
+    "BoxwrightReweight": [
+        "model: MODEL",
+        "layout: BOXWRIGHT_LAYOUT",
+        "weights: STRING = 'red: 2'",
+        "start: FLOAT = 0.0, 0.0 to 1.0",
+        "end: FLOAT = 1.0, 0.0 to 1.0",
+        "region: INT = 0, 0 to 64",
+        "renormalize: BOOLEAN = False",
+        "-> MODEL",
+    ],
+}
+every_node = pytest.mark.parametrize("name", SCHEMAS)
+
+
+def load(name, path):
+    """Import a file under a name; an __init__.py becomes a package."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pack_module():
+    """The pack's root, imported as the host imports a folder in custom_nodes."""
+    before = set(sys.modules)
+    yield load(str(ROOT).replace(".", "_x_"), ROOT / "__init__.py")
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def schemas(pack_module):
+    """Node id -> schema, in the order of the extension's list."""
+
+    async def entry():
+        extension = await pack_module.comfy_entrypoint()
+        await extension.on_load()
+        return await extension.get_node_list()
+
+    found = [node.GET_SCHEMA() for node in asyncio.run(entry())]
+    return {schema.node_id: schema for schema in found}
+
+
+def summary(schema):
+    """A schema in the words of SCHEMAS."""
+    lines = []
+    for entry in schema.inputs:
+        line = f"{entry.id}: {entry.get_io_type()}" + "?" * entry.optional
+        if getattr(entry, "default", None) is not None:
+            line += f" = {entry.default!r}"
+        if getattr(entry, "min", None) is not None:
+            line += f", {entry.min} to {entry.max}"
+        if getattr(entry, "options", None) is not None:
+            line += f", of {entry.options}"
+        lines.append(line)
+    return lines + [f"-> {output.get_io_type()}" for output in schema.outputs]
+
+
+def defaults(schema):
+    return {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
+
+
+# The contract
+
+
+def test_the_extension_lists_its_nodes(schemas):
+    assert list(schemas) == list(SCHEMAS)
+
+
+@every_node
+def test_inputs_and_outputs_stay_as_workflows_have_saved_them(schemas, name):
+    assert summary(schemas[name]) == SCHEMAS[name]
+
+
+@every_node
+def test_a_node_is_found_and_explained(schemas, pack_module, name):
+    schema = schemas[name]
+    assert name.startswith("Boxwright") and schema.category == "Boxwright"
+    assert schema.display_name.endswith(" (Boxwright)") and schema.description and schema.search_aliases
+    assert [entry.id for entry in [*schema.inputs, *schema.outputs] if not entry.tooltip] == []
+    page = (ROOT / pack_module.WEB_DIRECTORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith("# " + schema.display_name.removesuffix(" (Boxwright)") + "\n")
+    assert [entry.id for entry in schema.inputs if not re.search(rf"\b{entry.id}\b", page, re.IGNORECASE)] == []
+
+
+def test_every_help_page_belongs_to_a_node():
+    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(SCHEMAS)
+
+
+def test_the_schemas_offer_the_defaults_of_the_methods(schemas):
+    method = RectifiedAttention()
+    assert defaults(schemas["BoxwrightRectifiedAttention"]) == {
+        "strength": method.strength,
+        "start": method.window.start,
+        "end": method.window.end,
+        "feather": method.feather,
+        "resolutions": method.resolutions,
+        "end_tokens": method.end_tokens,
+    }
+    method = Reweight(parse_weights(defaults(schemas["BoxwrightReweight"])["weights"]))
+    assert defaults(schemas["BoxwrightReweight"]) == {
+        "weights": "red: 2",
+        "start": method.window.start,
+        "end": method.window.end,
+        "region": method.region,
+        "renormalize": method.renormalize,
+    }
+
+
+# The methods' nodes on the toy
+
+RECTIFIED = dict(strength=1.0, start=0.0, end=1.0, feather=0.0, resolutions="all", end_tokens="visible")
+REWEIGHTED = dict(weights="red: 4", start=0.0, end=1.0, region=0, renormalize=False)
+
+
+@pytest.fixture(scope="module")
+def encoded(toy):
+    """(conditioning, layout) of a prompt with two regions."""
+    regions = (Region("red circle", Box(0.0, 0.0, 0.5, 1.0)), Region("blue star", Box(0.5, 0.0, 0.5, 1.0)))
+    return tokenizers.layout(toy[1], "a red circle and a blue star", regions, append_missing=False)
+
+
+@pytest.fixture(scope="module")
+def draw(toy, encoded):
+    """A function from a model to its picture of that prompt, 64 x 64 pixels after four steps."""
+    _, clip, vae = toy
+    negative = sampling.encode(clip, "")
+    return lambda model: sampling.sample(model, vae, encoded[0], negative, [1], steps=4, size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def plain(toy, draw):
+    """The picture without a patch."""
+    return draw(toy[0])
+
+
+@pytest.fixture(scope="module")
+def usual(toy, encoded, draw):
+    """The pictures of both methods as set below: function -> picture."""
+    return {patch: draw(patch(toy, encoded)) for patch in (rectified, reweighted)}
+
+
+def rectified(toy, encoded, **settings):
+    return BoxwrightRectifiedAttention.execute(toy[0], encoded[1], **RECTIFIED | settings)[0]
+
+
+def reweighted(toy, encoded, model=None, **settings):
+    return BoxwrightReweight.execute(model or toy[0], encoded[1], **REWEIGHTED | settings)[0]
+
+
+@pytest.mark.parametrize("patch", [rectified, reweighted])
+def test_a_method_patches_a_clone(toy, encoded, draw, plain, usual, patch):
+    assert patch(toy, encoded) is not toy[0]
+    assert not torch.equal(usual[patch], plain)
+    assert torch.equal(draw(toy[0]), plain)
+
+
+@pytest.mark.parametrize("patch, off", [(rectified, {"strength": 0.0}), (reweighted, {"weights": "red: 1\nblue: 1"})])
+def test_off_is_the_unpatched_picture(toy, encoded, draw, plain, patch, off):
+    assert torch.equal(draw(patch(toy, encoded, **off)), plain)
+
+
+@pytest.mark.parametrize("patch, setting", [
+    (rectified, {"strength": 0.5}),
+    (rectified, {"start": 0.5}),
+    (rectified, {"end": 0.5}),
+    (rectified, {"feather": 0.4}),
+    (rectified, {"resolutions": "fine"}),
+    (rectified, {"end_tokens": "hidden"}),
+    (reweighted, {"weights": "blue: 4"}),
+    (reweighted, {"start": 0.5}),
+    (reweighted, {"end": 0.5}),
+    (reweighted, {"region": 1}),
+    (reweighted, {"renormalize": True}),
+], ids=str)  # fmt: skip
+def test_every_setting_counts(toy, encoded, draw, plain, usual, patch, setting):
+    picture = draw(patch(toy, encoded, **setting))
+    assert not torch.equal(picture, usual[patch])
+    assert not torch.equal(picture, plain)
+
+
+def test_two_halves_of_the_schedule_are_the_whole(toy, encoded, draw, usual):
+    halves = reweighted(toy, encoded, reweighted(toy, encoded, end=0.5), start=0.5)
+    assert torch.equal(draw(halves), usual[reweighted])
+
+
+def test_lines_of_weights_all_count(toy, encoded, draw):
+    both = draw(reweighted(toy, encoded, weights="red: 4\n\nblue star: 0.5"))
+    one_by_one = reweighted(toy, encoded, reweighted(toy, encoded), weights="blue star: 0.5")
+    torch.testing.assert_close(both, draw(one_by_one), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("text, weights", [
+    ("red: 2", (("red", 2.0),)),
+    ("  red circle :-1.5 \n\n\tblue:0\n", (("red circle", -1.5), ("blue", 0.0))),
+    ("16:9 picture: 1e0", (("16:9 picture", 1.0),)),
+    ("red: 2\nred: 3", (("red", 2.0), ("red", 3.0))),
+    ("x: 1\n" * MAX_LINES, (("x", 1.0),) * MAX_LINES),
+])  # fmt: skip
+def test_weights_are_read(text, weights):
+    assert parse_weights(text) == weights
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "no weight.*striped: 2"),
+    (" \n\t\n", "no weight"),
+    ("red", 'Line 1 .*"red".*a colon and a number from -5 to 10'),
+    ("red: 2\n\nblue: much", 'Line 3 .*"blue: much"'),
+    (": 2", 'Line 1 .*": 2"'),
+    ("red:", 'Line 1 .*"red:"'),
+    ("red: nan", "Line 1 .*red: nan"),
+    ("red: -inf", "Line 1 .*red: -inf"),
+    ("red: 2, blue: 3 times", "Line 1 .*a number"),
+    ("x: 1\n" * (MAX_LINES + 1), f"{MAX_LINES + 1} lines; at most {MAX_LINES}"),
+    ("x" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
+])  # fmt: skip
+def test_weights_that_cannot_be_read_name_their_line(text, words):
+    with pytest.raises(BoxwrightError, match=words) as refused:
+        parse_weights(text)
+    assert len(str(refused.value)) < 300
+    assert BoxwrightReweight.validate_inputs(weights=text) == str(refused.value)
+
+
+def test_weights_from_a_wire_are_checked_when_they_arrive():
+    assert BoxwrightReweight.validate_inputs() is True
+    assert BoxwrightReweight.validate_inputs(weights="red: 2") is True
+
+
+# The guide
+
+
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    """The files of the example in docs/adding-a-method.md, imported where they say they belong: path -> module."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    modules = {}
+    monkeypatch.syspath_prepend(ROOT / "tests" / "math")  # its own test imports the oracles there
+    for number, (path, code) in enumerate(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", text, re.DOTALL)):
+        file = tmp_path / f"block_{number}.py"
+        file.write_text(code, encoding="utf-8")
+        name = "pack." + path.removesuffix(".py").replace("/", ".")
+        monkeypatch.setitem(sys.modules, name, None)  # so that it is gone after the test
+        modules[path] = load(name, file)
+    return modules
+
+
+def test_the_example_of_the_guide_works(guide, toy, encoded, draw, plain):
+    assert list(guide) == ["attention_patches/quiet_words.py", "nodes/quiet_words.py", "tests/math/test_quiet_words.py"]
+    node = guide["nodes/quiet_words.py"].BoxwrightQuietWords
+    assert summary(node.GET_SCHEMA())[2:] == [
+        "strength: FLOAT = 0.5, 0.0 to 1.0", "start: FLOAT = 0.0, 0.0 to 1.0", "end: FLOAT = 1.0, 0.0 to 1.0",
+        "-> MODEL",
+    ]  # fmt: skip
+    pictures = [draw(node.execute(toy[0], encoded[1], strength, 0.0, 1.0)[0]) for strength in (0.0, 0.5, 1.0)]
+    assert torch.equal(pictures[0], plain)
+    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+    tests = vars(guide["tests/math/test_quiet_words.py"])
+    for name in [name for name in tests if name.startswith("test_")]:
+        tests[name]()
