@@ -152,8 +152,8 @@ def align_pieces(text: str, pieces: Sequence[Piece]) -> list[Span]:
 
     `pieces` are the tokens' spellings in order: spaces where the tokenizer marks them, no other marks. Tokens that are
     parts of one character share its span; <unk> takes the characters up to the next token; characters that the
-    tokenizer drops go to the token before them; a token of white space alone gets the white space between its
-    neighbours (an empty span if there is none). Never raises on any text.
+    tokenizer drops go to the token before them; a token of white space or of nothing gets what lies between its
+    neighbours (an empty span if that is nothing). Never raises on any text.
     """
     heard, origins = without_spaces(*fold(text))
     said, owners = spoken(pieces)
@@ -164,8 +164,7 @@ def align_pieces(text: str, pieces: Sequence[Piece]) -> list[Span]:
             owning = sorted({piece for unit in owners[j:next_j] for piece in unit})
         else:
             owning = owners[max(j - 1, 0)] if owners else ()  # dropped by the tokenizer
-        own = origins[i:next_i] or origins[max(i - 1, 0) : max(i - 1, 0) + 1]
-        for characters, speakers in word_by_word(own, owning) if own else ():
+        for characters, speakers in word_by_word(origins[i:next_i], owning) if next_i > i else ():
             for piece in speakers:
                 first[piece] = min(first[piece], characters[0])
                 last[piece] = max(last[piece], characters[-1])

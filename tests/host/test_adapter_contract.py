@@ -1,14 +1,16 @@
 """What every adapter promises, on tiny random models of every supported family (architecture.md 4.2)."""
 
+import comfy.ldm.flux.math
 import comfy.model_base
 import comfy.samplers
-import comfy.supported_models
 import pytest
 import tiny_models as tiny
 import torch
+from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_custom_sampler, nodes_perpneg
 from pack.attention_patches.host import FAMILIES, adapter_for, attend
-from pack.attention_patches.host.family import IncompatiblePatchError
+from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
 from pack.attention_patches.host.run import install, schedule_progress
 from pack.attention_patches.rectified_attention import RectifiedAttention
 from pack.attention_patches.reweight import Reweight
@@ -35,8 +37,8 @@ def layout():
     return tiny.layout()
 
 
-def rectified(layout, **settings):
-    return RectifiedAttention(**settings).edits(layout)
+def rectified(layout, strength=1.0):
+    return RectifiedAttention(strength=strength).edits(layout)
 
 
 def watching(seen, window=StepWindow()):
@@ -134,7 +136,7 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
         axis = 2 if kwargs.get("skip_reshape") else 1
         other = v.clone()
         other.index_fill_(axis, words, 1e3)
-        run = comfy.ldm.modules.attention.attention_basic
+        run = attention.attention_basic
         options = {key: value for key, value in kwargs.items() if key in ("skip_reshape", "skip_output_reshape")}
         out = [run(q, k, value, heads, mask=mask, **options) for value in (v, other)]
         changed = (out[0] != out[1]).any(-1)[0]
@@ -392,6 +394,78 @@ def test_every_sampler(models, layout, sampler):
 
 
 @every_family
+def test_a_slice_of_the_schedule_means_the_same_as_the_whole(models, layout, family):
+    """KSamplerAdvanced and img2img run the tail of a schedule: its steps lie where they lay in the full run."""
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+
+    def steps_seen(**part):
+        seen = []
+        tiny.run(family, install(models[family], layout, [watching(seen)]), positive, steps=4, **part)
+        return sorted({site.progress for site, _ in seen})
+
+    whole = steps_seen()
+    assert len(whole) == 4 and whole[0] == 0.0
+    assert steps_seen(start_step=2) == whole[2:]
+    assert steps_seen(last_step=2) == whole[:2]
+
+
+@every_family
+@pytest.mark.parametrize("kind", ["dual cfg", "perp neg", "basic"])
+def test_guiders_with_other_conds_in_another_order(models, layout, family, kind):
+    """However many conds a guider has and in whatever order it passes them, the layout's rows are the edited ones."""
+    seen = []
+    patched = install(models[family], layout, [watching(seen)])
+    ours = tiny.conditioning(family, layout.prompt, layout.key)
+    others = [tiny.conditioning(family, tiny.text(seed=seed), seed=seed) for seed in (11, 12)]
+    if kind == "dual cfg":
+        guider = nodes_custom_sampler.Guider_DualCFG(patched)
+        guider.set_conds(ours, *others)
+        guider.set_cfg(4.0, 2.0)
+    elif kind == "perp neg":
+        guider = nodes_perpneg.Guider_PerpNeg(patched)
+        guider.set_conds(ours, *others)
+        guider.set_cfg(4.0, 1.0)
+    else:
+        guider = nodes_custom_sampler.Guider_Basic(patched)
+        guider.set_conds(ours)
+    noise = tiny.latent(family)
+    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 1)
+    guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert seen and all(shape[0] == 1 for _, shape in seen)
+
+
+@every_family
+def test_inpainting(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., :12] = 1.0
+    runs = [
+        tiny.run(family, model, positive, noise_mask=mask)
+        for model in (models[family], install(models[family], layout, rectified(layout)))
+    ]
+    assert not torch.equal(*runs)
+    assert torch.equal(runs[0][..., 12:], runs[1][..., 12:])
+
+
+@every_family
+@pytest.mark.parametrize("backend", ["attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch"])
+def test_every_attention_backend(models, layout, family, backend, monkeypatch):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    patched = install(models[family], layout, rectified(layout))
+    reference = tiny.run(family, patched, positive, steps=1, noise=tiny.latent(family, batch=2))
+    chosen, used = getattr(attention, backend), []
+
+    def backend_in_use(*args, **kwargs):
+        used.append(1)
+        return chosen(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "optimized_attention", backend_in_use)
+    monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", backend_in_use)
+    close(tiny.run(family, patched, positive, steps=1, noise=tiny.latent(family, batch=2)), reference)
+    assert used
+
+
+@every_family
 def test_context_edits_reach_their_rows_only(models, layout, family):
     seen = []
 
@@ -426,42 +500,59 @@ def test_another_packs_override_still_runs_everywhere(models, layout, family, ou
 
 
 @every_family
-def test_an_override_may_pass_its_own_mask(models, layout, family):
-    """A mask that another pack adds (bool or float) is kept and ours comes on top."""
+def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
-    hide = torch.zeros(77, dtype=torch.bool)
-    hide[20:] = True
+    hide = slice(20, 77)
+    model = models[family].clone()
 
-    def masked(kind):
-        model = models[family].clone()
-        options = model.model_options.setdefault("transformer_options", {})
-        previous = options.get("optimized_attention_override")
-        assert previous is None
+    def override(func, q, k, v, heads, mask=None, **kwargs):
+        axis = 2 if kwargs.get("skip_reshape") else 1
+        if k.shape[axis] != q.shape[axis] or family == "flux":
+            extra = q.new_zeros(q.shape[axis], k.shape[axis])
+            extra[77 if family == "flux" else 0 :, hide] = attend.MASKED  # image queries only
+            mask = extra if mask is None else mask + extra
+        return func(q, k, v, heads, mask=mask, **kwargs)
 
-        def override(func, q, k, v, heads, mask=None, **kwargs):
-            keys = k.shape[2 if kwargs.get("skip_reshape") else 1]
-            queries = q.shape[2 if kwargs.get("skip_reshape") else 1]
-            if keys == 77 or family == "flux":
-                extra = q.new_zeros(queries, keys)
-                extra[queries - keys + 77 if family == "flux" else 0 :, :77][:, hide] = attend.MASKED
-                mask = extra if mask is None else mask + extra
-            return func(q, k, v, heads, mask=mask, **kwargs)
-
-        options["optimized_attention_override"] = override
-        return model
-
-    both = tiny.run(family, install(masked("float"), layout, rectified(layout)), positive, steps=1)
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
 
     def hidden(values, site):
         values = values.clone()
         values[..., hide] += attend.MASKED
         return values
 
+    # The other pack masks the unconditional rows too; CFG 1 leaves those out.
+    theirs = tiny.run(family, install(model, layout, rectified(layout)), positive, steps=1, cfg=1.0)
     edits = [*rectified(layout), AttentionEdit("hide", "bias", hidden)]
-    # The other pack masks uncond rows too, so compare the conditional prediction alone.
-    ours = tiny.run(family, install(models[family], layout, edits), positive, steps=1, cfg=1.0)
-    close(tiny.run(family, install(masked("float"), layout, rectified(layout)), positive, steps=1, cfg=1.0), ours)
-    assert both.isfinite().all()
+    close(theirs, tiny.run(family, install(models[family], layout, edits), positive, steps=1, cfg=1.0))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("stage", ["bias", "probs"])
+@pytest.mark.parametrize("in_one_piece", [True, False])
+def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece):
+    """Some call sites pass a mask already. Rows 0 and 1 of a joint attention, only row 1 with an edit."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 77 + 24, 32, generator=g) for _ in range(3))
+    keep = torch.rand(2, 1, 77 + 24, 77 + 24, generator=g) > 0.3
+    floats = torch.zeros(keep.shape).masked_fill_(~keep, attend.MASKED)
+    bias = torch.randn(24, 77, generator=g)
+    fns = {"bias": lambda zeros, site: zeros + bias, "probs": lambda probs, site: probs * bias.exp()}
+    edit = Installed(layout, AttentionEdit(stage, stage, fns[stage]))
+    chunks = (Chunk(slice(0, 1), (), 77, (0, 0)), Chunk(slice(1, 2), (edit,), 77, (0, 0)))
+    call = ModelCall(chunks, (8, 12), (8, 12), 77, 0.0, (2,))
+    place = Place("double.0", (4, 6), 2, queries=slice(77, 101), keys=slice(0, 77))
+    host = attention.attention_pytorch
+    args, options = (q, k, v, 2, keep if kind == "bool" else floats), {"skip_reshape": True}
+    out = attend.edited_attention(host, call, place, attend.BiasCache(), args, options, in_one_piece)
+
+    scores = (q.double() @ k.double().transpose(-1, -2)) * 32**-0.5 + floats.double()
+    if stage == "bias":
+        scores[1, :, 77:, :77] += bias
+    probs = scores.softmax(-1)
+    if stage == "probs":
+        probs[1, :, 77:, :77] *= bias.exp()
+    expected = (probs @ v.double()).transpose(1, 2).flatten(2).float()
+    torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", UNETS)
@@ -469,7 +560,7 @@ def test_an_attn2_replace_that_bypasses_the_host_is_refused(models, layout, fami
     model = models[family].clone()
 
     def bypass(q, k, v, extra_options):
-        return comfy.ldm.modules.attention.optimized_attention(q, k, v, extra_options["n_heads"])
+        return attention.optimized_attention(q, k, v, extra_options["n_heads"])
 
     model.set_model_attn2_replace(bypass, "middle", 0)
     patched = install(model, layout, rectified(layout))
@@ -482,7 +573,7 @@ def test_an_attn2_replace_that_calls_the_host_composes(models, layout, family):
     model, positive = models[family].clone(), tiny.conditioning(family, layout.prompt, layout.key)
 
     def polite(q, k, v, extra_options):
-        return comfy.ldm.modules.attention.optimized_attention(
+        return attention.optimized_attention(
             q, k, v, extra_options["n_heads"], transformer_options=extra_options
         )
 

@@ -140,14 +140,14 @@ def latent(family: str, size=(16, 24), batch: int = 1, seed: int = 7) -> torch.T
 
 
 def run(
-    family, model, positive, negative=None, *, noise=None, steps=2, cfg=4.0, sampler="euler", scheduler="simple"
+    family, model, positive, negative=None, *, noise=None, steps=2, cfg=4.0, sampler="euler", scheduler="simple", **kw
 ):  # fmt: skip
-    """A KSampler run; latent float32 [B, C, H, W]."""
+    """A KSampler run; latent float32 [B, C, H, W]. `kw` goes to comfy.sample.sample."""
     noise = latent(family) if noise is None else noise
     negative = negative if negative is not None else conditioning(family, text(seed=2), seed=6)
     return comfy.sample.sample(
         model, noise, steps, cfg, sampler, scheduler, positive, negative, torch.zeros_like(noise),
-        disable_pbar=True, seed=1,
+        disable_pbar=True, seed=1, **kw,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pack.attention_patches.types import AttentionEdit, Box, BoxwrightError, Con
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]
+PUBLISHED = RectifiedAttention(strength=1.0)
 
 
 @pytest.fixture
@@ -39,12 +40,12 @@ def test_as_published(two):
     scores, values = torch.randn(16, 16, generator=g) * 3, torch.randn(16, 8, generator=g)
     x = torch.arange(4).repeat(4)
     expected = attention(paper(scores, two, [x < 2, x >= 2]), values)
-    torch.testing.assert_close(attention(scores + bias_of(RectifiedAttention(), two), values), expected)
+    torch.testing.assert_close(attention(scores + bias_of(PUBLISHED, two), values), expected)
 
 
 def test_outside_a_region_its_words_have_exactly_no_weight(two):
     scores = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)) * 10
-    probs = (scores + bias_of(RectifiedAttention(), two)).softmax(-1)
+    probs = (scores + bias_of(PUBLISHED, two)).softmax(-1)
     left = torch.arange(16) % 4 < 2
     assert probs[~left][:, two.columns[0]].max() == 0 and probs[left][:, two.columns[1]].max() == 0
     torch.testing.assert_close(probs.sum(-1), torch.ones(16))
@@ -54,9 +55,9 @@ def test_outside_a_region_its_words_have_exactly_no_weight(two):
 def test_strength_0_is_off_and_full_image_is_no_region(two):
     assert RectifiedAttention(strength=0.0).edits(two) == []
     everywhere = layout([Box(0, 0, 1, 1)] * 2, OWNED, WORDS)
-    assert bias_of(RectifiedAttention(), everywhere).abs().max() == 0
+    assert bias_of(PUBLISHED, everywhere).abs().max() == 0
     off = layout([LEFT, RIGHT], OWNED, WORDS, strengths=[0.0, 0.0])
-    assert bias_of(RectifiedAttention(), off).abs().max() == 0
+    assert bias_of(PUBLISHED, off).abs().max() == 0
 
 
 def test_strength_keeps_its_share_of_the_odds(two):
@@ -77,17 +78,17 @@ def test_a_regions_own_strength_multiplies(two):
 
 def test_a_word_of_two_regions_is_seen_in_both():
     shared = layout([Box(0, 0, 0.25, 1), Box(0.75, 0, 0.25, 1)], [[2, 3], [2, 3]], WORDS)
-    seen = bias_of(RectifiedAttention(), shared)[:4, 2] == 0
+    seen = bias_of(PUBLISHED, shared)[:4, 2] == 0
     assert seen.tolist() == [True, False, False, True]
 
 
 def test_nobodys_words_start_and_end_tokens_are_seen_everywhere(two):
-    bias = bias_of(RectifiedAttention(), two)
+    bias = bias_of(PUBLISHED, two)
     assert bias[:, ~two.columns.any(0)].abs().max() == 0
 
 
 def test_hidden_end_tokens(two):
-    bias = bias_of(RectifiedAttention(end_tokens="hidden"), two)
+    bias = bias_of(RectifiedAttention(strength=1.0, end_tokens="hidden"), two)
     assert (bias[:, 8:] == NEVER).all() and bias[:, 0].abs().max() == 0
     half = bias_of(RectifiedAttention(strength=0.5, end_tokens="hidden"), two)
     torch.testing.assert_close(half[:, 8:], torch.full((16, 8), math.log(0.5)))
@@ -98,7 +99,7 @@ def test_own_end_tokens_are_shared_out_and_keep_their_weight_together():
     shares = share_end_tokens(lay)
     assert shares.sum(0).tolist() == [0] * 8 + [1] * 8  # every end and padding column has one owner
     assert shares.sum(1).tolist() == [3, 3, 2]
-    bias = bias_of(RectifiedAttention(end_tokens="own"), lay)
+    bias = bias_of(RectifiedAttention(strength=1.0, end_tokens="own"), lay)
     # With equal scores, the end tokens a query sees weigh together what all eight weighed before.
     weight = bias.exp()[:, 8:].sum(-1)
     torch.testing.assert_close(weight, torch.full((16,), 8.0))
@@ -110,7 +111,7 @@ def test_own_end_tokens_are_shared_out_and_keep_their_weight_together():
 
 def test_own_end_tokens_hold_the_regions_own_encoding():
     lay = layout([LEFT, RIGHT], OWNED, WORDS)
-    edit = next(e for e in RectifiedAttention(end_tokens="own").edits(lay) if isinstance(e, ContextEdit))
+    edit = next(e for e in RectifiedAttention(strength=1.0, end_tokens="own").edits(lay) if isinstance(e, ContextEdit))
     context = lay.prompt.embedding.expand(2, -1, -1)
     out = edit.fn(context, lay)
     shares = share_end_tokens(lay)
@@ -128,12 +129,12 @@ def test_own_end_tokens_hold_the_regions_own_encoding():
 def test_own_end_tokens_need_one_for_each():
     full = layout([LEFT, RIGHT], OWNED, WORDS, length=10)  # one end token and one padding for three owners
     with pytest.raises(BoxwrightError, match="leaves 2 end and padding tokens, but 2 regions"):
-        RectifiedAttention(end_tokens="own").edits(full)
+        RectifiedAttention(strength=1.0, end_tokens="own").edits(full)
 
 
 def test_a_box_smaller_than_a_cell_keeps_one():
     tiny = layout([Box(0.55, 0.3, 0.02, 0.02)], [[2, 3]], WORDS)
-    bias = bias_of(RectifiedAttention(), tiny).view(4, 4, -1)
+    bias = bias_of(PUBLISHED, tiny).view(4, 4, -1)
     seen = (bias[..., 2] == 0).nonzero().tolist()
     assert seen == [[1, 2]]
 
@@ -141,15 +142,15 @@ def test_a_box_smaller_than_a_cell_keeps_one():
 def test_painted_masks_keep_soft_edges():
     mask = torch.zeros(4, 4)
     mask[:, 0], mask[:, 1] = 1.0, 0.25
-    bias = bias_of(RectifiedAttention(), layout([mask], [[2]], WORDS)).view(4, 4, -1)
+    bias = bias_of(PUBLISHED, layout([mask], [[2]], WORDS)).view(4, 4, -1)
     assert bias[0, :, 2].tolist() == pytest.approx([0.0, math.log(0.25), NEVER, NEVER])
-    faint = bias_of(RectifiedAttention(), layout([mask * 0.1], [[2]], WORDS)).view(4, 4, -1)
+    faint = bias_of(PUBLISHED, layout([mask * 0.1], [[2]], WORDS)).view(4, 4, -1)
     assert faint[0, 0, 2] == 0  # the best covered cell sees its word however faint the mask
 
 
 def test_feather_is_a_fraction_of_the_image_also_in_a_crop():
     lay = layout([Box(0, 0, 0.25, 1)], [[2]], WORDS)
-    bias = bias_of(RectifiedAttention(feather=0.5), lay, grid=(1, 8))[:, 2].exp()
+    bias = bias_of(RectifiedAttention(strength=1.0, feather=0.5), lay, grid=(1, 8))[:, 2].exp()
     torch.testing.assert_close(bias, torch.tensor([1, 1, 0.75, 0.5, 0.25, 0, 0, 0.0]))
 
 
