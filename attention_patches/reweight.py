@@ -1,7 +1,8 @@
 """Prompt-to-Prompt reweighting (Hertz et al., arXiv 2208.01626, section 3.2 "Attention re-weighting").
 
 The attention probability of chosen words is multiplied by a factor in every image-to-text attention, without
-renormalising, as published. Departures: a factor may count in one region only, and rows can be renormalised.
+renormalising, as published. Departures: the paper edits a picture beside its original with factors of about -2 to 2;
+here there is one picture, factors go from -5 to 10, may count in one region only, and rows can be renormalised.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Reweight:
         factors = torch.ones(len(layout.prompt.tokens))
         for phrase, factor in self.weights:
             if not (math.isfinite(factor) and LOWEST <= factor <= HIGHEST):
-                raise BoxwrightError(f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}.')
+                raise BoxwrightError(f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in it.')
             if self.renormalize and factor < 0:
                 raise BoxwrightError(
                     f'The factor {factor:g} of "{phrase}" cannot be renormalized: probabilities are not negative. '

@@ -193,7 +193,7 @@ def _load_json(text: str) -> Any:
         data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
     except json.JSONDecodeError as error:
         raise BoxwrightError(
-            f"regions_json is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+            f"regions_json is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it there."
         ) from error
     except RecursionError:
         raise _too_deep() from None
@@ -426,13 +426,13 @@ def _checked_phrase(phrase: Any, where: str) -> str:
 def _number(value: Any, where: str) -> float:
     """A finite float; booleans and texts are no numbers, numbers of numpy are."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BoxwrightError(f"{where} must be a number; it is {_shown(value)}.")
+        raise BoxwrightError(f"{where} must be a number; it is {_shown(value)}. Write it as a number, without quotation marks.")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise BoxwrightError(f"{where} must be an ordinary number; it is {_shown(value)}.")
+        raise BoxwrightError(f"{where} must be an ordinary number; it is {_shown(value)}. Replace it.")
     return number
 
 

@@ -169,12 +169,13 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
 
 
 def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
-    lengths = sorted({e["cross_attn"].shape[1] for e in conds.get("positive", ()) if e.get("cross_attn") is not None})
+    own = len(layout.prompt.tokens)
+    lengths = {e["cross_attn"].shape[1] for e in conds.get("positive", ()) if e.get("cross_attn") is not None}
+    counts = "" if own in lengths else f" ({own} text tokens; the run has {', '.join(map(str, sorted(lengths)))})"
     return (
-        f'No positive conditioning of this run was encoded with the layout of "{_short(layout.prompt.tokens.text)}" '
-        f"({len(layout.prompt.tokens)} text tokens; the run has {', '.join(map(str, lengths)) or 'none'}). "
-        "The layout knows the words of its own prompt only: wire `positive` of the same Layout Prompt node to the "
-        "sampler (other conditioning nodes may stand in between)."
+        f'No positive conditioning of this run was encoded with the layout of "{_short(layout.prompt.tokens.text)}"'
+        f"{counts}. The layout knows the words of its own prompt only: wire `positive` of the same Layout Prompt node "
+        "to the sampler (other conditioning nodes may stand in between)."
     )
 
 

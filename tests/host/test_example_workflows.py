@@ -1,6 +1,5 @@
 """Every example workflow opens, fits the nodes of the running server, and draws its pictures there."""
 import json
-import os
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -14,20 +13,9 @@ sys.path.append(str(ROOT / "tools"))
 
 from wb_common import Failure
 from wb_demo import execute, load_workflow, save_pictures
-from wb_environment import host_at
 from wb_graph import NOTES, to_api
-from wb_server import running_server
 
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """A real server with the pack in it, for all tests of the session."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BOXWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with running_server(Path(sys.executable), host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")) as server:
-            yield server
 
 
 def pixels(file):
@@ -35,11 +23,6 @@ def pixels(file):
     image = np.asarray(Image.open(file))
     assert image.shape == (256, 256, 3)
     return image
-
-
-@pytest.fixture(scope="session")
-def object_info(server):
-    return server.get_json("/object_info")
 
 
 def test_the_server_offers_the_examples_as_templates(server):

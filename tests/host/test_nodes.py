@@ -49,7 +49,7 @@ SCHEMAS = {
     "BoxwrightRectifiedAttention": [
         "model: MODEL",
         "layout: BOXWRIGHT_LAYOUT",
-        "strength: FLOAT = 1.0, 0.0 to 1.0",
+        "strength: FLOAT = 0.9, 0.0 to 1.0",
         "start: FLOAT = 0.0, 0.0 to 1.0",
         "end: FLOAT = 1.0, 0.0 to 1.0",
         "feather: FLOAT = 0.0, 0.0 to 1.0",
@@ -233,7 +233,7 @@ def test_off_is_the_unpatched_picture(toy, encoded, draw, plain, patch, off):
     (reweighted, {"end": 0.5}),
     (reweighted, {"region": 1}),
     (reweighted, {"renormalize": True}),
-], ids=str)  # fmt: skip
+], ids=lambda value: str(getattr(value, "__name__", value)))  # fmt: skip
 def test_every_setting_counts(toy, encoded, draw, plain, usual, patch, setting):
     picture = draw(patch(toy, encoded, **setting))
     assert not torch.equal(picture, usual[patch])
