@@ -53,7 +53,9 @@ class Reweight:
         factors = torch.ones(len(layout.prompt.tokens))
         for phrase, factor in self.weights:
             if not (math.isfinite(factor) and LOWEST <= factor <= HIGHEST):
-                raise BoxwrightError(f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in it.')
+                raise BoxwrightError(
+                    f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in between.'
+                )
             if self.renormalize and factor < 0:
                 raise BoxwrightError(
                     f'The factor {factor:g} of "{phrase}" cannot be renormalized: probabilities are not negative. '

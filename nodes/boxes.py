@@ -426,7 +426,7 @@ def _checked_phrase(phrase: Any, where: str) -> str:
 def _number(value: Any, where: str) -> float:
     """A finite float; booleans and texts are no numbers, numbers of numpy are."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BoxwrightError(f"{where} must be a number; it is {_shown(value)}. Write it as a number, without quotation marks.")
+        raise BoxwrightError(f"{where} must be a number; it is {_shown(value)}. Write it without quotation marks.")
     try:
         number = float(value)
     except OverflowError:

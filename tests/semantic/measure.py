@@ -1,4 +1,4 @@
-"""Pictures of the toy world's layouts with and without a method, scored. `pytest -s tests/semantic` prints the tables."""
+"""Pictures of the toy world's layouts with and without a method, scored; `pytest -s` prints the tables."""
 
 from collections.abc import Callable, Iterable
 
