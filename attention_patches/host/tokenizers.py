@@ -170,6 +170,7 @@ class PromptReader:
         return align_pieces(heard.text, pieces)[: len(ids)]
 
     def unsupported(self, why: str) -> BoxwrightError:
+        """The error that names the encoder, what is wrong with it and what is supported."""
         return BoxwrightError(
             f"The text encoder {type(self.encoder).__name__} is not supported: {why}. Load one of these instead: "
             f"{SUPPORTED}."

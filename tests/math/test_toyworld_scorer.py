@@ -97,8 +97,16 @@ def test_blur_between_touching_objects_is_no_object():
     for left, right in [("yellow", "red"), ("red", "blue")]:
         objects = [SceneObject(left, "square", 0.3, 0.5, 0.2), SceneObject(right, "square", 0.64, 0.5, 0.2)]
         score = score_image(blurred(render_scene(objects)), expect(*objects))
-        assert min(o.iou for o in score.objects) > 0.9
+        assert min(o.iou for o in score.objects) > 0.85
         assert score.unexpected == 0
+
+
+def test_rim_with_a_thick_spot_is_no_object():
+    """Seen in the model's pictures: a yellow disc, orange along its rim, more so where it touched something red."""
+    image = torch.tensor(BACKGROUNDS["gray"]).repeat(256, 256, 1)
+    image[60:200, 60:200] = image[120:130, 55:65] = torch.tensor(COLORS["orange"])
+    image[63:197, 63:197] = torch.tensor(COLORS["yellow"])
+    assert [item.color for item in find_objects(image)] == ["yellow"]
 
 
 def test_noise_does_not_hide_objects_or_make_them():
@@ -172,6 +180,13 @@ def test_nothing_in_noise_and_blank_pictures(image):
     assert summarise([score_image(image, expect(RED_LEFT))])["ap50"] == (0, 0)
 
 
+def test_a_colour_outside_the_palette_is_no_object():
+    image = torch.tensor(BACKGROUNDS["white"]).repeat(256, 256, 1)
+    image[60:200, 60:200] = torch.tensor((0.5, 0.5, 0.1))  # olive, nearest to green
+    assert find_objects(image) == []
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_picture_full_of_one_colour_is_one_object():
     found, = find_objects(torch.tensor(COLORS["cyan"]).expand(64, 96, 3))
     assert (found.color, found.box, found.area) == ("cyan", (0, 0, 1, 1), 1)

@@ -34,9 +34,9 @@ LAYOUTS = (
         ("large green triangle", (0.04, 0.55, 0.46, 0.41)),
         ("orange circle", (0.56, 0.06, 0.38, 0.38)),
     )),
-    Layout("three", "a red square, a yellow circle and a cyan cross on a gray background", (
-        ("red square", (0.08, 0.08, 0.28, 0.28)),
-        ("yellow circle", (0.62, 0.20, 0.30, 0.30)),
-        ("cyan cross", (0.26, 0.64, 0.29, 0.29)),
+    Layout("three", "a red house, a green tree and a yellow star on a black background", (
+        ("red house", (0.08, 0.10, 0.26, 0.29)),
+        ("green tree", (0.66, 0.14, 0.25, 0.38)),
+        ("yellow star", (0.34, 0.64, 0.29, 0.28)),
     )),
 )

@@ -163,7 +163,7 @@ def find_objects(image):
     ])
     background = _background(pixels, distances)
     nearest = distances.argmin(0)
-    nearest[(distances.min(0) > BODY_DISTANCE) | (_distance(pixels, background) < distances.min(0))] = -1
+    nearest[distances.min(0) > BODY_DISTANCE] = -1
     found = []
     for index, (name, color) in enumerate(colors.items()):
         body = (nearest == index) & (_whiteness(pixels, color) < LIGHT / 2)
@@ -172,9 +172,8 @@ def find_objects(image):
         body = _body(body)
         if not body.any():
             continue
-        own = body | _light_parts(_rgb(np.median(pixels[:, body], axis=1)), background, pixels)
-        # Closing joins body and light parts over the pixel between them.
-        labels, count = ndimage.label(ndimage.binary_closing(own, NEIGHBOURS) | own, NEIGHBOURS)
+        own = body | _light_parts(color, background, pixels)
+        labels, count = ndimage.label(own, NEIGHBOURS)
         whiteness = (_whiteness(pixels, color) / LIGHT).clip(0, 1)
         for label in range(1, count + 1):
             mask = own & (labels == label)
