@@ -30,15 +30,15 @@ NEVER = -1e4  # the score added to what must not be seen: its softmax is exactly
 
 @dataclass(frozen=True)
 class RectifiedAttention:
-    """Settings. At strength 1 over the whole schedule, without feather, at all resolutions: as published.
+    """Settings. `PUBLISHED` has the paper's.
 
-    The default strength is lower, because the paper fine-tunes the model and here it is used as it comes: at 1 objects
-    that the noise does not favour go missing (docs/results.md).
+    The defaults let go early and fade at the edges, because the paper fine-tunes the model and here it is used as it
+    comes: hidden to the end, objects that the noise does not favour go missing (docs/results.md).
     """
 
-    strength: float = 0.9  # 0 = off; between: outside its region a word keeps the share 1 - strength of its odds
-    window: StepWindow = StepWindow()
-    feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
+    strength: float = 1.0  # 0 = off; between: outside its region a word keeps the share 1 - strength of its odds
+    window: StepWindow = StepWindow(0.0, 0.2)
+    feather: float = 0.1  # width of the ramp outside a region, in fractions of the image's width and height
     resolutions: Resolutions = "all"
     end_tokens: EndTokens = "visible"
 
@@ -97,6 +97,9 @@ class RectifiedAttention:
             return result
 
         return own
+
+
+PUBLISHED = RectifiedAttention(strength=1.0, window=StepWindow(), feather=0.0, resolutions="all", end_tokens="visible")
 
 
 def visibility(region: Region, site: AttentionSite, feather: float) -> Tensor:

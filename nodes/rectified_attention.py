@@ -23,7 +23,7 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
             category=schema.CATEGORY,
             description="Hides the words of each region from the rest of the image (rectified cross-attention, RCA, "
             "arXiv 2303.14412). Costs next to nothing and works with every sampler. It confines words; it does not "
-            "push objects into place.",
+            "push objects into place. As published: strength 1, start 0, end 1, feather 0.",
             search_aliases=["rca", "rectified cross-attention", "freestyle", "regional prompt", "attention mask"],
             inputs=[
                 schema.model_input(),
@@ -34,8 +34,8 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How invisible: 0 = off (the picture is exactly the unpatched one), 1 = as published, not "
-                    "seen at all outside. Each region's own strength multiplies it.",
+                    tooltip="How invisible: 0 = off (the picture is exactly the unpatched one), 1 = not seen at all "
+                    "outside. Each region's own strength multiplies it.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
                 io.Float.Input(

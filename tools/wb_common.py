@@ -67,10 +67,14 @@ def last_lines(path: Path, count: int = 12) -> str:
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """This process's environment without what would make another interpreter import the wrong packages."""
+    """This process's environment without what would make another interpreter import the wrong packages.
+
+    Threads of torch sleep while they wait: spinning, they cost several times the CPU where a server, a client and tests
+    share two cores.
+    """
     dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    return {**kept, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", **extra}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", **extra}
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What every adapter promises, on tiny random models of every supported family (architecture.md 4.2)."""
 
+from dataclasses import replace
+
 import comfy.ldm.flux.math
 import comfy.model_base
 import comfy.samplers
@@ -12,7 +14,7 @@ from comfy_extras import nodes_custom_sampler, nodes_perpneg
 from pack.attention_patches.host import FAMILIES, adapter_for, attend
 from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
 from pack.attention_patches.host.run import install, schedule_progress
-from pack.attention_patches.rectified_attention import RectifiedAttention
+from pack.attention_patches.rectified_attention import PUBLISHED
 from pack.attention_patches.reweight import Reweight
 from pack.attention_patches.types import (
     AttentionEdit,
@@ -38,7 +40,7 @@ def layout():
 
 
 def rectified(layout, strength=1.0):
-    return RectifiedAttention(strength=strength).edits(layout)
+    return replace(PUBLISHED, strength=strength).edits(layout)
 
 
 def watching(seen, window=StepWindow()):

@@ -49,10 +49,10 @@ SCHEMAS = {
     "BoxwrightRectifiedAttention": [
         "model: MODEL",
         "layout: BOXWRIGHT_LAYOUT",
-        "strength: FLOAT = 0.9, 0.0 to 1.0",
+        "strength: FLOAT = 1.0, 0.0 to 1.0",
         "start: FLOAT = 0.0, 0.0 to 1.0",
-        "end: FLOAT = 1.0, 0.0 to 1.0",
-        "feather: FLOAT = 0.0, 0.0 to 1.0",
+        "end: FLOAT = 0.2, 0.0 to 1.0",
+        "feather: FLOAT = 0.1, 0.0 to 1.0",
         "resolutions: COMBO = 'all', of ['all', 'fine', 'coarse', 'all but coarsest']",
         "end_tokens: COMBO = 'visible', of ['visible', 'hidden', 'own']",
         "-> MODEL",

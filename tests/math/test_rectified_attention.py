@@ -1,16 +1,21 @@
 """Rectified attention against the paper's formula written out, and its settings against identities."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from oracles import LEFT, RIGHT, attention, layout, site
-from pack.attention_patches.rectified_attention import NEVER, RectifiedAttention, at_resolution, share_end_tokens
+from pack.attention_patches.rectified_attention import NEVER, PUBLISHED, at_resolution, share_end_tokens
 from pack.attention_patches.types import AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]
-PUBLISHED = RectifiedAttention(strength=1.0)
+
+
+def published_but(**settings):
+    return replace(PUBLISHED, **settings)
+
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def test_outside_a_region_its_words_have_exactly_no_weight(two):
 
 
 def test_strength_0_is_off_and_full_image_is_no_region(two):
-    assert RectifiedAttention(strength=0.0).edits(two) == []
+    assert published_but(strength=0.0).edits(two) == []
     everywhere = layout([Box(0, 0, 1, 1)] * 2, OWNED, WORDS)
     assert bias_of(PUBLISHED, everywhere).abs().max() == 0
     off = layout([LEFT, RIGHT], OWNED, WORDS, strengths=[0.0, 0.0])
@@ -62,7 +67,7 @@ def test_strength_0_is_off_and_full_image_is_no_region(two):
 
 def test_strength_keeps_its_share_of_the_odds(two):
     scores = torch.randn(16, 16, generator=torch.Generator().manual_seed(2))
-    probs = (scores + bias_of(RectifiedAttention(strength=0.8), two)).softmax(-1)
+    probs = (scores + bias_of(published_but(strength=0.8), two)).softmax(-1)
     plain = scores.softmax(-1)
     outside = torch.arange(16) % 4 >= 2
     odds, before = (p[outside][:, 2] / p[outside][:, 0] for p in (probs, plain))  # against the start token
@@ -71,7 +76,7 @@ def test_strength_keeps_its_share_of_the_odds(two):
 
 def test_a_regions_own_strength_multiplies(two):
     mixed = layout([LEFT, RIGHT], OWNED, WORDS, strengths=[0.5, 1.0])
-    bias = bias_of(RectifiedAttention(strength=0.8), mixed)
+    bias = bias_of(published_but(strength=0.8), mixed)
     assert bias[3, 2] == pytest.approx(math.log(1 - 0.4))
     assert bias[0, 6] == pytest.approx(math.log(1 - 0.8))
 
@@ -88,9 +93,9 @@ def test_nobodys_words_start_and_end_tokens_are_seen_everywhere(two):
 
 
 def test_hidden_end_tokens(two):
-    bias = bias_of(RectifiedAttention(strength=1.0, end_tokens="hidden"), two)
+    bias = bias_of(published_but(end_tokens="hidden"), two)
     assert (bias[:, 8:] == NEVER).all() and bias[:, 0].abs().max() == 0
-    half = bias_of(RectifiedAttention(strength=0.5, end_tokens="hidden"), two)
+    half = bias_of(published_but(strength=0.5, end_tokens="hidden"), two)
     torch.testing.assert_close(half[:, 8:], torch.full((16, 8), math.log(0.5)))
 
 
@@ -99,7 +104,7 @@ def test_own_end_tokens_are_shared_out_and_keep_their_weight_together():
     shares = share_end_tokens(lay)
     assert shares.sum(0).tolist() == [0] * 8 + [1] * 8  # every end and padding column has one owner
     assert shares.sum(1).tolist() == [3, 3, 2]
-    bias = bias_of(RectifiedAttention(strength=1.0, end_tokens="own"), lay)
+    bias = bias_of(published_but(end_tokens="own"), lay)
     # With equal scores, the end tokens a query sees weigh together what all eight weighed before.
     weight = bias.exp()[:, 8:].sum(-1)
     torch.testing.assert_close(weight, torch.full((16,), 8.0))
@@ -111,7 +116,7 @@ def test_own_end_tokens_are_shared_out_and_keep_their_weight_together():
 
 def test_own_end_tokens_hold_the_regions_own_encoding():
     lay = layout([LEFT, RIGHT], OWNED, WORDS)
-    edit = next(e for e in RectifiedAttention(strength=1.0, end_tokens="own").edits(lay) if isinstance(e, ContextEdit))
+    edit = next(e for e in published_but(end_tokens="own").edits(lay) if isinstance(e, ContextEdit))
     context = lay.prompt.embedding.expand(2, -1, -1)
     out = edit.fn(context, lay)
     shares = share_end_tokens(lay)
@@ -122,14 +127,14 @@ def test_own_end_tokens_hold_the_regions_own_encoding():
             assert torch.equal(out[:, column], text.embedding[:, column].expand(2, -1))
     untouched = ~shares[:-1].any(0)
     assert torch.equal(out[:, untouched], context[:, untouched])
-    half = RectifiedAttention(strength=0.5, end_tokens="own").edits(lay)[1].fn(context, lay)
+    half = published_but(strength=0.5, end_tokens="own").edits(lay)[1].fn(context, lay)
     torch.testing.assert_close(half, (context + out) / 2)
 
 
 def test_own_end_tokens_need_one_for_each():
     full = layout([LEFT, RIGHT], OWNED, WORDS, length=10)  # one end token and one padding for three owners
     with pytest.raises(BoxwrightError, match="leaves 2 end and padding tokens, but 2 regions"):
-        RectifiedAttention(strength=1.0, end_tokens="own").edits(full)
+        published_but(end_tokens="own").edits(full)
 
 
 def test_a_box_smaller_than_a_cell_keeps_one():
@@ -150,7 +155,7 @@ def test_painted_masks_keep_soft_edges():
 
 def test_feather_is_a_fraction_of_the_image_also_in_a_crop():
     lay = layout([Box(0, 0, 0.25, 1)], [[2]], WORDS)
-    bias = bias_of(RectifiedAttention(strength=1.0, feather=0.5), lay, grid=(1, 8))[:, 2].exp()
+    bias = bias_of(published_but(feather=0.5), lay, grid=(1, 8))[:, 2].exp()
     torch.testing.assert_close(bias, torch.tensor([1, 1, 0.75, 0.5, 0.25, 0, 0, 0.0]))
 
 
@@ -164,7 +169,7 @@ def test_resolutions():
     }
     assert all(at_resolution(site(None, level=0, levels=1), name) for name in NAMES)
     two = layout([LEFT, RIGHT], OWNED, WORDS)
-    assert bias_of(RectifiedAttention(resolutions="fine"), two, level=1, levels=2).abs().max() == 0
+    assert bias_of(published_but(resolutions="fine"), two, level=1, levels=2).abs().max() == 0
 
 
 NAMES = ["all", "fine", "coarse", "all but coarsest"]
@@ -172,13 +177,13 @@ NAMES = ["all", "fine", "coarse", "all but coarsest"]
 
 def test_windows_go_to_every_edit(two):
     window = StepWindow(0.1, 0.4)
-    assert {e.window for e in RectifiedAttention(window=window, end_tokens="own").edits(two)} == {window}
+    assert {e.window for e in published_but(window=window, end_tokens="own").edits(two)} == {window}
 
 
 @pytest.mark.parametrize("settings", [{"strength": 1.1}, {"strength": -0.1}, {"strength": math.nan}, {"feather": 2.0}])
 def test_values_out_of_range_are_refused(settings):
     with pytest.raises(BoxwrightError, match="outside 0 to 1"):
-        RectifiedAttention(**settings)
+        published_but(**settings)
 
 
 @pytest.mark.parametrize("window", [(0.5, 0.5), (0.6, 0.2), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0)])
