@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .types import Box, View
+from .types import AttentionSite, Box, Region, View
 
 WHOLE_IMAGE = View()
 
@@ -31,6 +31,14 @@ def coverage(area: Box | Tensor, grid: tuple[int, int], view: View = WHOLE_IMAGE
         columns, torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     ).T
     return (share / inside.clamp_min(1e-9)).clamp(0.0, 1.0).float()
+
+
+def covered(region: Region, site: AttentionSite) -> Tensor:
+    """Coverage of the region at this site, [h, w]; worked out once for each grid of a run."""
+    key = (id(region.area), site.grid, site.view)
+    if key not in site.memo:
+        site.memo[key] = coverage(region.area, site.grid, site.view)
+    return site.memo[key]
 
 
 def visible_cells(share: Tensor) -> Tensor:

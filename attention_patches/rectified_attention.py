@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .grids import coverage, feathered, visible_cells
+from .grids import covered, feathered, visible_cells
 from .types import AttentionEdit, AttentionSite, BoxwrightError, ContextEdit, EncodedText, Layout, Region, StepWindow
 
 Resolutions = Literal["all", "fine", "coarse", "all but coarsest"]
@@ -60,40 +60,35 @@ class RectifiedAttention:
 
     def _bias(self, shares: Tensor | None) -> Callable[[Tensor, AttentionSite], Tensor]:
         def bias(zeros: Tensor, site: AttentionSite) -> Tensor:
-            if not at_resolution(site, self.resolutions):
+            layout, here = site.layout, at_resolution(site, self.resolutions)
+            if not here and shares is None:
                 return zeros
-            layout = site.layout
+            strengths = self._strengths(layout)
             seen = torch.stack([visibility(region, site, self.feather) for region in layout.regions]).flatten(1)
-            odds = self._odds(layout, seen)
+            odds = 1.0 - strengths[:, None] * (1.0 - seen)  # [R, N] by what the odds of a region's words are multiplied
             total = zeros.clone()
-            total[0, 0] += _log(_best_owner(odds, layout.columns))
-            if self.end_tokens == "hidden":
-                total[0, 0][:, end_columns(layout)] += _log(torch.tensor(1.0 - self.strength))
-            elif shares is not None:
-                rest = 1.0 - self.strength * seen.max(dim=0).values
-                total[0, 0] += self._end_bias(torch.cat([odds, rest[None]]), shares)
+            if here:
+                total[0, 0] += _log(_best_owner(odds, layout.columns))
+            if here and self.end_tokens == "hidden":
+                total[0, 0][:, end_columns(layout)] += _log(1.0 - strengths.max())
+            if shares is not None:  # at every grid: the context that holds these end tokens is the same for all
+                rest = 1.0 - (strengths[:, None] * seen).max(dim=0).values
+                total[0, 0] += _end_bias(torch.cat([odds, rest[None]]), shares, strengths)
             return total
 
         return bias
 
-    def _odds(self, layout: Layout, seen: Tensor) -> Tensor:
-        """By what the odds of each region's words are multiplied at each image token, [R, N] in [0, 1]."""
-        strengths = torch.tensor([self.strength * region.strength for region in layout.regions])
-        return 1.0 - strengths[:, None] * (1.0 - seen)
-
-    def _end_bias(self, odds: Tensor, shares: Tensor) -> Tensor:
-        """Odds [R + 1, N] of every owner of end tokens -> what to add to the scores, [N, T]."""
-        # Each owner has only some of the columns; together they keep the weight that all of them had.
-        gain = (shares.sum() / shares.sum(dim=1)).log()
-        return _log(_best_owner(odds, shares)) + self.strength * (shares * gain[:, None]).sum(dim=0)
+    def _strengths(self, layout: Layout) -> Tensor:
+        return self.strength * torch.tensor([region.strength for region in layout.regions])
 
     def _own_end_tokens(self, shares: Tensor) -> Callable[[Tensor, Layout], Tensor]:
         def own(context: Tensor, layout: Layout) -> Tensor:
             result = context.clone()
-            for text, columns in zip(layout.region_texts, shares[:-1], strict=True):
+            strengths = self._strengths(layout).tolist()
+            for text, columns, strength in zip(layout.region_texts, shares[:-1], strengths, strict=True):
                 for column, row in zip(columns.nonzero()[:, 0].tolist(), _end_rows(text, columns), strict=True):
                     target = text.embedding[0, row].to(context).expand_as(context[:, column])
-                    result[:, column] = torch.lerp(context[:, column], target, self.strength)
+                    result[:, column] = torch.lerp(context[:, column], target, strength)
             return result
 
         return own
@@ -104,7 +99,7 @@ PUBLISHED = RectifiedAttention(strength=1.0, window=StepWindow(), feather=0.0, r
 
 def visibility(region: Region, site: AttentionSite, feather: float) -> Tensor:
     """Where the region's words may be seen, [h, w] in [0, 1]."""
-    share = coverage(region.area, site.grid, site.view)
+    share = covered(region, site)
     if isinstance(region.area, Tensor):
         best = share.max()
         seen = share if best > 0.5 or best <= 0 else share / best
@@ -145,6 +140,13 @@ def share_end_tokens(layout: Layout) -> Tensor:
     shares = torch.zeros(owners, len(layout.prompt.tokens), dtype=torch.bool)
     shares[torch.arange(len(reserved)) % owners, reserved] = True
     return shares
+
+
+def _end_bias(odds: Tensor, shares: Tensor, strengths: Tensor) -> Tensor:
+    """Odds [R + 1, N] of every owner of end tokens -> what to add to the scores, [N, T]."""
+    # Each owner has only some of the columns; together they keep the weight that all of them had.
+    gain = (shares.sum() / shares.sum(dim=1)).log() * torch.cat([strengths, strengths.max()[None]])
+    return _log(_best_owner(odds, shares)) + (shares * gain[:, None]).sum(dim=0)
 
 
 def _end_rows(text: EncodedText, columns: Tensor) -> list[int]:

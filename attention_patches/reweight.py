@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grids import coverage
+from .grids import covered
 from .rectified_attention import NEVER
 from .tokens import closest_match, phrase_columns
 from .types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow
@@ -68,7 +68,7 @@ class Reweight:
         """[N or 1, T]: the factors where they count, 1 elsewhere."""
         if self.region == 0:
             return factors[None]
-        inside = coverage(site.layout.regions[self.region - 1].area, site.grid, site.view).flatten()
+        inside = covered(site.layout.regions[self.region - 1], site).flatten()
         return 1.0 + inside[site.queries, None] * (factors[None] - 1.0)
 
     def _bias(self, factors: Tensor) -> Callable[[Tensor, AttentionSite], Tensor]:

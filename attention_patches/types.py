@@ -87,7 +87,7 @@ class Layout:
     regions: tuple[Region, ...]
     columns: Tensor  # bool [R, T]; row r marks the text columns of regions[r]
     region_texts: tuple[EncodedText, ...]  # length R: each phrase encoded alone
-    key: str  # same tokens, same key; the conditioning encoded with the layout carries it
+    key: str  # same tokens and regions, same key; the conditioning encoded with the layout carries it
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class AttentionSite:
     queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
     progress: float  # same scale as StepWindow
     layout: Layout
+    memo: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
 
 
 @dataclass(frozen=True)

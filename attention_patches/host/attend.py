@@ -24,6 +24,7 @@ class BiasCache:
     def __init__(self) -> None:
         self._progress: float | None = None
         self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self.memo: dict[Any, Tensor] = {}  # AttentionSite.memo of every site of the run
 
     def get(self, call: ModelCall, chunk: Chunk, place: Place, like: Tensor) -> Tensor:
         """The sum of the chunk's bias edits, [1, 1, h * w, keys of the text], in the dtype and device of `like`."""
@@ -31,9 +32,9 @@ class BiasCache:
             self._progress, self._masks = call.progress, {}
         edits = tuple(id(item.edit) for item in chunk.edits)
         columns = (place.keys.start, place.keys.stop, chunk.text_length)
-        key = (edits, place.grid, place.factor, columns, chunk.offset, like.dtype, like.device)
+        key = (edits, place.grid, place.extent, columns, chunk.offset, like.dtype, like.device)
         if key not in self._masks:
-            self._masks[key] = _bias(call, chunk, place).to(device=like.device, dtype=like.dtype)
+            self._masks[key] = _bias(call, chunk, place, self).to(device=like.device, dtype=like.dtype)
         return self._masks[key]
 
 
@@ -108,6 +109,8 @@ def edited_attention(
     options = dict(kwargs)
     q, k, v, heads = args[:4]
     mask = args[4] if len(args) > 4 else options.pop("mask", None)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unsqueeze(1)  # [rows, queries, keys]: the same for all heads
     whole = _Call(host, q, k, v, heads, mask, args[5:], options)
     if in_one_piece:
         return _attend_in_one_piece(whole, call, place, cache)
@@ -143,7 +146,7 @@ def _attend(rows: _Call, call: ModelCall, chunk: Chunk, place: Place, cache: Bia
         if not is_image:
             outputs.append(queries.fused())
         elif explicit:
-            outputs.append(_explicit(queries, call, chunk, place, part, bias))
+            outputs.append(_explicit(queries, call, chunk, place, part, bias, cache))
         else:
             outputs.append(queries.fused(_bias_of(bias, place, part, rows)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
@@ -165,7 +168,7 @@ def _attend_in_one_piece(whole: _Call, call: ModelCall, place: Place, cache: Bia
         for part, is_image in _query_parts(rows, place, True):
             if is_image:
                 target = out[chunk.rows].narrow(whole.out_axis, part.start, part.stop - part.start)
-                target.copy_(_explicit(rows.queries(part), call, chunk, place, part, bias))
+                target.copy_(_explicit(rows.queries(part), call, chunk, place, part, bias, cache))
     return out
 
 
@@ -198,37 +201,38 @@ def _bias_of(bias: Tensor, place: Place, part: slice, rows: _Call) -> Tensor:
 
 
 def _explicit(
-    queries: _Call, call: ModelCall, chunk: Chunk, place: Place, part: slice, bias: Tensor | None
+    queries: _Call, call: ModelCall, chunk: Chunk, place: Place, part: slice, bias: Tensor | None, cache: BiasCache
 ) -> Tensor:
     """Attention of some image queries of one chunk with its bias, score and probability edits, softmax in float32."""
     tokens = slice(part.start - place.queries.start, part.stop - place.queries.start)
     q, k, v = (queries.by_head(t) for t in (queries.q, queries.k, queries.v))
     scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
     if queries.mask is not None:
-        mask = _additive(queries.mask, torch.float32)
-        scores = scores + (mask.unsqueeze(1) if mask.ndim == 3 else mask)
+        scores = scores + _additive(queries.mask, torch.float32)
     if bias is not None:
         scores[..., place.keys] += bias[:, :, tokens].float()
-    scores = _edit_text(scores, "scores", call, chunk, place, tokens)
-    probs = _edit_text(scores.softmax(dim=-1), "probs", call, chunk, place, tokens)
+    scores = _edit_text(scores, "scores", call, chunk, place, tokens, cache)
+    probs = _edit_text(scores.softmax(dim=-1), "probs", call, chunk, place, tokens, cache)
     out = probs.to(v.dtype) @ v
     return out if queries.options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
 
 
-def _edit_text(values: Tensor, stage: str, call: ModelCall, chunk: Chunk, place: Place, tokens: slice) -> Tensor:
+def _edit_text(
+    values: Tensor, stage: str, call: ModelCall, chunk: Chunk, place: Place, tokens: slice, cache: BiasCache
+) -> Tensor:
     """Run the edits of one stage over the text columns of `values` [B, H, n, keys], in place."""
     for item in _at_stage(chunk, stage):
-        site = _site(call, chunk, place, tokens, item)
+        site = _site(call, chunk, place, tokens, item, cache)
         for columns in _columns(chunk, place, item):
             values[..., columns] = item.edit.fn(values[..., columns], site)
     return values
 
 
-def _bias(call: ModelCall, chunk: Chunk, place: Place) -> Tensor:
+def _bias(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Tensor:
     count = place.grid[0] * place.grid[1]
     total = torch.zeros(1, 1, count, place.keys.stop - place.keys.start)
     for item in _at_stage(chunk, "bias"):
-        site = _site(call, chunk, place, slice(0, count), item)
+        site = _site(call, chunk, place, slice(0, count), item, cache)
         block = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
         for columns in _columns(chunk, place, item):
             total[..., columns.start - place.keys.start : columns.stop - place.keys.start] += block
@@ -241,16 +245,19 @@ def _columns(chunk: Chunk, place: Place, item: Installed) -> list[slice]:
     return [slice(i, i + count) for i in range(place.keys.start, place.keys.stop, chunk.text_length)]
 
 
-def _site(call: ModelCall, chunk: Chunk, place: Place, tokens: slice, item: Installed) -> AttentionSite:
+def _site(
+    call: ModelCall, chunk: Chunk, place: Place, tokens: slice, item: Installed, cache: BiasCache
+) -> AttentionSite:
     return AttentionSite(
         layer=place.layer,
         grid=place.grid,
-        view=view_of(call, chunk, place.grid, place.factor),
-        level=call.factors.index(place.factor),
+        view=view_of(call, chunk, place),
+        level=place.level,
         levels=len(call.factors),
         queries=tokens,
         progress=call.progress,
         layout=item.layout,
+        memo=cache.memo,
     )
 
 

@@ -42,6 +42,7 @@ class ModelCall:
     latent: tuple[int, int]  # (H, W) of what the model sees: the whole latent, or a crop of it
     image: tuple[int, int]  # (H, W) of the whole latent
     text_length: int
+    references: tuple[tuple[int, int], ...]  # (H, W) of reference latents that follow the image
     progress: float
     factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
     notes: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +54,8 @@ class Place:
 
     layer: str
     grid: tuple[int, int]  # (h, w) image tokens
-    factor: int  # latent cells per token side
+    extent: tuple[int, int]  # latent cells under the grid, down and across; past the latent where the model pads
+    level: int  # 0 = the finest attention grid of the model
     queries: slice  # image tokens on the query axis
     keys: slice  # text tokens on the key axis
 
@@ -78,12 +80,12 @@ class Family(Protocol):
         """After the model call; raises IncompatiblePatchError if an edit found no place."""
 
 
-def view_of(call: ModelCall, chunk: Chunk, grid: tuple[int, int], factor: int) -> View:
-    """The part of the whole image under a token grid that starts at the chunk's crop."""
+def view_of(call: ModelCall, chunk: Chunk, place: Place) -> View:
+    """The part of the whole image under the token grid, which starts at the chunk's crop."""
     height, width = call.image
     return View(
         x=chunk.offset[1] / width,
         y=chunk.offset[0] / height,
-        width=grid[1] * factor / width,
-        height=grid[0] * factor / height,
+        width=place.extent[1] / width,
+        height=place.extent[0] / height,
     )

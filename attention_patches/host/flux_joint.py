@@ -31,14 +31,16 @@ class FluxJoint:
         (patch,) = call.factors
         grid = tuple((side + patch // 2) // patch for side in call.latent)
         text, image = call.text_length, grid[0] * grid[1]
-        expected = text + image + sum(options.get("reference_image_num_tokens", ()))
+        references = sum(-(-height // patch) * -(-width // patch) for height, width in call.references)
+        expected = text + image + references
         if q.shape[2] != expected or k.shape[2] != expected:
             raise IncompatiblePatchError(
                 f"Another patch changed the attention of {layer}: {q.shape[2]} queries and {k.shape[2]} keys instead "
                 f"of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference tokens). Boxwright cannot tell "
                 "which token lies where; remove the patch that merges or adds tokens."
             )
-        return Place(layer, grid, patch, queries=slice(text, text + image), keys=slice(0, text))
+        extent = (grid[0] * patch, grid[1] * patch)
+        return Place(layer, grid, extent, 0, queries=slice(text, text + image), keys=slice(0, text))
 
     def finish(self, call: ModelCall) -> None:
         """Every block passes through the host's attention; there is nothing that could be missed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,12 @@ from torch import Tensor
 from ..types import AttentionEdit, BoxwrightError, ContextEdit, Layout
 from . import adapter_for
 from .attend import BiasCache, edited_attention
-from .family import CALL, Chunk, Family, Installed, ModelCall
+from .family import CALL, Chunk, Family, IncompatiblePatchError, Installed, ModelCall
 from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 WRAPPER = "boxwright"
+COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 OVERRIDE = "optimized_attention_override"
 
 
@@ -48,8 +50,33 @@ def _sample_with_edits(
 ) -> Any:
     """SAMPLER_SAMPLE wrapper: the conditioning is ready, the model is loaded, no step has been taken."""
     options = extra_args["model_options"]["transformer_options"]  # a copy that belongs to this run
+    if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
+        raise IncompatiblePatchError(
+            "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
+            "left out or stay on after their time. Remove TorchCompileModel from this model."
+        )
     _Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:])).attach(options)
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A conditioning entry with edits."""
+
+    edits: tuple[Installed, ...]
+    text_length: int
+    area: tuple[int, ...] | None  # (height, width, y, x) in latent cells; None = the whole latent
+
+    def crop(self, image: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(height, width, y, x) of what the model sees for this entry."""
+        if self.area is None:
+            return (*image, 0, 0)
+        height, width, y, x = self.area
+        return min(height, image[0] - y), min(width, image[1] - x), y, x
+
+    def chunk(self, rows: slice, progress: float, image: tuple[int, int]) -> Chunk:
+        active = tuple(item for item in self.edits if item.edit.window.contains(progress))
+        return Chunk(rows, active, self.text_length, self.crop(image)[2:])
 
 
 class _Run:
@@ -62,6 +89,7 @@ class _Run:
         self.image = image
         self.entries = _entries_with_edits(guider.conds, installed)
         self.cache = BiasCache()
+        self.steps: dict[float, float] = {}
 
     def attach(self, options: dict[str, Any]) -> None:
         self.family.attach(options)
@@ -82,7 +110,7 @@ class _Run:
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
-        call = self._call(x, t, c_crossattn, options)
+        call = self._call(x, t, c_crossattn, {**kwargs, "transformer_options": options})
         if call is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         context = _edit_context(c_crossattn, call)
@@ -100,19 +128,35 @@ class _Run:
             return host(*args, **kwargs)
         return edited_attention(host, call, place, self.cache, args, kwargs, in_one_piece=previous is not None)
 
-    def _call(self, x: Tensor, t: Tensor, context: Tensor | None, options: dict[str, Any]) -> ModelCall | None:
-        entries = [self.entries.get(key) for key in options.get("uuids", ())]
+    def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
+        entries = [self.entries.get(key) for key in inputs["transformer_options"].get("uuids", ())]
         if context is None or not any(entries):
             return None
-        progress = schedule_progress(self.model_sampling, float(t.flatten()[0]))
-        size = x.shape[0] // len(entries)
+        latent, size = tuple(x.shape[-2:]), x.shape[0] // len(entries)
+        for entry in entries:
+            if entry and entry.crop(self.image)[:2] != latent:
+                height, width = entry.crop(self.image)[:2]
+                raise IncompatiblePatchError(
+                    f"Another patch runs the model on {latent[0]}x{latent[1]} latent cells instead of {height}x{width} "
+                    "and does not say which part that is, so regions would land in the wrong place. Remove the patch "
+                    "that cuts the latent into tiles."
+                )
+        progress = self._progress(float(t.flatten()[0]))
+        rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
         chunks = tuple(
-            _chunk(slice(i * size, (i + 1) * size), entry, progress, context.shape[1])
-            for i, entry in enumerate(entries)
+            entry.chunk(part, progress, self.image) if entry else Chunk(part, (), context.shape[1], (0, 0))
+            for part, entry in zip(rows, entries, strict=True)
         )
         if not any(chunk.edits for chunk in chunks):
             return None
-        return ModelCall(chunks, tuple(x.shape[-2:]), self.image, context.shape[1], progress, self.factors)
+        references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
+        return ModelCall(chunks, latent, self.image, context.shape[1], references, progress, self.factors)
+
+    def _progress(self, sigma: float) -> float:
+        """`schedule_progress`, worked out once for a step: on a GPU every look-up waits for the device."""
+        if sigma not in self.steps:
+            self.steps = {sigma: schedule_progress(self.model_sampling, sigma)}
+        return self.steps[sigma]
 
 
 def schedule_progress(model_sampling: Any, sigma: float) -> float:
@@ -128,25 +172,27 @@ def schedule_progress(model_sampling: Any, sigma: float) -> float:
     return round(high, 6)
 
 
-def _entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, tuple]:
-    """uuid of a conditioning entry -> (its edits, its text length, its (y, x) in the latent).
+def _entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, _Entry]:
+    """uuid of a conditioning entry -> its edits.
 
-    Entries are recognised by the layout they were encoded with, never by their position in the batch. Raises
-    BoxwrightError where a layout has no conditioning in this run.
+    Entries are recognised by the layout they were encoded with, never by their position in the batch. For an entry with
+    an area the host adds a copy to every other list, which has the name, text and mark of the one and the model inputs
+    of the other: what the model reads decides, and every copy gets a uuid of its own. Raises BoxwrightError where a
+    layout has no conditioning in this run.
     """
-    found: dict[Any, tuple] = {}
+    of_input: dict[int, _Entry | None] = {}  # id of what the model reads as text -> its entry
+    found: dict[Any, _Entry] = {}
     for name, entries in conds.items():
         for entry in entries:
-            if "negative" in name:
-                # The host copies an area, uuid and all, from a positive entry to the negative side.
-                if entry.pop(LAYOUT_KEY, None) is not None:
-                    entry["uuid"] = uuid.uuid4()
-                continue
-            edits = tuple(item for item in installed if _encoded_with(entry, item.layout))
-            if edits:
-                area = entry.get("area") or (0, 0, 0, 0)
-                found[entry["uuid"]] = (edits, entry["cross_attn"].shape[1], tuple(area[len(area) // 2 :]))
-    seen = {item.layout.key for edits, _, _ in found.values() for item in edits}
+            read = id(entry["model_conds"].get("c_crossattn", entry))
+            if read not in of_input:  # the original: copies come after it
+                edits = () if "negative" in name else tuple(i for i in installed if _encoded_with(entry, i.layout))
+                of_input[read] = _Entry(edits, entry["cross_attn"].shape[1], None) if edits else None
+            else:
+                entry["uuid"] = uuid.uuid4()
+            if of_input[read]:
+                found[entry["uuid"]] = replace(of_input[read], area=entry.get("area"))
+    seen = {item.layout.key for entry in found.values() for item in entry.edits}
     for item in installed:
         if item.layout.key not in seen:
             raise BoxwrightError(_foreign_prompt(item.layout, conds))
@@ -157,15 +203,15 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
     text = entry.get("cross_attn")
     if text is None:
         return False
-    expected = layout.prompt.embedding
-    if entry.get(LAYOUT_KEY) == layout.key:
+    expected, key = layout.prompt.embedding, entry.get(LAYOUT_KEY)
+    if key == layout.key:
         if text.shape[1] < expected.shape[1]:
             raise BoxwrightError(
                 f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "
                 "shortened it. Wire `positive` of Layout Prompt to the sampler without that node."
             )
         return True
-    return text.shape == expected.shape and torch.equal(text.to(expected), expected)
+    return key is None and text.shape == expected.shape and torch.equal(text.to(expected), expected)
 
 
 def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
@@ -181,14 +227,6 @@ def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
 
 def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _chunk(rows: slice, entry: tuple | None, progress: float, text_length: int) -> Chunk:
-    if entry is None:
-        return Chunk(rows, (), text_length, (0, 0))
-    edits, length, offset = entry
-    active = tuple(item for item in edits if item.edit.window.contains(progress))
-    return Chunk(rows, active, length, offset)
 
 
 def _edit_context(context: Tensor, call: ModelCall) -> Tensor:

@@ -360,7 +360,18 @@ def layout(clip: Any, prompt: str, regions: Sequence[Region], append_missing: bo
     columns = region_columns(encoded.tokens, phrases)
     alone = {phrase: encode_with(reader, escaped(phrase))[0] for phrase in dict.fromkeys(phrases)}
     texts = tuple(alone[phrase] for phrase in phrases)
+    key = hashlib.sha256(f"{key}{regions_digest(regions)}".encode()).hexdigest()
     return [[c, {**d, LAYOUT_KEY: key}] for c, d in conditioning], Layout(encoded, regions, columns, texts, key)
+
+
+def regions_digest(regions: Sequence[Region]) -> str:
+    """SHA-256 of the regions: with the same prompt, other boxes make another layout."""
+    digest = hashlib.sha256()
+    for region in regions:
+        painted = torch.is_tensor(region.area)
+        area = region.area.detach().float().cpu().numpy().tobytes() if painted else repr(region.area).encode()
+        digest.update(f"{region.phrase}\0{region.strength!r}\0".encode() + area)
+    return digest.hexdigest()
 
 
 def encode_with(reader: PromptReader, text: str) -> tuple[EncodedText, list, str]:

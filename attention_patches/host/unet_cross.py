@@ -25,6 +25,8 @@ class UNetCross:
             isinstance(unet, UNetModel)
             and not isinstance(base_model, _IMAGE_CONDITIONED)
             and any(isinstance(module, SpatialTransformer) for module in unet.modules())
+            # There the "self-attention" reads the text too, and would be left unedited.
+            and not any(getattr(module, "disable_self_attn", False) for module in unet.modules())
         )
 
     def factors(self, diffusion_model: UNetModel) -> tuple[int, ...]:
@@ -55,7 +57,8 @@ class UNetCross:
         return Place(
             layer=layer,
             grid=grid,
-            factor=_factor(call.latent, grid),
+            extent=_extent(call, grid),
+            level=_level(call, grid),
             queries=slice(0, q.shape[1]),
             keys=slice(0, k.shape[1]),
         )
@@ -88,9 +91,14 @@ def _refuse_pending(call: ModelCall) -> None:
         )
 
 
-def _factor(latent: tuple[int, int], grid: tuple[int, int]) -> int:
-    """The power of two that took the latent to this grid; every halving rounds up."""
-    factor = 1
-    while -(-latent[0] // factor) > grid[0] or -(-latent[1] // factor) > grid[1]:
-        factor *= 2
-    return factor
+def _extent(call: ModelCall, grid: tuple[int, int]) -> tuple[int, int]:
+    """Latent cells under the grid. Every halving of the model rounds up, so the last cell may reach past the latent."""
+    for factor in call.factors:
+        if grid == tuple(-(-side // factor) for side in call.latent):
+            return grid[0] * factor, grid[1] * factor
+    return call.latent  # a patch resized the features (Deep Shrink): they still show the whole latent
+
+
+def _level(call: ModelCall, grid: tuple[int, int]) -> int:
+    ratio = call.latent[0] * call.latent[1] / (grid[0] * grid[1])
+    return min(range(len(call.factors)), key=lambda level: abs(ratio / call.factors[level] ** 2 - 1))

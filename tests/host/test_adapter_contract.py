@@ -10,7 +10,7 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import nodes_custom_sampler, nodes_perpneg
+from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perpneg
 from pack.attention_patches.host import FAMILIES, adapter_for, attend
 from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
 from pack.attention_patches.host.run import install, schedule_progress
@@ -68,6 +68,16 @@ def test_without_edits_nothing_changes(models, layout, family):
     patched = install(models[family], layout, [])
     assert patched is not models[family]
     assert torch.equal(tiny.run(family, patched, positive), plain)
+
+
+@every_family
+def test_outside_its_window_an_edit_changes_nothing(models, layout, family):
+    """Here the run is wrapped and the override in place, to the last bit without effect."""
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    late = AttentionEdit("late", "bias", lambda zeros, site: zeros + torch.arange(77.0), StepWindow(0.9, 1.0))
+    patched = install(models[family], layout, [late])
+    plain = tiny.run(family, models[family], positive, steps=1)
+    assert torch.equal(tiny.run(family, patched, positive, steps=1), plain)
 
 
 @every_family
@@ -254,17 +264,72 @@ def test_an_area_conditioning_sees_its_own_part_of_the_regions(models, layout, f
         assert (site.view.width, site.view.height) == pytest.approx((12 / 24, 8 / 16))
 
 
+def conds_of_first_step(family, model, positive, negative=None):
+    """What the model predicts for each cond in the first step."""
+    seen, model = [], model.clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: seen.append(args["conds_out"]) or args["conds_out"])
+    tiny.run(family, model, positive, negative, steps=1)
+    return seen[0]
+
+
+def texts_edited(seen):
+    """A ContextEdit that notes the encoded text of the rows it is given."""
+    return ContextEdit("note", lambda context, layout: seen.append(context.clone()) or context)
+
+
 @every_family
-def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family):
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family, marked):
     """For an area in the positive, the host copies the entry, identity and all, into the negative."""
-    seen, negatives = [], []
+    seen = []
+    key = layout.key if marked else None
+    positive = tiny.conditioning(family, layout.prompt, key, area=(16, 12, 0, 0), strength=1.0)
+    patched = install(models[family], layout, [*rectified(layout), texts_edited(seen)])
+    plain = conds_of_first_step(family, models[family], positive)
+    edited = conds_of_first_step(family, patched, positive)
+    assert torch.equal(plain[1], edited[1]) and not torch.equal(plain[0], edited[0])
+    assert len(seen) == 1 and torch.equal(seen[0], layout.prompt.embedding)
+
+
+@every_family
+def test_the_positive_copy_of_a_negative_area_is_edited_like_the_positive(models, layout, family):
+    """The other way round: the copy has the negative's name and the positive's text, and counts in that area."""
+    seen = []
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    negative = tiny.conditioning(family, tiny.text(seed=2), seed=6, area=(16, 12, 0, 0), strength=1.0)
+    negative += tiny.conditioning(family, tiny.text(seed=3), seed=6)
+    tiny.run(family, install(models[family], layout, [texts_edited(seen)]), positive, negative, steps=1)
+    assert len(seen) == 2 and all(torch.equal(text, layout.prompt.embedding) for text in seen)
+
+
+@every_family
+def test_a_part_of_the_latent_that_nobody_names_is_refused(models, layout, family):
+    """Tiling packs call the model on pieces of the latent; where a piece lies cannot be known."""
     model = models[family].clone()
-    model.set_model_sampler_pre_cfg_function(lambda args: negatives.append(args["conds_out"][1]) or args["conds_out"])
-    positive = tiny.conditioning(family, layout.prompt, layout.key, area=(16, 12, 0, 0), strength=1.0)
-    tiny.run(family, model, positive, steps=1)
-    tiny.run(family, install(model, layout, [*rectified(layout), watching(seen)]), positive, steps=1)
-    assert seen and all(shape[0] == 1 for _, shape in seen)
-    assert torch.equal(negatives[0], negatives[1])
+
+    def tiles(apply_model, args):
+        halves = [apply_model(x, args["timestep"], **args["c"]) for x in args["input"].chunk(2, dim=-1)]
+        return torch.cat(halves, dim=-1)
+
+    model.set_model_unet_function_wrapper(tiles)
+    patched = install(model, layout, rectified(layout))
+    with pytest.raises(IncompatiblePatchError, match="16x12 latent cells instead of 16x24"):
+        tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2"])
+@pytest.mark.parametrize("downscale", [1.5, 2.0])
+def test_deep_shrink_keeps_places(models, layout, family, downscale):
+    """The host's PatchModelAddDownscale shrinks features by any factor; they still show the whole image."""
+    node = nodes_model_downscale.PatchModelAddDownscale
+    model = node.execute(models[family], 2, downscale, 0.0, 0.9, True, "bicubic", "bicubic")[0]
+    seen = []
+    patched = install(model, layout, [watching(seen)])
+    tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1)
+    assert (round(8 / downscale), round(12 / downscale)) in {site.grid for site, _ in seen}
+    for site, shape in seen:
+        assert shape[2] == site.grid[0] * site.grid[1]
+        assert 1.0 <= site.view.width <= 1.0 + 2 / site.grid[1] and 1.0 <= site.view.height <= 1.0 + 2 / site.grid[0]
 
 
 @every_family
@@ -416,7 +481,7 @@ def test_a_slice_of_the_schedule_means_the_same_as_the_whole(models, layout, fam
 def test_guiders_with_other_conds_in_another_order(models, layout, family, kind):
     """However many conds a guider has and in whatever order it passes them, the layout's rows are the edited ones."""
     seen = []
-    patched = install(models[family], layout, [watching(seen)])
+    patched = install(models[family], layout, [texts_edited(seen)])
     ours = tiny.conditioning(family, layout.prompt, layout.key)
     others = [tiny.conditioning(family, tiny.text(seed=seed), seed=seed) for seed in (11, 12)]
     if kind == "dual cfg":
@@ -433,7 +498,7 @@ def test_guiders_with_other_conds_in_another_order(models, layout, family, kind)
     noise = tiny.latent(family)
     sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 1)
     guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
-    assert seen and all(shape[0] == 1 for _, shape in seen)
+    assert len(seen) == 1 and torch.equal(seen[0], layout.prompt.embedding)
 
 
 @every_family
@@ -531,7 +596,8 @@ def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("stage", ["bias", "probs"])
 @pytest.mark.parametrize("in_one_piece", [True, False])
-def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece):
+@pytest.mark.parametrize("per_head", [True, False])
+def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece, per_head):
     """Some call sites pass a mask already. Rows 0 and 1 of a joint attention, only row 1 with an edit."""
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, 77 + 24, 32, generator=g) for _ in range(3))
@@ -541,10 +607,11 @@ def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece):
     fns = {"bias": lambda zeros, site: zeros + bias, "probs": lambda probs, site: probs * bias.exp()}
     edit = Installed(layout, AttentionEdit(stage, stage, fns[stage]))
     chunks = (Chunk(slice(0, 1), (), 77, (0, 0)), Chunk(slice(1, 2), (edit,), 77, (0, 0)))
-    call = ModelCall(chunks, (8, 12), (8, 12), 77, 0.0, (2,))
-    place = Place("double.0", (4, 6), 2, queries=slice(77, 101), keys=slice(0, 77))
+    call = ModelCall(chunks, (8, 12), (8, 12), 77, (), 0.0, (2,))
+    place = Place("double.0", (4, 6), (8, 12), 0, queries=slice(77, 101), keys=slice(0, 77))
     host = attention.attention_pytorch
-    args, options = (q, k, v, 2, keep if kind == "bool" else floats), {"skip_reshape": True}
+    mask = keep if kind == "bool" else floats
+    args, options = (q, k, v, 2, mask if per_head else mask[:, 0]), {"skip_reshape": True}
     out = attend.edited_attention(host, call, place, attend.BiasCache(), args, options, in_one_piece)
 
     scores = (q.double() @ k.double().transpose(-1, -2)) * 32**-0.5 + floats.double()
@@ -637,11 +704,39 @@ def test_relatives_that_no_adapter_was_tested_on_are_refused(models):
         pass
 
     model = models["flux"].clone()
-    config = model.model.model_config
     other = object.__new__(Flux2)
     other.__dict__.update(model.model.__dict__)
     assert not any(family.supports(other) for family in FAMILIES)
-    assert config is model.model.model_config
+
+
+def test_unets_whose_self_attention_reads_the_text_are_refused():
+    """SDXS and the x4 upscaler: some of their text attention would be left unedited."""
+    model = tiny.build("sd15")
+    next(m for m in model.model.modules() if hasattr(m, "disable_self_attn")).disable_self_attn = True
+    with pytest.raises(UnsupportedModelError):
+        adapter_for(model)
+
+
+@every_family
+def test_a_compiled_model_is_refused(models, layout, family):
+    model = models[family].clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", lambda executor, *a, **k: executor(*a, **k))
+    patched = install(model, layout, rectified(layout))
+    with pytest.raises(IncompatiblePatchError, match="Remove TorchCompileModel"):
+        tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1)
+
+
+@every_family
+def test_one_prompt_with_two_layouts_keeps_them_apart(models, family):
+    """The same words with other boxes, each for its part of the schedule."""
+    one, two = tiny.layout(key="one"), tiny.layout(areas=(RIGHT_TOP,), key="two")
+    seen_one, seen_two = [], []
+    patched = install(install(models[family], one, [watching(seen_one)]), two, [watching(seen_two)])
+    positive = tiny.conditioning(family, one.prompt, "one", start_percent=0.0, end_percent=0.5)
+    positive += tiny.conditioning(family, two.prompt, "two", start_percent=0.5, end_percent=1.0)
+    tiny.run(family, patched, positive, steps=4)
+    first, second = ({site.progress for site, _ in seen} for seen in (seen_one, seen_two))
+    assert first and second and max(first) <= 0.5 <= min(second)
 
 
 @every_family

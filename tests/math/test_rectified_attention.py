@@ -65,6 +65,22 @@ def test_strength_0_is_off_and_full_image_is_no_region(two):
     assert bias_of(PUBLISHED, off).abs().max() == 0
 
 
+@pytest.mark.parametrize("end_tokens", ["visible", "hidden", "own"])
+def test_regions_of_strength_0_bind_nothing(end_tokens):
+    off = layout([LEFT, RIGHT], OWNED, WORDS, strengths=[0.0, 0.0])
+    method = published_but(end_tokens=end_tokens)
+    assert bias_of(method, off).abs().max() == 0
+    for edit in method.edits(off)[1:]:
+        assert torch.equal(edit.fn(off.prompt.embedding, off), off.prompt.embedding)
+
+
+def test_own_end_tokens_are_kept_apart_at_every_grid_and_words_at_the_chosen_ones(two):
+    """The context that holds them is the same for all grids."""
+    bias = bias_of(published_but(end_tokens="own", resolutions="fine"), two, level=1, levels=2)
+    assert bias[:, :8].abs().max() == 0
+    assert torch.equal(bias[:, 8:], bias_of(published_but(end_tokens="own"), two)[:, 8:])
+
+
 def test_strength_keeps_its_share_of_the_odds(two):
     scores = torch.randn(16, 16, generator=torch.Generator().manual_seed(2))
     probs = (scores + bias_of(published_but(strength=0.8), two)).softmax(-1)
