@@ -1,0 +1,129 @@
+"""Ratios patched / unpatched of one shape, and the table that shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+import torch
+from measure import Job, Time, memory_of, time_of
+from pack.attention_patches.host.run import install
+from shapes import KEY, METHODS, SHAPES, Shape, attention_layers, build, conditioning, prompt, random_layout
+
+REGIONS = (1, 4, 16)
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Ratios patched / unpatched."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, ratios: list[float]) -> Spread:
+        return cls(median(ratios), min(ratios), max(ratios))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: times as ratios, memory in bytes."""
+
+    shape: str
+    method: str
+    regions: int
+    step: Spread  # busy time of the whole evaluation
+    wall: Spread  # the same by the clock on the wall
+    layers: Spread  # busy time inside the attention layers alone
+    peak: tuple[int, int]  # (patched, unpatched)
+    largest: tuple[int, int]  # (patched, unpatched)
+    allowed: int  # largest must not exceed it: unpatched's largest, or one float32 per head, image and text token
+
+
+def measure_shape(name: str, dtype: torch.dtype, repeats: int | None) -> tuple[list[Row], float]:
+    """All rows of one shape, and the median wall seconds of an unpatched step.
+
+    The order is U P U P ... U; each patched step is divided by the mean of the unpatched ones right before and after
+    it, so that a machine that grows slower or faster meanwhile moves both.
+    """
+    shape = SHAPES[name]
+    model = build(shape, dtype)
+    job, patched = prepare(shape, model)
+    time_of(job, model)  # warm-up: loads the model
+    plain = memory_of(job, model)
+    memory = {cell: memory_of(job, variant) for cell, variant in patched.items()}  # warms every variant up, too
+    unpatched = [time_of(job, model)]
+    ratios: dict[tuple[str, int], list[tuple[float, ...]]] = {cell: [] for cell in patched}
+    for _ in range(repeats or shape.repeats):
+        for cell, variant in patched.items():
+            taken = time_of(job, variant)
+            unpatched.append(time_of(job, model))
+            ratios[cell].append(compare(taken, unpatched[-2:]))
+    allowed = max(plain.largest, shape.heads * shape.tokens * shape.text * 4)
+    rows = [
+        Row(
+            name, *cell, *(Spread.of(list(kind)) for kind in zip(*ratios[cell])),
+            (memory[cell].peak, plain.peak), (memory[cell].largest, plain.largest), allowed,
+        )
+        for cell in patched
+    ]  # fmt: skip
+    return rows, median(time.wall for time in unpatched)
+
+
+def prepare(shape: Shape, model: Any) -> tuple[Job, dict[tuple[str, int], Any]]:
+    """What every evaluation shares, and the patched MODEL of each (method, number of regions)."""
+    encoded = prompt(shape, seed=1)
+    job = Job(
+        positive=conditioning(shape, encoded, KEY),
+        negative=conditioning(shape, prompt(shape, seed=2), None),
+        noise=torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0)),
+        cfg=shape.cfg,
+        layers=attention_layers(model),
+        device=model.load_device,
+    )
+    layouts = [random_layout(encoded, regions) for regions in REGIONS]
+    patched = {
+        (method, len(layout.regions)): install(model, layout, edits(layout))
+        for method, edits in METHODS.items()
+        for layout in layouts
+    }
+    return job, patched
+
+
+def compare(patched: Time, unpatched: list[Time]) -> tuple[float, float, float]:
+    """The ratios of the whole step's busy time, its wall time, and the attention layers' busy time."""
+    return (
+        patched.busy / mean(time.busy for time in unpatched),
+        patched.wall / mean(time.wall for time in unpatched),
+        patched.layers / mean(time.layers for time in unpatched),
+    )
+
+
+def table(title: str, rows: list[Row], unpatched: float) -> str:
+    """The rows of one shape in markdown."""
+    lines = [
+        f"### {title}",
+        "",
+        f"An unpatched step takes {unpatched:.2g} s and {rows[0].peak[1] / MIB:.1f} MiB beyond the weights; "
+        f"the largest tensor in its attention layers has {rows[0].largest[1] / MIB:.1f} MiB.",
+        "",
+        "| method | regions | step, busy | step, wall | attention layers, busy | peak memory | largest tensor, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        mark = "" if row.largest[0] <= row.allowed else f" (**above {row.allowed / MIB:.1f}**)"
+        lines.append(
+            f"| {row.method} | {row.regions} | {ratio(row.step)} | {ratio(row.wall)} | {ratio(row.layers)} "
+            f"| {row.peak[0] / row.peak[1]:.2f} | {row.largest[0] / MIB:.1f}{mark} |"
+        )
+    return "\n".join(lines)
+
+
+def ratio(spread: Spread) -> str:
+    """A ratio with its extremes, if there are several."""
+    if spread.lowest == spread.highest:
+        return f"{spread.median:.2f}"
+    return f"{spread.median:.2f} ({spread.lowest:.2f}–{spread.highest:.2f})"
