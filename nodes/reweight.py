@@ -19,10 +19,10 @@ DEFAULT = Reweight(weights=())
 def parse_weights(text: str) -> tuple[tuple[str, float], ...]:
     """Lines "phrase: factor" -> ((phrase, factor), ...). Empty lines are skipped. Raises BoxwrightError."""
     if len(text) > MAX_CHARACTERS:
-        raise BoxwrightError(f"The list of weights has {len(text)} characters; shorten it to {MAX_CHARACTERS}.")
+        raise BoxwrightError(f"The list of weights has {len(text)} characters; at most {MAX_CHARACTERS} are read. Shorten it.")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if len(lines) > MAX_LINES:
-        raise BoxwrightError(f"The list of weights has {len(lines)} lines; shorten it to {MAX_LINES}.")
+        raise BoxwrightError(f"The list of weights has {len(lines)} lines; at most {MAX_LINES} are read. Shorten it.")
     if not lines:
         raise BoxwrightError('There is no weight. Write one per line, as "striped: 2".')
     return tuple(_parse_line(number, line) for number, line in lines)
