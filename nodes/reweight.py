@@ -19,7 +19,9 @@ DEFAULT = Reweight(weights=())
 def parse_weights(text: str) -> tuple[tuple[str, float], ...]:
     """Lines "phrase: factor" -> ((phrase, factor), ...). Empty lines are skipped. Raises BoxwrightError."""
     if len(text) > MAX_CHARACTERS:
-        raise BoxwrightError(f"The list of weights has {len(text)} characters; at most {MAX_CHARACTERS} are read. Shorten it.")
+        raise BoxwrightError(
+            f"The list of weights has {len(text)} characters; at most {MAX_CHARACTERS} are read. Shorten it."
+        )
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if len(lines) > MAX_LINES:
         raise BoxwrightError(f"The list of weights has {len(lines)} lines; at most {MAX_LINES} are read. Shorten it.")
