@@ -20,12 +20,20 @@ import torch
 from torch import Tensor
 
 from .grids import covered, feathered, visible_cells
-from .types import AttentionEdit, AttentionSite, BoxwrightError, ContextEdit, EncodedText, Layout, Region, StepWindow
+from .types import (
+    NEVER,
+    AttentionEdit,
+    AttentionSite,
+    BoxwrightError,
+    ContextEdit,
+    EncodedText,
+    Layout,
+    Region,
+    StepWindow,
+)
 
 Resolutions = Literal["all", "fine", "coarse", "all but coarsest"]
 EndTokens = Literal["visible", "hidden", "own"]
-
-NEVER = -1e4  # the score added to what must not be seen: its softmax is exactly 0
 
 
 @dataclass(frozen=True)

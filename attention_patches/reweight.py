@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from .grids import covered
-from .rectified_attention import NEVER
 from .tokens import closest_match, phrase_columns
-from .types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow
+from .types import (
+    NEVER,
+    AttentionEdit,
+    AttentionSite,
+    BoxwrightError,
+    Layout,
+    PhraseNotFoundError,
+    StepWindow,
+)
 
 LOWEST, HIGHEST = -5.0, 10.0
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 MAX_REGIONS = 64
+MAX_PHRASE = 1000  # characters
+NEVER = -1e4  # added to a score: its softmax is exactly 0 in every float type, and float16 can still add to it
 
 TokenRole = Literal["start", "word", "end", "padding", "template"]
 

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention_patches.types import MAX_REGIONS, Box, BoxwrightError, Region
+from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, Region
 
 FORMAT_TYPE = "boxwright.regions"
 FORMAT_VERSION = 1
 MAX_TEXT = 1_000_000  # characters of JSON
 MAX_DEPTH = 32  # levels of nesting; ours has 3, the rest is room for unknown keys
-MAX_PHRASE = 1000  # characters
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
 ELEMENT_SCALE = 1000.0  # the host writes ARRAY elements on 0..1000, whatever the picture's size
 

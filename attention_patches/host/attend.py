@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import AttentionEdit, AttentionSite
+from ..types import NEVER, AttentionEdit, AttentionSite
 from .family import Chunk, Installed, ModelCall, Place, view_of
 
-MASKED = -1e4  # exp(-1e4) is 0 in every float type, and float16 can still add scores to it
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
 
 Attention = Callable[..., Tensor]
@@ -236,7 +235,7 @@ def _bias(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Tens
         block = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
         for columns in _columns(chunk, place, item):
             total[..., columns.start - place.keys.start : columns.stop - place.keys.start] += block
-    return total.clamp_min(MASKED)
+    return total.clamp_min(NEVER)
 
 
 def _columns(chunk: Chunk, place: Place, item: Installed) -> list[slice]:
@@ -264,4 +263,4 @@ def _site(
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, MASKED)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, NEVER)

@@ -20,11 +20,10 @@ import torch
 from comfy.sd1_clip import SDTokenizer, escape_important, unescape_important
 
 from ..tokens import Piece, Span, align_pieces, find_occurrences, not_found, region_columns
-from ..types import BoxwrightError, EncodedText, Layout, Region, TokenMap, TokenRole
+from ..types import MAX_PHRASE, BoxwrightError, EncodedText, Layout, Region, TokenMap, TokenRole
 
 LAYOUT_KEY = "boxwright_layout"  # in every entry of the conditioning: the key of the layout it was encoded with
 MAX_PROMPT = 100_000  # characters
-MAX_PHRASE = 1_000  # characters
 PROBE = "boxwright"  # a prompt that no template contains
 
 # Encoders that read several token streams and put one of them into the conditioning: host class -> key of the stream.

@@ -17,6 +17,7 @@ from pack.attention_patches.host.run import install, schedule_progress
 from pack.attention_patches.rectified_attention import PUBLISHED
 from pack.attention_patches.reweight import Reweight
 from pack.attention_patches.types import (
+    NEVER,
     AttentionEdit,
     Box,
     BoxwrightError,
@@ -53,7 +54,7 @@ def watching(seen, window=StepWindow()):
     return AttentionEdit("watch", "probs", fn, window)
 
 
-def close(a, b):
+def assert_close(a, b):
     """Equal but for the rounding of another order of summation; the tiny models amplify it step by step."""
     torch.testing.assert_close(a, b, rtol=0, atol=2e-4 * float(b.abs().max()))
 
@@ -86,7 +87,7 @@ def test_an_edit_that_changes_nothing_changes_nothing(models, layout, family, st
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     edit = AttentionEdit("nothing", stage, lambda values, site: values)
     patched = install(models[family], layout, [edit])
-    close(tiny.run(family, patched, positive, steps=1), tiny.run(family, models[family], positive, steps=1))
+    assert_close(tiny.run(family, patched, positive, steps=1), tiny.run(family, models[family], positive, steps=1))
 
 
 @every_family
@@ -182,9 +183,9 @@ def test_a_bias_is_the_same_on_the_fused_kernel_and_explicitly(models, layout, f
         for stage, fn in (("bias", add), ("scores", add), ("probs", multiply))
     ]
     assert not torch.allclose(results[0], tiny.run(family, models[family], positive, steps=1))
-    close(results[1], results[0])
+    assert_close(results[1], results[0])
     if family != "flux":  # there a text edit after the softmax leaves the image's share of the row alone
-        close(results[2], results[0])
+        assert_close(results[2], results[0])
 
 
 @every_family
@@ -196,7 +197,7 @@ def test_query_chunks_change_nothing(models, layout, family, method, monkeypatch
     seen = []
     monkeypatch.setattr(attend, "WORK_BYTES", 4 * 77 * 4 * 5)
     patched = install(models[family], layout, [*edits, watching(seen)])
-    close(tiny.run(family, patched, positive, steps=1), whole)
+    assert_close(tiny.run(family, patched, positive, steps=1), whole)
     assert {site.queries.start for site, _ in seen} > {0}
 
 
@@ -207,7 +208,7 @@ def test_edits_of_several_nodes_add_up(models, layout, family):
     one, two = rectified(layout, strength=0.7), Reweight((("w1", 4.0),)).edits(layout)
     both = tiny.run(family, install(models[family], layout, [*one, *two]), positive)
     chained = install(install(models[family], layout, two), layout, one)
-    close(tiny.run(family, chained, positive), both)
+    assert_close(tiny.run(family, chained, positive), both)
 
 
 @every_family
@@ -215,11 +216,11 @@ def test_the_same_node_twice_is_one_stronger_node(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     twice = install(install(models[family], layout, rectified(layout)), layout, rectified(layout))
     once = install(models[family], layout, rectified(layout))
-    close(tiny.run(family, twice, positive, steps=1), tiny.run(family, once, positive, steps=1))
+    assert_close(tiny.run(family, twice, positive, steps=1), tiny.run(family, once, positive, steps=1))
     half = rectified(layout, strength=0.5)
     halves = install(install(models[family], layout, half), layout, half)
     three_quarters = install(models[family], layout, rectified(layout, strength=0.75))
-    close(tiny.run(family, halves, positive, steps=1), tiny.run(family, three_quarters, positive, steps=1))
+    assert_close(tiny.run(family, halves, positive, steps=1), tiny.run(family, three_quarters, positive, steps=1))
 
 
 # --- where it happens ---
@@ -339,7 +340,7 @@ def test_a_batch_and_cfg_1_are_the_same_as_one_by_one(models, layout, family):
     noise = tiny.latent(family, batch=4)
     together = tiny.run(family, patched, positive, noise=noise, steps=1)
     for i in range(4):
-        close(tiny.run(family, patched, positive, noise=noise[i : i + 1], steps=1), together[i : i + 1])
+        assert_close(tiny.run(family, patched, positive, noise=noise[i : i + 1], steps=1), together[i : i + 1])
     alone = tiny.run(family, patched, positive, noise=noise, steps=1, cfg=1.0)
     assert not torch.equal(alone, tiny.run(family, models[family], positive, noise=noise, steps=1, cfg=1.0))
 
@@ -357,7 +358,7 @@ def test_one_call_or_two_are_the_same(models, layout, family, separate, monkeypa
     patched.add_wrapper(
         WrappersMP.APPLY_MODEL, lambda executor, *a, **k: calls.append(a[0].shape[0]) or executor(*a, **k)
     )
-    close(tiny.run(family, patched, positive, steps=1), reference)
+    assert_close(tiny.run(family, patched, positive, steps=1), reference)
     assert calls == ([1, 1] if separate else [2])
 
 
@@ -379,7 +380,8 @@ def test_prompts_of_different_chunk_counts_in_one_call(models, family, lengths):
     wide = type(tokens)(tokens.text, tokens.spans * repeats, tokens.roles * repeats)
     prompt = type(separate.prompt)(wide, long[0][0])
     by_hand = type(separate)(prompt, separate.regions, columns, separate.region_texts, separate.key)
-    close(together, tiny.run(family, install(models[family], by_hand, rectified(by_hand)), long, negative, steps=1))
+    patched = install(models[family], by_hand, rectified(by_hand))
+    assert_close(together, tiny.run(family, patched, long, negative, steps=1))
 
 
 @every_family
@@ -528,7 +530,7 @@ def test_every_attention_backend(models, layout, family, backend, monkeypatch):
 
     monkeypatch.setattr(attention, "optimized_attention", backend_in_use)
     monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", backend_in_use)
-    close(tiny.run(family, patched, positive, steps=1, noise=tiny.latent(family, batch=2)), reference)
+    assert_close(tiny.run(family, patched, positive, steps=1, noise=tiny.latent(family, batch=2)), reference)
     assert used
 
 
@@ -543,7 +545,7 @@ def test_context_edits_reach_their_rows_only(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     patched = install(models[family], layout, [ContextEdit("blank", blank)])
     zeros = [[torch.zeros_like(positive[0][0]), positive[0][1]]]
-    close(tiny.run(family, patched, positive, steps=1), tiny.run(family, models[family], zeros, steps=1))
+    assert_close(tiny.run(family, patched, positive, steps=1), tiny.run(family, models[family], zeros, steps=1))
     assert set(seen) == {(1, 77, tiny.CONTEXT)}
 
 
@@ -561,7 +563,7 @@ def test_another_packs_override_still_runs_everywhere(models, layout, family, ou
     else:
         patched = install(tiny.probe(models[family], seen), layout, rectified(layout))
     edited = tiny.run(family, patched, positive, steps=1)
-    close(edited, tiny.run(family, install(models[family], layout, rectified(layout)), positive, steps=1))
+    assert_close(edited, tiny.run(family, install(models[family], layout, rectified(layout)), positive, steps=1))
     # As often as without us, and with all rows and queries: another pack may count on their number.
     assert [call[0][0].shape for call in seen] == [call[0][0].shape for call in plain]
 
@@ -576,7 +578,7 @@ def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
         axis = 2 if kwargs.get("skip_reshape") else 1
         if k.shape[axis] != q.shape[axis] or family == "flux":
             extra = q.new_zeros(q.shape[axis], k.shape[axis])
-            extra[77 if family == "flux" else 0 :, hide] = attend.MASKED  # image queries only
+            extra[77 if family == "flux" else 0 :, hide] = NEVER  # image queries only
             mask = extra if mask is None else mask + extra
         return func(q, k, v, heads, mask=mask, **kwargs)
 
@@ -584,13 +586,13 @@ def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
 
     def hidden(values, site):
         values = values.clone()
-        values[..., hide] += attend.MASKED
+        values[..., hide] += NEVER
         return values
 
     # The other pack masks the unconditional rows too; CFG 1 leaves those out.
     theirs = tiny.run(family, install(model, layout, rectified(layout)), positive, steps=1, cfg=1.0)
     edits = [*rectified(layout), AttentionEdit("hide", "bias", hidden)]
-    close(theirs, tiny.run(family, install(models[family], layout, edits), positive, steps=1, cfg=1.0))
+    assert_close(theirs, tiny.run(family, install(models[family], layout, edits), positive, steps=1, cfg=1.0))
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
@@ -602,7 +604,7 @@ def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece, p
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, 77 + 24, 32, generator=g) for _ in range(3))
     keep = torch.rand(2, 1, 77 + 24, 77 + 24, generator=g) > 0.3
-    floats = torch.zeros(keep.shape).masked_fill_(~keep, attend.MASKED)
+    floats = torch.zeros(keep.shape).masked_fill_(~keep, NEVER)
     bias = torch.randn(24, 77, generator=g)
     fns = {"bias": lambda zeros, site: zeros + bias, "probs": lambda probs, site: probs * bias.exp()}
     edit = Installed(layout, AttentionEdit(stage, stage, fns[stage]))
@@ -647,7 +649,7 @@ def test_an_attn2_replace_that_calls_the_host_composes(models, layout, family):
         )
 
     model.set_model_attn2_replace(polite, "middle", 0)
-    close(
+    assert_close(
         tiny.run(family, install(model, layout, rectified(layout)), positive, steps=1),
         tiny.run(family, install(models[family], layout, rectified(layout)), positive, steps=1),
     )
