@@ -580,9 +580,22 @@ def test_key_tells_token_sequences_apart(toy):
     def key(prompt, *phrases):
         return tokenizers.layout(toy[1], prompt, regions(*phrases or ("circle",)), True)[1].key
 
-    assert key("a red circle") == key("a red circle", "red", "a") and len(key("a red circle")) == 64
+    assert key("a red circle") == key("a red circle") and len(key("a red circle")) == 64
     keys = {key(prompt) for prompt in ("a red circle", "a (red:1.1) circle", "a (red:1.2) circle", "red a circle")}
     assert len(keys) == 4
+
+
+def test_key_tells_layouts_of_one_prompt_apart(toy):
+    """Two layouts of the same words may share a positive prompt, each for its part of the schedule."""
+    painted = torch.zeros(4, 4)
+    painted[0] = 1.0
+    areas = [Box(0, 0, 0.5, 1), Box(0.5, 0, 0.5, 1), painted, painted.T]
+    made = [[Region("circle", area)] for area in areas]
+    made += [[Region("circle", areas[0], 0.5)], [Region("red", areas[0])]]
+    keys = {tokenizers.layout(toy[1], "a red circle", own, True)[1].key for own in made}
+    assert len(keys) == len(made)
+    again = tokenizers.layout(toy[1], "a red circle", [Region("circle", painted.clone())], True)[1].key
+    assert again == tokenizers.layout(toy[1], "a red circle", made[2], True)[1].key
 
 
 def test_values_of_an_embedding_count_in_the_key(with_embeddings, reader):
