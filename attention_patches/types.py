@@ -17,6 +17,7 @@ MAX_PHRASE = 1000  # characters
 NEVER = -1e4  # added to a score: its softmax is exactly 0 in every float type, and float16 can still add to it
 
 TokenRole = Literal["start", "word", "end", "padding", "template"]
+AttentionKind = Literal["image_text", "image_image"]
 
 
 class BoxwrightError(ValueError):
@@ -114,6 +115,7 @@ class StepWindow:
 class AttentionSite:
     """Where a block of attention came from. Built only by adapters."""
 
+    kind: AttentionKind  # image queries x text keys, or image queries x image keys
     layer: str  # "input.4.0", "double.7": stable, printable, used in errors
     grid: tuple[int, int]  # (h, w) image tokens, reported by the host, never guessed
     view: View  # the part of the image the grid covers (the model may run on a crop)
@@ -125,23 +127,35 @@ class AttentionSite:
     memo: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
 
 
+def everywhere(site: AttentionSite) -> bool:
+    """The `where` of an edit that acts on every site of its kind."""
+    return True
+
+
 @dataclass(frozen=True)
 class AttentionEdit:
-    """One pure change to the image-to-text attention of the rows that carry the edit's layout.
+    """One pure change to a block of attention, in the rows that carry the edit's layout; or a look at it.
 
+    The block [B, H, n, K] holds B rows of the layout's conditioning entry (the whole batch of latents, in order), the
+    image queries site.queries (n of them) and, by `kind`, K = T text columns or K = h * w image tokens.
     stage, cheapest first:
-      "bias"   fn(zeros [1, 1, n, T], site) -> what to add to the scaled scores; stays on the host's fused attention.
+      "bias"   fn(zeros [1, 1, n, K], site) -> what to add to the scaled scores; stays on the host's fused attention.
                Must depend on the site alone (not on the scores): adapters cache it for the step.
-      "scores" fn(scaled scores [B, H, n, T], site) -> same shape, before the softmax over the whole row.
-      "probs"  fn(probabilities [B, H, n, T], site) -> same shape, after it. Rows need not sum to 1 again, and adapters
+      "read"   fn(probabilities [B, H, n, K], site) -> anything: it looks at what the model attends to after all bias
+               and score edits, and changes nothing: the attention itself runs as if it were not there.
+      "scores" fn(scaled scores [B, H, n, K], site) -> same shape, before the softmax over the whole row.
+      "probs"  fn(probabilities [B, H, n, K], site) -> same shape, after it. Rows need not sum to 1 again, and adapters
                do not renormalise them.
-    All float32; n = length of site.queries.
+    All float32. Queries come in pieces (site.queries) that bound the memory; edits of one stage run in list order.
+    `where` says at which sites (asked with all queries); elsewhere the edit costs nothing.
     """
 
     name: str
-    stage: Literal["bias", "scores", "probs"]
-    fn: Callable[[Tensor, AttentionSite], Tensor]
+    stage: Literal["bias", "read", "scores", "probs"]
+    fn: Callable[[Tensor, AttentionSite], Any]
     window: StepWindow = StepWindow()
+    kind: AttentionKind = "image_text"
+    where: Callable[[AttentionSite], bool] = everywhere
 
 
 @dataclass(frozen=True)

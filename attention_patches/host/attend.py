@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..types import NEVER, AttentionEdit, AttentionSite
+from ..types import NEVER, AttentionEdit, AttentionSite, everywhere
 from .family import Chunk, Installed, ModelCall, Place, view_of
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
@@ -23,17 +23,18 @@ class BiasCache:
     def __init__(self) -> None:
         self._progress: float | None = None
         self._masks: dict[tuple[Any, ...], Tensor] = {}
-        self.memo: dict[Any, Tensor] = {}  # AttentionSite.memo of every site of the run
+        self.memo: dict[Any, Any] = {}  # AttentionSite.memo of every site of the run
 
-    def get(self, call: ModelCall, chunk: Chunk, place: Place, like: Tensor) -> Tensor:
-        """The sum of the chunk's bias edits, [1, 1, h * w, keys of the text], in the dtype and device of `like`."""
+    def get(self, block: _Block, like: Tensor) -> Tensor:
+        """The sum of the block's bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
+        call, chunk, place = block.call, block.chunk, block.place
         if call.progress != self._progress:
             self._progress, self._masks = call.progress, {}
-        edits = tuple(id(item.edit) for item in chunk.edits)
-        columns = (place.keys.start, place.keys.stop, chunk.text_length)
+        edits = tuple(id(item.edit) for item in block.text_bias)
+        columns = (place.text.start, place.text.stop, chunk.text_length)
         key = (edits, place.grid, place.extent, columns, chunk.offset, like.dtype, like.device)
         if key not in self._masks:
-            self._masks[key] = _bias(call, chunk, place, self).to(device=like.device, dtype=like.dtype)
+            self._masks[key] = _text_bias(block).to(device=like.device, dtype=like.dtype)
         return self._masks[key]
 
 
@@ -91,6 +92,73 @@ class _Call:
         return t if t.shape[1] == self.heads else t.repeat_interleave(self.heads // t.shape[1], dim=1)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """The edits of one chunk's rows that act in one attention call, in order."""
+
+    call: ModelCall
+    chunk: Chunk
+    place: Place
+    cache: BiasCache
+    text_bias: list[Installed] = field(default_factory=list)
+    image_bias: list[Installed] = field(default_factory=list)
+    read: list[Installed] = field(default_factory=list)
+    scores: list[Installed] = field(default_factory=list)
+    probs: list[Installed] = field(default_factory=list)
+
+    @property
+    def biased(self) -> bool:
+        return bool(self.text_bias or self.image_bias)
+
+    @property
+    def explicit(self) -> bool:
+        return bool(self.scores or self.probs)
+
+    @property
+    def changes(self) -> bool:
+        return self.biased or self.explicit
+
+    def site(self, item: Installed, tokens: slice) -> AttentionSite:
+        return AttentionSite(
+            kind=item.edit.kind,
+            layer=self.place.layer,
+            grid=self.place.grid,
+            view=view_of(self.call, self.chunk, self.place),
+            level=self.place.level,
+            levels=len(self.call.factors),
+            queries=tokens,
+            progress=self.call.progress,
+            layout=item.layout,
+            memo=self.cache.memo,
+        )
+
+    def tokens(self, part: slice) -> slice:
+        """Which image tokens a part of the query axis holds."""
+        return slice(part.start - self.place.queries.start, part.stop - self.place.queries.start)
+
+    def columns(self, item: Installed) -> list[slice]:
+        """Where an edit's keys lie on the key axis; the host repeats a short prompt beside a longer one."""
+        if item.edit.kind == "image_image":
+            return [self.place.image]
+        count, text = len(item.layout.prompt.tokens), self.place.text
+        return [slice(i, i + count) for i in range(text.start, text.stop, self.chunk.text_length)]
+
+
+def _block(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> _Block:
+    block = _Block(call, chunk, place, cache)
+    everything = slice(0, place.grid[0] * place.grid[1])
+    for item in chunk.edits:
+        edit = item.edit
+        if not isinstance(edit, AttentionEdit) or place.keys_of(edit.kind) is None:
+            continue
+        if edit.where is everywhere or edit.where(block.site(item, everything)):
+            stage = edit.stage
+            if stage == "bias":
+                stage = "text_bias" if edit.kind == "image_text" else "image_bias"
+            getattr(block, stage).append(item)
+    return block
+
+
 def edited_attention(
     host: Attention,
     call: ModelCall,
@@ -102,8 +170,9 @@ def edited_attention(
 ) -> Tensor:
     """The attention call with every chunk's edits.
 
-    Rows without edits go through `host` exactly as they came. With `in_one_piece` the host is called once with all rows
-    and queries and one mask (zero where nothing is edited): another pack's override may count on their number.
+    Rows without edits go through `host` exactly as they came, and all rows where edits only read. With `in_one_piece`
+    the host is called once with all rows and queries and one mask (zero where nothing is edited): another pack's
+    override may count on their number.
     """
     options = dict(kwargs)
     q, k, v, heads = args[:4]
@@ -111,76 +180,81 @@ def edited_attention(
     if mask is not None and mask.ndim == 3:
         mask = mask.unsqueeze(1)  # [rows, queries, keys]: the same for all heads
     whole = _Call(host, q, k, v, heads, mask, args[5:], options)
+    blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
+    for block in blocks:
+        if block.read and not block.explicit:  # else on the way, from the same probabilities
+            _read(whole.rows(block.chunk.rows), block)
     if in_one_piece:
-        return _attend_in_one_piece(whole, call, place, cache)
-    parts = _merge_untouched(call.chunks)
+        return _attend_in_one_piece(whole, blocks)
+    parts = _merge_unchanged(blocks)
     if len(parts) == 1:
-        return _attend(whole, call, parts[0], place, cache)
-    return torch.cat([_attend(whole.rows(chunk.rows), call, chunk, place, cache) for chunk in parts])
+        return _attend(whole, parts[0][1])
+    return torch.cat([_attend(whole.rows(rows), block) for rows, block in parts])
 
 
-def _merge_untouched(chunks: tuple[Chunk, ...]) -> list[Chunk]:
-    merged: list[Chunk] = []
-    for chunk in chunks:
-        if merged and not chunk.edits and not merged[-1].edits:
-            last = merged.pop()
-            chunk = Chunk(slice(last.rows.start, chunk.rows.stop), (), last.text_length, last.offset)
-        merged.append(chunk)
+def _merge_unchanged(blocks: list[_Block]) -> list[tuple[slice, _Block]]:
+    merged: list[tuple[slice, _Block]] = []
+    for block in blocks:
+        rows = block.chunk.rows
+        if merged and not block.changes and not merged[-1][1].changes:
+            rows = slice(merged.pop()[0].start, rows.stop)
+        merged.append((rows, block))
     return merged
 
 
-def _at_stage(chunk: Chunk, *stages: str) -> list[Installed]:
-    return [item for item in chunk.edits if isinstance(item.edit, AttentionEdit) and item.edit.stage in stages]
-
-
-def _attend(rows: _Call, call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Tensor:
+def _attend(rows: _Call, block: _Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
-    explicit = bool(_at_stage(chunk, "scores", "probs"))
-    bias = cache.get(call, chunk, place, like=rows.q) if _at_stage(chunk, "bias") else None
-    if bias is None and not explicit:
+    if not block.changes:
         return rows.fused()
     outputs = []
-    for part, is_image in _query_parts(rows, place, explicit):
+    for part, is_image in _query_parts(rows, block, block.explicit):
         queries = rows.queries(part)
         if not is_image:
             outputs.append(queries.fused())
-        elif explicit:
-            outputs.append(_explicit(queries, call, chunk, place, part, bias, cache))
+        elif block.explicit:
+            outputs.append(_explicit(queries, block, part))
         else:
-            outputs.append(queries.fused(_bias_of(bias, place, part, rows)))
+            outputs.append(queries.fused(_bias(queries, block, part)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
 
 
-def _attend_in_one_piece(whole: _Call, call: ModelCall, place: Place, cache: BiasCache) -> Tensor:
+def _attend_in_one_piece(whole: _Call, blocks: list[_Block]) -> Tensor:
     queries, keys = whole.q.shape[whole.token_axis], whole.k.shape[whole.token_axis]
-    biased = [chunk for chunk in call.chunks if _at_stage(chunk, "bias")]
+    biased = [block for block in blocks if block.biased]
     mask = whole.q.new_zeros(whole.q.shape[0], 1, queries, keys) if biased else None
-    for chunk in biased:
-        mask[chunk.rows, :, place.queries, place.keys] = cache.get(call, chunk, place, like=whole.q)
+    for block in biased:
+        part = block.place.queries
+        mask[block.chunk.rows, :, part] = _bias(whole.rows(block.chunk.rows).queries(part), block, part)
     out = whole.fused(mask)
-    for chunk in call.chunks:
-        if not _at_stage(chunk, "scores", "probs"):
+    for block in blocks:
+        if not block.explicit:
             continue
-        rows = whole.rows(chunk.rows)
-        bias = cache.get(call, chunk, place, like=rows.q) if chunk in biased else None
+        rows = whole.rows(block.chunk.rows)
         out = out.clone()
-        for part, is_image in _query_parts(rows, place, True):
+        for part, is_image in _query_parts(rows, block, True):
             if is_image:
-                target = out[chunk.rows].narrow(whole.out_axis, part.start, part.stop - part.start)
-                target.copy_(_explicit(rows.queries(part), call, chunk, place, part, bias, cache))
+                target = out[block.chunk.rows].narrow(whole.out_axis, part.start, part.stop - part.start)
+                target.copy_(_explicit(rows.queries(part), block, part))
     return out
 
 
-def _query_parts(rows: _Call, place: Place, explicit: bool) -> list[tuple[slice, bool]]:
+def _read(rows: _Call, block: _Block) -> None:
+    for part, is_image in _query_parts(rows, block, True):
+        if is_image:
+            queries = rows.queries(part)
+            _show(_probabilities(queries, block, part), block, part)
+
+
+def _query_parts(rows: _Call, block: _Block, explicit: bool) -> list[tuple[slice, bool]]:
     """The query axis cut into (slice, holds image tokens); image tokens in pieces that bound the memory they take."""
     count, keys = rows.q.shape[rows.token_axis], rows.k.shape[rows.token_axis]
     if explicit:
         per_query = rows.q.shape[0] * rows.heads * keys * 4
-    elif place.keys.stop - place.keys.start == keys:
+    elif not block.image_bias and block.place.text == slice(0, keys):
         per_query = 0  # the mask is the cached bias itself
     else:
-        per_query = keys * rows.q.element_size()
-    start, stop = place.queries.start, place.queries.stop
+        per_query = keys * 4
+    start, stop = block.place.queries.start, block.place.queries.stop
     step = max(1, WORK_BYTES // per_query) if per_query else stop - start
     parts = [(slice(i, min(i + step, stop)), True) for i in range(start, stop, step)]
     before = [(slice(0, start), False)] if start else []
@@ -188,76 +262,74 @@ def _query_parts(rows: _Call, place: Place, explicit: bool) -> list[tuple[slice,
     return [*before, *parts, *after]
 
 
-def _bias_of(bias: Tensor, place: Place, part: slice, rows: _Call) -> Tensor:
-    """The rows of a chunk's bias [1, 1, h * w, T] for some queries, over all keys of the call."""
-    bias = bias[:, :, part.start - place.queries.start : part.stop - place.queries.start]
-    keys = rows.k.shape[rows.token_axis]
-    if place.keys == slice(0, keys):
-        return bias
-    full = bias.new_zeros(*bias.shape[:-1], keys)
-    full[..., place.keys] = bias
-    return full
+def _bias(queries: _Call, block: _Block, part: slice) -> Tensor:
+    """The sum of all bias edits for some image queries, [1, 1, n, keys of the call]."""
+    keys, tokens = queries.k.shape[queries.token_axis], block.tokens(part)
+    text = block.cache.get(block, like=queries.q)[:, :, tokens] if block.text_bias else None
+    if text is not None and block.place.text == slice(0, keys):
+        return text
+    total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
+    if text is not None:
+        total[..., block.place.text] = text
+    for item in block.image_bias:
+        zeros = torch.zeros(1, 1, part.stop - part.start, _width(block.place.image), device=queries.q.device)
+        total[..., block.place.image] += item.edit.fn(zeros, block.site(item, tokens)).to(total)
+    return total.clamp_min(NEVER)
 
 
-def _explicit(
-    queries: _Call, call: ModelCall, chunk: Chunk, place: Place, part: slice, bias: Tensor | None, cache: BiasCache
-) -> Tensor:
+def _text_bias(block: _Block) -> Tensor:
+    place, count = block.place, block.place.grid[0] * block.place.grid[1]
+    total = torch.zeros(1, 1, count, _width(place.text))
+    for item in block.text_bias:
+        site = block.site(item, slice(0, count))
+        values = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
+        for columns in block.columns(item):
+            total[..., columns.start - place.text.start : columns.stop - place.text.start] += values
+    return total.clamp_min(NEVER)
+
+
+def _explicit(queries: _Call, block: _Block, part: slice) -> Tensor:
     """Attention of some image queries of one chunk with its bias, score and probability edits, softmax in float32."""
-    tokens = slice(part.start - place.queries.start, part.stop - place.queries.start)
-    q, k, v = (queries.by_head(t) for t in (queries.q, queries.k, queries.v))
-    scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
-    if queries.mask is not None:
-        scores = scores + _additive(queries.mask, torch.float32)
-    if bias is not None:
-        scores[..., place.keys] += bias[:, :, tokens].float()
-    scores = _edit_text(scores, "scores", call, chunk, place, tokens, cache)
-    probs = _edit_text(scores.softmax(dim=-1), "probs", call, chunk, place, tokens, cache)
+    probs = _probabilities(queries, block, part)
+    _show(probs, block, part)
+    probs = _edit(probs, block.probs, block, part)
+    v = queries.by_head(queries.v)
     out = probs.to(v.dtype) @ v
     return out if queries.options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
 
 
-def _edit_text(
-    values: Tensor, stage: str, call: ModelCall, chunk: Chunk, place: Place, tokens: slice, cache: BiasCache
-) -> Tensor:
-    """Run the edits of one stage over the text columns of `values` [B, H, n, keys], in place."""
-    for item in _at_stage(chunk, stage):
-        site = _site(call, chunk, place, tokens, item, cache)
-        for columns in _columns(chunk, place, item):
+def _probabilities(queries: _Call, block: _Block, part: slice) -> Tensor:
+    """What some image queries attend to after the bias and score edits, float32 [B, H, n, keys of the call]."""
+    q, k = queries.by_head(queries.q), queries.by_head(queries.k)
+    scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
+    if queries.mask is not None:
+        scores = scores + _additive(queries.mask, torch.float32)
+    if block.biased:
+        scores = scores + _bias(queries, block, part).float()
+    return _edit(scores, block.scores, block, part).softmax(dim=-1)
+
+
+def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) -> Tensor:
+    """Run the edits of one stage over their columns of `values` [B, H, n, keys], in place."""
+    for item in items:
+        site = block.site(item, block.tokens(part))
+        for columns in block.columns(item):
             values[..., columns] = item.edit.fn(values[..., columns], site)
     return values
 
 
-def _bias(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Tensor:
-    count = place.grid[0] * place.grid[1]
-    total = torch.zeros(1, 1, count, place.keys.stop - place.keys.start)
-    for item in _at_stage(chunk, "bias"):
-        site = _site(call, chunk, place, slice(0, count), item, cache)
-        block = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
-        for columns in _columns(chunk, place, item):
-            total[..., columns.start - place.keys.start : columns.stop - place.keys.start] += block
-    return total.clamp_min(NEVER)
+def _show(probs: Tensor, block: _Block, part: slice) -> None:
+    """Give readers their columns; repeats of a short prompt are summed."""
+    for item in block.read:
+        first, *repeats = block.columns(item)
+        seen = probs[..., first]
+        for columns in repeats:
+            seen = seen + probs[..., columns]
+        item.edit.fn(seen, block.site(item, block.tokens(part)))
 
 
-def _columns(chunk: Chunk, place: Place, item: Installed) -> list[slice]:
-    """Where the layout's columns lie on the key axis; the host repeats a short prompt beside a longer one."""
-    count = len(item.layout.prompt.tokens)
-    return [slice(i, i + count) for i in range(place.keys.start, place.keys.stop, chunk.text_length)]
-
-
-def _site(
-    call: ModelCall, chunk: Chunk, place: Place, tokens: slice, item: Installed, cache: BiasCache
-) -> AttentionSite:
-    return AttentionSite(
-        layer=place.layer,
-        grid=place.grid,
-        view=view_of(call, chunk, place),
-        level=place.level,
-        levels=len(call.factors),
-        queries=tokens,
-        progress=call.progress,
-        layout=item.layout,
-        memo=cache.memo,
-    )
+def _width(keys: slice) -> int:
+    return keys.stop - keys.start
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..types import AttentionEdit, BoxwrightError, ContextEdit, Layout, View
+from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, Layout, View
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options
+MEMO = "boxwright_memo"  # key of AttentionSite.memo of the run in transformer_options
 
 
 class IncompatiblePatchError(BoxwrightError):
@@ -47,17 +48,26 @@ class ModelCall:
     factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def edits(self, kind: AttentionKind) -> bool:
+        """Whether some row has an edit of this kind."""
+        items = (item.edit for chunk in self.chunks for item in chunk.edits)
+        return any(isinstance(edit, AttentionEdit) and edit.kind == kind for edit in items)
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where the image-to-text block lies in one attention call."""
+    """Where the image's queries, and the text and image they look at, lie in one attention call."""
 
     layer: str
     grid: tuple[int, int]  # (h, w) image tokens
     extent: tuple[int, int]  # latent cells under the grid, down and across; past the latent where the model pads
     level: int  # 0 = the finest attention grid of the model
     queries: slice  # image tokens on the query axis
-    keys: slice  # text tokens on the key axis
+    text: slice | None  # text tokens on the key axis; None where the call has none
+    image: slice | None  # image tokens on the key axis; None where the call has none
+
+    def keys_of(self, kind: AttentionKind) -> slice | None:
+        return self.text if kind == "image_text" else self.image
 
 
 class Family(Protocol):
@@ -74,7 +84,7 @@ class Family(Protocol):
         """Add the list patches this family needs to the options of one run."""
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
-        """The image-to-text block of this attention call; None if it holds none."""
+        """Where the edits of this call's chunks find their blocks in this attention call; None if it holds none."""
 
     def finish(self, call: ModelCall) -> None:
         """After the model call; raises IncompatiblePatchError if an edit found no place."""

@@ -40,7 +40,8 @@ class FluxJoint:
                 "which token lies where; remove the patch that merges or adds tokens."
             )
         extent = (grid[0] * patch, grid[1] * patch)
-        return Place(layer, grid, extent, 0, queries=slice(text, text + image), keys=slice(0, text))
+        pixels = slice(text, text + image)
+        return Place(layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels)
 
     def finish(self, call: ModelCall) -> None:
         """Every block passes through the host's attention; there is nothing that could be missed."""

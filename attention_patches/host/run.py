@@ -20,7 +20,7 @@ from torch import Tensor
 from ..types import AttentionEdit, BoxwrightError, ContextEdit, Layout
 from . import adapter_for
 from .attend import BiasCache, edited_attention
-from .family import CALL, Chunk, Family, IncompatiblePatchError, Installed, ModelCall
+from .family import CALL, MEMO, Chunk, Family, IncompatiblePatchError, Installed, ModelCall
 from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
@@ -96,6 +96,7 @@ class _Run:
         wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
         wrappers[WRAPPER] = [self.apply_model]
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
+        options[MEMO] = self.cache.memo
 
     def apply_model(
         self,

@@ -1,4 +1,4 @@
-"""SD1.x, SD2.x, SDXL and relatives: separate cross-attention layers in a UNet."""
+"""SD1.x, SD2.x, SDXL and relatives: separate self-attention and cross-attention layers in a UNet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
+from ..types import AttentionKind
 from .family import CALL, IncompatiblePatchError, ModelCall, Place
 
 # UNets without a text prompt: their cross-attention reads an image embedding.
 _IMAGE_CONDITIONED = (comfy.model_base.SVD_img2vid, comfy.model_base.Stable_Zero123)
-_PENDING = "cross-attention announced"
+_SELF, _CROSS = "self-attention", "cross-attention"
+_PENDING = "attention announced"  # key of (layer, which attention) in ModelCall.notes
 
 
 class UNetCross:
@@ -41,18 +43,21 @@ class UNetCross:
 
     def attach(self, transformer_options: dict[str, Any]) -> None:
         patches = transformer_options.setdefault("patches", {})
-        patches["attn2_patch"] = [*patches.get("attn2_patch", []), _announce]
+        patches["attn1_patch"] = [*patches.get("attn1_patch", []), _announce_self]
+        patches["attn2_patch"] = [*patches.get("attn2_patch", []), _announce_cross]
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
-        layer = call.notes.pop(_PENDING, None)
+        layer, which = call.notes.pop(_PENDING, (None, None))
         if layer is None:
             return None
         grid = tuple(options["activations_shape"][-2:])
-        if q.shape[1] != grid[0] * grid[1] or k.shape[1] != call.text_length:
+        image = grid[0] * grid[1]
+        keys, name = (image, "image") if which == _SELF else (call.text_length, "text")
+        if q.shape[1] != image or k.shape[1] != keys:
             raise IncompatiblePatchError(
-                f"Another patch changed the cross-attention of {layer}: {q.shape[1]} image tokens and {k.shape[1]} "
-                f"text tokens instead of {grid[0]}x{grid[1]} and {call.text_length}. Boxwright cannot tell which token "
-                "lies where; remove the patch that merges or adds tokens."
+                f"Another patch changed the {which} of {layer}: {q.shape[1]} image tokens and {k.shape[1]} {name} "
+                f"tokens instead of {grid[0]}x{grid[1]} and {keys}. Boxwright cannot tell which token lies where; "
+                "remove the patch that merges or adds tokens."
             )
         return Place(
             layer=layer,
@@ -60,7 +65,8 @@ class UNetCross:
             extent=_extent(call, grid),
             level=_level(call, grid),
             queries=slice(0, q.shape[1]),
-            keys=slice(0, k.shape[1]),
+            text=None if which == _SELF else slice(0, keys),
+            image=slice(0, keys) if which == _SELF else None,
         )
 
     def finish(self, call: ModelCall) -> None:
@@ -70,24 +76,39 @@ class UNetCross:
 FAMILY = UNetCross()
 
 
-def _announce(
+def _announce_self(
     n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """attn2_patch: the next attention call is a cross-attention (its shapes alone do not always tell)."""
-    call = extra_options.get(CALL)
-    if call is not None:
-        _refuse_pending(call)
-        block, index = extra_options["block"], extra_options.get("block_index", 0)
-        call.notes[_PENDING] = f"{block[0]}.{block[1]}.{index}"
+    """attn1_patch: the next attention call is a self-attention."""
+    _announce(_SELF, "image_image", extra_options)
     return n, context, value
 
 
+def _announce_cross(
+    n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """attn2_patch: the next attention call is a cross-attention (its shapes alone do not always tell)."""
+    _announce(_CROSS, "image_text", extra_options)
+    return n, context, value
+
+
+def _announce(which: str, kind: AttentionKind, extra_options: dict[str, Any]) -> None:
+    call = extra_options.get(CALL)
+    if call is None:
+        return
+    _refuse_pending(call)
+    if call.edits(kind):
+        block, index = extra_options["block"], extra_options.get("block_index", 0)
+        call.notes[_PENDING] = (f"{block[0]}.{block[1]}.{index}", which)
+
+
 def _refuse_pending(call: ModelCall) -> None:
-    layer = call.notes.get(_PENDING)
+    layer, which = call.notes.get(_PENDING, (None, None))
     if layer is not None:
+        slot = "attn1" if which == _SELF else "attn2"
         raise IncompatiblePatchError(
-            f"Another patch replaces the cross-attention of {layer} and does not call the host's attention with its "
-            "options, so Boxwright's edit would be lost there. Remove that patch (an attn2 replace) from this model."
+            f"Another patch replaces the {which} of {layer} and does not call the host's attention with its "
+            f"options, so Boxwright's edit would be lost there. Remove that patch (an {slot} replace) from this model."
         )
 
 

@@ -610,7 +610,7 @@ def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece, p
     edit = Installed(layout, AttentionEdit(stage, stage, fns[stage]))
     chunks = (Chunk(slice(0, 1), (), 77, (0, 0)), Chunk(slice(1, 2), (edit,), 77, (0, 0)))
     call = ModelCall(chunks, (8, 12), (8, 12), 77, (), 0.0, (2,))
-    place = Place("double.0", (4, 6), (8, 12), 0, queries=slice(77, 101), keys=slice(0, 77))
+    place = Place("double.0", (4, 6), (8, 12), 0, queries=slice(77, 101), text=slice(0, 77), image=slice(77, 101))
     host = attention.attention_pytorch
     mask = keep if kind == "bool" else floats
     args, options = (q, k, v, 2, mask if per_head else mask[:, 0]), {"skip_reshape": True}

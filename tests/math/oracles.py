@@ -34,7 +34,7 @@ def layout(areas: list, owned: list[list[int]], words: list[str], length: int = 
 
 def site(layout: Layout, grid=(4, 4), view=View(), level=0, levels=1, queries=None) -> AttentionSite:
     queries = queries or slice(0, grid[0] * grid[1])
-    return AttentionSite("input.1.0", grid, view, level, levels, queries, 0.0, layout)
+    return AttentionSite("image_text", "input.1.0", grid, view, level, levels, queries, 0.0, layout)
 
 
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 1.0)
