@@ -165,3 +165,36 @@ class ContextEdit:
     name: str
     fn: Callable[[Tensor, Layout], Tensor]
     window: StepWindow = StepWindow()
+
+
+@dataclass(frozen=True)
+class AttentionLoss:
+    """How far attention maps are from what is wanted."""
+
+    total: Tensor  # float32 [B], with a graph: each row's own loss, the gradient of which is followed
+    per_phrase: Tensor  # float32 [B, phrases] in 0..1, without one: 0 = the phrase is where it should be
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LatentGuide:
+    """Moves the latent (or the prediction) of the layout's rows down the gradient of a loss on attention maps.
+
+    loss(maps [B, T, h, w], site) -> AttentionLoss. The maps are the mean over heads and layers of the layout's
+    image-to-text probabilities on one grid, after all bias and score edits, float32; site says which grid.
+    Step sizes are in the units of the diffusers latent, z = x / sqrt(1 + sigma^2), whatever the host's scale.
+    """
+
+    name: str
+    loss: Callable[[Tensor, AttentionSite], AttentionLoss]
+    step_size: Callable[[float], float]  # of the progress of the schedule
+    window: StepWindow = StepWindow()
+    iterations: int = 1  # gradient steps for each step of the sampler
+    # Limit of one gradient step on each latent value, in sigmas (of a prediction: at most in units of 1); 0 = none.
+    max_change: float = 0.0
+    moves: Literal["latent", "prediction"] = "latent"
+    refine_loss: Callable[[Tensor, AttentionSite], AttentionLoss] | None = None
+    targets: tuple[tuple[float, float], ...] = ()  # (progress, p): from there on refine once, until loss <= 1 - p
+    refine_iterations: int = 0  # at most, at each target
+    smallest_side: int = 16  # cells the shorter side of the grid should have at least
+    report: Callable[[str], None] | None = None  # told once for each step how far each phrase is

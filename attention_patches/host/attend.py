@@ -32,7 +32,9 @@ class BiasCache:
             self._progress, self._masks = call.progress, {}
         edits = tuple(id(item.edit) for item in block.text_bias)
         columns = (place.text.start, place.text.stop, chunk.text_length)
-        key = (edits, place.grid, place.extent, columns, chunk.offset, like.dtype, like.device)
+        # Autograd may not save what was made in inference mode.
+        mode = torch.is_inference_mode_enabled()
+        key = (edits, place.grid, place.extent, columns, chunk.offset, like.dtype, like.device, mode)
         if key not in self._masks:
             self._masks[key] = _text_bias(block).to(device=like.device, dtype=like.dtype)
         return self._masks[key]
@@ -310,7 +312,9 @@ def _probabilities(queries: _Call, block: _Block, part: slice) -> Tensor:
 
 
 def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) -> Tensor:
-    """Run the edits of one stage over their columns of `values` [B, H, n, keys], in place."""
+    """Run the edits of one stage over their columns of `values` [B, H, n, keys], in place but for autograd."""
+    if items and values.requires_grad:
+        values = values.clone()
     for item in items:
         site = block.site(item, block.tokens(part))
         for columns in block.columns(item):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, Layout, View
+from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, View
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options
 MEMO = "boxwright_memo"  # key of AttentionSite.memo of the run in transformer_options
@@ -22,7 +22,7 @@ class Installed:
     """One edit, and the layout whose rows it changes."""
 
     layout: Layout
-    edit: AttentionEdit | ContextEdit
+    edit: AttentionEdit | ContextEdit | LatentGuide
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ class Place:
 
 
 class Family(Protocol):
-    """One adapter."""
+    """One adapter.
+
+    A family that gradients can pass has another method, last_layer(diffusion_model, level) -> str: the name of the last
+    attention layer on a grid, in the order the model runs them.
+    """
 
     name: str
 

@@ -17,32 +17,42 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..types import AttentionEdit, BoxwrightError, ContextEdit, Layout
-from . import adapter_for
+from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout
+from . import adapter_for, guidance
 from .attend import BiasCache, edited_attention
 from .family import CALL, MEMO, Chunk, Family, IncompatiblePatchError, Installed, ModelCall
 from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
+RUN = "boxwright_run"  # key of the Run in transformer_options
 WRAPPER = "boxwright"
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 OVERRIDE = "optimized_attention_override"
 
 
-def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit]) -> Any:
+def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit | LatentGuide]) -> Any:
     """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
 
-    Raises UnsupportedModelError. Without edits the clone is the model.
+    Raises UnsupportedModelError, for guides also where the family has no gradient. Without edits it is the same model.
     """
-    adapter_for(model)
+    family = adapter_for(model)
     patched = model.clone()
     if not edits:
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
-    if WRAPPER not in patched.wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}):
-        patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, _sample_with_edits)
+    guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
+    if guides:
+        guidance.refuse_without_gradient(family)
+    if any(guide.moves == "latent" for guide in guides):
+        _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
+    _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
     return patched
+
+
+def _wrap(patched: Any, kind: str, wrapper: Any) -> None:
+    if WRAPPER not in patched.wrappers.get(kind, {}):
+        patched.add_wrapper_with_key(kind, WRAPPER, wrapper)
 
 
 def _sample_with_edits(
@@ -55,7 +65,7 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
-    _Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:])).attach(options)
+    Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:])).attach(options)
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
 
 
@@ -74,16 +84,21 @@ class _Entry:
         height, width, y, x = self.area
         return min(height, image[0] - y), min(width, image[1] - x), y, x
 
-    def chunk(self, rows: slice, progress: float, image: tuple[int, int]) -> Chunk:
-        active = tuple(item for item in self.edits if item.edit.window.contains(progress))
-        return Chunk(rows, active, self.text_length, self.crop(image)[2:])
+    def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: tuple[Installed, ...]) -> Chunk:
+        edits = (item for item in self.edits if not isinstance(item.edit, LatentGuide))
+        active = tuple(item for item in edits if item.edit.window.contains(progress))
+        return Chunk(rows, (*active, *extra), self.text_length, self.crop(image)[2:])
 
 
-class _Run:
+class Run:
     """One run of a sampler."""
+
+    EXTRA = "boxwright_extra"  # key of {uuid: edits for this model call only} in transformer_options
 
     def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], image: tuple[int, int]) -> None:
         self.family = family
+        self.guider = guider
+        self.guides = [item for item in installed if isinstance(item.edit, LatentGuide)]
         self.model_sampling = guider.inner_model.model_sampling
         self.factors = family.factors(guider.inner_model.diffusion_model)
         self.image = image
@@ -97,6 +112,22 @@ class _Run:
         wrappers[WRAPPER] = [self.apply_model]
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
         options[MEMO] = self.cache.memo
+        options[RUN] = self
+        if any(item.edit.moves == "prediction" for item in self.guides):
+            kinds = options["wrappers"].setdefault(WrappersMP.CALC_COND_BATCH, {})
+            kinds[WRAPPER] = [partial(guidance.predict_with_guides, self)]
+
+    def conditioning(self, layout: Layout) -> list[dict]:
+        """The entries of this run that were encoded with the layout."""
+        return [entry for entries in self.guider.conds.values() for entry in entries if self._carries(entry, layout)]
+
+    def items_of(self, entries: list[dict], item: Installed) -> list[dict]:
+        """Those of some entries that carry the item's layout."""
+        return [entry for entry in entries if self._carries(entry, item.layout)]
+
+    def _carries(self, entry: dict, layout: Layout) -> bool:
+        known = self.entries.get(entry.get("uuid"))
+        return known is not None and any(item.layout.key == layout.key for item in known.edits)
 
     def apply_model(
         self,
@@ -130,7 +161,8 @@ class _Run:
         return edited_attention(host, call, place, self.cache, args, kwargs, in_one_piece=previous is not None)
 
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
-        entries = [self.entries.get(key) for key in inputs["transformer_options"].get("uuids", ())]
+        uuids = inputs["transformer_options"].get("uuids", ())
+        entries = [self.entries.get(key) for key in uuids]
         if context is None or not any(entries):
             return None
         latent, size = tuple(x.shape[-2:]), x.shape[0] // len(entries)
@@ -142,18 +174,20 @@ class _Run:
                     "and does not say which part that is, so regions would land in the wrong place. Remove the patch "
                     "that cuts the latent into tiles."
                 )
-        progress = self._progress(float(t.flatten()[0]))
+        progress = self.progress(float(t.flatten()[0]))
+        extra = inputs["transformer_options"].get(self.EXTRA, {})
         rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
         chunks = tuple(
-            entry.chunk(part, progress, self.image) if entry else Chunk(part, (), context.shape[1], (0, 0))
-            for part, entry in zip(rows, entries, strict=True)
+            entry.chunk(part, progress, self.image, extra.get(key, ())) if entry
+            else Chunk(part, (), context.shape[1], (0, 0))
+            for part, entry, key in zip(rows, entries, uuids, strict=True)
         )
         if not any(chunk.edits for chunk in chunks):
             return None
         references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
         return ModelCall(chunks, latent, self.image, context.shape[1], references, progress, self.factors)
 
-    def _progress(self, sigma: float) -> float:
+    def progress(self, sigma: float) -> float:
         """`schedule_progress`, worked out once for a step: on a GPU every look-up waits for the device."""
         if sigma not in self.steps:
             self.steps = {sigma: schedule_progress(self.model_sampling, sigma)}

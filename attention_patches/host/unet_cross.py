@@ -6,7 +6,7 @@ from typing import Any
 
 import comfy.model_base
 from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from torch import Tensor
 
 from ..types import AttentionKind
@@ -37,9 +37,23 @@ class UNetCross:
             for layer in block or ():
                 if isinstance(layer, SpatialTransformer):
                     found.add(factor)
-                elif isinstance(layer, Downsample) or getattr(layer, "updown", False):
-                    factor *= 2
+                factor = _next_factor(layer, "input", factor)
         return tuple(sorted(found))
+
+    def last_layer(self, diffusion_model: UNetModel, level: int) -> str:
+        """Name of the last cross-attention layer on one of the grids, in the order they run."""
+        grids, factor, last = self.factors(diffusion_model), 1, ""
+        blocks = [
+            *(("input", i, block) for i, block in enumerate(diffusion_model.input_blocks)),
+            ("middle", 0, diffusion_model.middle_block),
+            *(("output", i, block) for i, block in enumerate(diffusion_model.output_blocks)),
+        ]
+        for part, number, block in blocks:
+            for layer in block or ():
+                if isinstance(layer, SpatialTransformer) and grids.index(factor) == level:
+                    last = f"{part}.{number}.{len(layer.transformer_blocks) - 1}"
+                factor = _next_factor(layer, part, factor)
+        return last
 
     def attach(self, transformer_options: dict[str, Any]) -> None:
         patches = transformer_options.setdefault("patches", {})
@@ -74,6 +88,15 @@ class UNetCross:
 
 
 FAMILY = UNetCross()
+
+
+def _next_factor(layer: Any, part: str, factor: int) -> int:
+    """Latent cells per feature cell behind a layer."""
+    if isinstance(layer, Upsample) or (part == "output" and getattr(layer, "updown", False)):
+        return factor // 2
+    if isinstance(layer, Downsample) or getattr(layer, "updown", False):
+        return factor * 2
+    return factor
 
 
 def _announce_self(
