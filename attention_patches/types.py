@@ -174,6 +174,7 @@ class AttentionLoss:
     total: Tensor  # float32 [B], with a graph: each row's own loss, the gradient of which is followed
     per_phrase: Tensor  # float32 [B, phrases] in 0..1, without one: 0 = the phrase is where it should be
     phrases: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what a user should know about this grid
 
 
 @dataclass(frozen=True)
@@ -197,4 +198,5 @@ class LatentGuide:
     targets: tuple[tuple[float, float], ...] = ()  # (progress, p): from there on refine once, until loss <= 1 - p
     refine_iterations: int = 0  # at most, at each target
     smallest_side: int = 16  # cells the shorter side of the grid should have at least
+    early_exit: bool = True  # stop after the last layer that is read; off only to measure what that saves
     report: Callable[[str], None] | None = None  # told once for each step how far each phrase is

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from measure import Job, Time, memory_of, time_of
 from pack.attention_patches.host.run import install
-from shapes import KEY, METHODS, SHAPES, Shape, attention_layers, build, conditioning, prompt, random_layout
+from shapes import KEY, METHODS, SHAPES, Shape, attention_layers, build, conditioning, prompt, random_layout, regions_of
 
-REGIONS = (1, 4, 16)
 MIB = 2**20
 
 
@@ -43,15 +42,15 @@ class Row:
     allowed: int  # largest must not exceed it: unpatched's largest, or one float32 per head, image and text token
 
 
-def measure_shape(name: str, dtype: torch.dtype, repeats: int | None) -> tuple[list[Row], float]:
-    """All rows of one shape, and the median wall seconds of an unpatched step.
+def measure_shape(name: str, dtype: torch.dtype, repeats: int | None, methods: str) -> tuple[list[Row], float]:
+    """The rows of one shape and the methods whose name starts so, and the median wall seconds of an unpatched step.
 
     The order is U P U P ... U; each patched step is divided by the mean of the unpatched ones right before and after
     it, so that a machine that grows slower or faster meanwhile moves both.
     """
     shape = SHAPES[name]
     model = build(shape, dtype)
-    job, patched = prepare(shape, model)
+    job, patched = prepare(shape, model, methods)
     time_of(job, model)  # warm-up: loads the model
     # In pairs: the host's attention takes larger pieces the more memory is free, and that changes meanwhile.
     memory = {cell: (memory_of(job, variant), memory_of(job, model)) for cell, variant in patched.items()}
@@ -73,7 +72,7 @@ def measure_shape(name: str, dtype: torch.dtype, repeats: int | None) -> tuple[l
     return rows, median(time.wall for time in unpatched)
 
 
-def prepare(shape: Shape, model: Any) -> tuple[Job, dict[tuple[str, int], Any]]:
+def prepare(shape: Shape, model: Any, methods: str) -> tuple[Job, dict[tuple[str, int], Any]]:
     """What every evaluation shares, and the patched MODEL of each (method, number of regions)."""
     encoded = prompt(shape, seed=1)
     job = Job(
@@ -84,12 +83,11 @@ def prepare(shape: Shape, model: Any) -> tuple[Job, dict[tuple[str, int], Any]]:
         layers=attention_layers(model),
         device=model.load_device,
     )
-    layouts = [random_layout(encoded, regions) for regions in REGIONS]
-    patched = {
-        (method, len(layout.regions)): install(model, layout, edits(layout))
-        for method, edits in METHODS.items()
-        for layout in layouts
-    }
+    patched = {}
+    for method, edits in METHODS.items():
+        for regions in regions_of(method, shape) if method.startswith(methods) else ():
+            layout = random_layout(encoded, regions)
+            patched[method, regions] = install(model, layout, edits(layout))
     return job, patched
 
 
@@ -114,9 +112,10 @@ def table(title: str, rows: list[Row], unpatched: float) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        layers = "–" if row.method.startswith("box constraint") else ratio(row.layers)  # left before they end
         mark = "" if row.largest[0] <= row.allowed else f" (**above {row.allowed / MIB:.1f}**)"
         lines.append(
-            f"| {row.method} | {row.regions} | {ratio(row.step)} | {ratio(row.wall)} | {ratio(row.layers)} "
+            f"| {row.method} | {row.regions} | {ratio(row.step)} | {ratio(row.wall)} | {layers} "
             f"| {row.peak[0] / row.peak[1]:.2f} | {row.largest[0] / MIB:.1f}{mark} |"
         )
     return "\n".join(lines)

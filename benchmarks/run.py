@@ -47,7 +47,9 @@ def main() -> int:
     rows: list[ratios.Row] = []
     with torch.inference_mode():
         for name in names:
-            found, unpatched = ratios.measure_shape(name, dtype, options.repeats)
+            found, unpatched = ratios.measure_shape(name, dtype, options.repeats, options.method)
+            if not found:
+                continue
             rows += found
             print(f"\n{ratios.table(shapes.SHAPES[name].title, found, unpatched)}", flush=True)
     print(f"\n{load_average()}".rstrip())
@@ -63,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="only the toy model and a small one")
     parser.add_argument("--only", metavar="NAME", action="append", help="only this shape (may be given several times)")
     parser.add_argument("--repeats", type=positive, metavar="N", help="patched steps per method and regions")
+    parser.add_argument("--method", metavar="NAME", default="", help="only methods whose name starts so")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: what torch chooses)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda runs in float16")
     parser.add_argument("--attention", choices=("default", "pytorch"), default="default", help="the host's attention")

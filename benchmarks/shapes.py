@@ -7,7 +7,7 @@ importable as `pack`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -15,10 +15,20 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
+from pack.attention_patches.box_constraint import preset
 from pack.attention_patches.host.tokenizers import LAYOUT_KEY
 from pack.attention_patches.rectified_attention import PUBLISHED
 from pack.attention_patches.reweight import Reweight
-from pack.attention_patches.types import AttentionEdit, Box, ContextEdit, EncodedText, Layout, Region, TokenMap
+from pack.attention_patches.types import (
+    AttentionEdit,
+    Box,
+    ContextEdit,
+    EncodedText,
+    LatentGuide,
+    Layout,
+    Region,
+    TokenMap,
+)
 
 KEY = "benchmark"  # marks the conditioning that the layouts belong to
 WORDS = 40  # of the prompt; region r (from 0) owns words 2r + 1 and 2r + 2
@@ -173,7 +183,7 @@ def conditioning(shape: Shape, encoded: EncodedText, key: str | None) -> list:
     return [[encoded.embedding, values]]
 
 
-Edits = list[AttentionEdit | ContextEdit]
+Edits = list[AttentionEdit | ContextEdit | LatentGuide]
 
 
 def rectified(layout: Layout) -> Edits:
@@ -191,4 +201,16 @@ METHODS: dict[str, Callable[[Layout], Edits]] = {
     "rectified": rectified,
     "rectified + reweight, renormalised": lambda layout: rectified(layout) + reweighted(layout, renormalize=True),
     "reweight as published (explicit)": lambda layout: reweighted(layout, renormalize=False),
+    "box constraint": lambda layout: preset("standard", "boxdiff").guides(layout),
+    "box constraint without early exit": lambda layout: [
+        replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)
+    ],
+    "box constraint, fast": lambda layout: preset("standard", "fast").guides(layout),
 }
+
+
+def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
+    """With how many regions a method is measured; the cost of a gradient hardly depends on it. None on Flux."""
+    if method.startswith("box constraint"):
+        return () if shape.config == "Flux" else (4,)
+    return (1, 4, 16)

@@ -92,10 +92,11 @@ class Gradient:
     total: Tensor  # [B]
     per_phrase: Tensor  # [B, phrases]
     phrases: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def loss_gradient(
-    run: Run, item: Installed, loss: Loss, x: Tensor, sigma: Tensor, options: dict[str, Any], early_exit: bool = True
+    run: Run, item: Installed, loss: Loss, x: Tensor, sigma: Tensor, options: dict[str, Any]
 ) -> Gradient | None:
     """d loss / d x for the guide's conditioning, row by row; None where that takes no part at this sigma.
 
@@ -104,7 +105,7 @@ def loss_gradient(
     parts = []
     for entry in run.conditioning(item.layout):
         try:
-            parts.append(_entry_gradient(run, item, loss, entry, x, sigma, options, early_exit))
+            parts.append(_entry_gradient(run, item, loss, entry, x, sigma, options))
         except Exception as error:
             if x.shape[0] == 1 or not comfy.model_management.is_oom(error):
                 raise
@@ -112,7 +113,7 @@ def loss_gradient(
         else:
             continue
         rows = [
-            _entry_gradient(run, item, loss, _row(entry, i, x.shape[0]), x[i : i + 1], sigma[i : i + 1], options, True)
+            _entry_gradient(run, item, loss, _row(entry, i, x.shape[0]), x[i : i + 1], sigma[i : i + 1], options)
             for i in range(x.shape[0])
         ]
         parts.append(None if rows[0] is None else _joined(rows))
@@ -120,12 +121,12 @@ def loss_gradient(
     if not found:
         return None
     worst = torch.stack([part.per_phrase for part in found]).amax(dim=0)
-    return Gradient(sum(p.values for p in found), sum(p.total for p in found), worst, found[0].phrases)
+    return Gradient(sum(p.values for p in found), sum(p.total for p in found), worst, found[0].phrases, found[0].notes)
 
 
 def _joined(rows: list[Gradient]) -> Gradient:
     fields = [torch.cat([getattr(row, name) for row in rows]) for name in ("values", "total", "per_phrase")]
-    return Gradient(*fields, rows[0].phrases)
+    return Gradient(*fields, rows[0].phrases, rows[0].notes)
 
 
 def _row(entry: dict[str, Any], row: int, batch: int) -> dict[str, Any]:
@@ -146,9 +147,8 @@ def _entry_gradient(
     x: Tensor,
     sigma: Tensor,
     options: dict[str, Any],
-    early_exit: bool,
 ) -> Gradient | None:
-    reader = _reader(run, item.edit, early_exit)
+    reader = _reader(run, item.edit, item.edit.early_exit)
     model = run.guider.inner_model
     entry = {name: value for name, value in entry.items() if name != "control"}
     with differentiable(model.diffusion_model):
@@ -195,8 +195,8 @@ def _differentiate(model: Any, loss: AttentionLoss, latent: Tensor) -> Gradient:
         if "modified by an inplace operation" not in str(error):
             raise
         raise IncompatiblePatchError(
-            "Another patch on this model writes into tensors that the gradient still needs. Remove that patch, or use a "
-            "method without gradients (Rectified Attention)."
+            "Another patch on this model writes into tensors that the gradient still needs. Remove that patch, or use "
+            "a method without gradients (Rectified Attention)."
         ) from error
     gradient = gradient.float() / scale
     if not bool(torch.isfinite(gradient).all()):
@@ -204,7 +204,7 @@ def _differentiate(model: Any, loss: AttentionLoss, latent: Tensor) -> Gradient:
             f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. Run the model in "
             "bfloat16 or float32, or choose a method without gradients (Rectified Attention)."
         )
-    return Gradient(gradient.detach(), loss.total.detach(), loss.per_phrase, loss.phrases)
+    return Gradient(gradient.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, loss.notes)
 
 
 # --- moving the latent ------------------------------------------------------------------------------------------------
@@ -364,7 +364,8 @@ def report_line(steps: _Steps, found: Gradient) -> str:
         f"{phrase[:40]} {miss:.0%}{' (worst)' if i == worst and len(misses) > 1 else ''}"
         for i, (phrase, miss) in enumerate(zip(found.phrases, misses, strict=True))
     ]
-    return f"step {steps.started + 1} of {len(steps.sigmas) - 1}, missing: " + ", ".join(parts)
+    line = f"step {steps.started + 1} of {len(steps.sigmas) - 1}, missing: " + ", ".join(parts)
+    return "; ".join([line, *found.notes])
 
 
 # --- moving the prediction --------------------------------------------------------------------------------------------

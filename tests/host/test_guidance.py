@@ -1,9 +1,10 @@
-"""Gradients through the real host, in inference mode as its executor runs, and samplers that take the latent's moves."""
+"""Gradients through the real host, in inference mode as its executor runs, and samplers whose latent is moved."""
 
 from dataclasses import replace
 
 import comfy.model_management
 import comfy.ops
+import comfy.sample
 import comfy.samplers
 import pytest
 import tiny_models as tiny
@@ -67,9 +68,8 @@ def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then
                 before(attached.guider.inner_model.diffusion_model)
 
             def gradient_of(x):
-                return guidance.loss_gradient(
-                    attached, Installed(layout, guide), guide.loss, x, at[: x.shape[0]], options, early_exit
-                )
+                item = Installed(layout, replace(guide, early_exit=early_exit))
+                return guidance.loss_gradient(attached, item, guide.loss, x, at[: x.shape[0]], options)
 
             found.append(gradient_of(x))
             if then is not None:
@@ -140,12 +140,15 @@ def test_the_gradient_equals_central_differences(models, layout, family):
     assert numeric == pytest.approx(exact, rel=0.02)
 
 
-@pytest.mark.parametrize("family", UNETS)
-def test_float16_weights_cast_for_each_call(layout, family, monkeypatch):
-    """Manual cast: the parameter is float16, what a layer computes with a fresh float32 copy."""
+HALF = [(family, torch.float16) for family in UNETS]
+
+
+@pytest.mark.parametrize("family, dtype", [*HALF, ("sd15", torch.float8_e4m3fn)])
+def test_smaller_weights_cast_for_each_call(layout, family, dtype, monkeypatch):
+    """Manual cast: the parameter has 16 or 8 bits, what a layer computes with is a fresh float32 copy."""
 
     def cast(model):
-        model.model.diffusion_model.to(torch.float16)
+        model.model.diffusion_model.to(dtype)
         for module in model.model.diffusion_model.modules():
             if hasattr(module, "comfy_cast_weights"):
                 module.comfy_cast_weights = True
@@ -153,7 +156,7 @@ def test_float16_weights_cast_for_each_call(layout, family, monkeypatch):
 
     model = cast(tiny.build(family))
     (found,) = gradients(family, model, layout)
-    assert next(model.model.diffusion_model.parameters()).dtype == torch.float16
+    assert next(model.model.diffusion_model.parameters()).dtype == dtype
     without_recipe(monkeypatch)
     (expected,) = gradients(family, cast(plain_weights(family)), layout, early_exit=False)
     assert relative(found.values, expected.values) < 1e-4
@@ -308,9 +311,35 @@ def test_the_grid_follows_from_the_latent(factors, latent, level):
 
 # --- the latent is moved ---
 
+
+def test_a_published_step_is_the_same_step_in_the_hosts_scale(models, layout):
+    """Oracle: z = x / sqrt(1 + sigma^2) moves by -step * dL/dz, then back to x."""
+    guide = replace(GUIDE, step_size=lambda progress: 7.0)
+    checked = []
+
+    def check(executor, noisy, timestep, options, seed):
+        attached = options["transformer_options"]["boxwright_run"]
+        with torch.inference_mode(False), torch.enable_grad():
+            sigma, target = torch.tensor([3.0]), torch.randn(1, 4, 16, 24)
+            z = torch.randn(1, 4, 16, 24, requires_grad=True)
+            (by_z,) = torch.autograd.grad(((z - target) ** 2).sum() / 100, z)
+            x = (z * (1 + sigma**2) ** 0.5).detach().requires_grad_()
+            (by_x,) = torch.autograd.grad(((x / (1 + sigma**2) ** 0.5 - target) ** 2).sum() / 100, x)
+            expected = (z - 7.0 * by_z) * (1 + sigma**2) ** 0.5
+            torch.testing.assert_close(x + guidance.latent_change(attached, guide, by_x, sigma), expected)
+            limited = guidance.latent_change(attached, replace(guide, max_change=0.01), by_x, sigma)
+            assert float(limited.abs().max()) == pytest.approx(0.03)
+        checked.append(True)
+        return executor(noisy, timestep, options, seed)
+
+    patched = install(models["sd15"], layout, [replace(guide, window=StepWindow(0.999, 1.0))])
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "check", check)
+    run("sd15", patched, layout, steps=1)
+    assert checked
+
+
 # dpm_fast and dpm_adaptive follow sigmas of their own; uni_pc is refused.
 SAMPLERS = [name for name in comfy.samplers.KSAMPLER_NAMES if not name.startswith("uni_pc")]
-# These call the model with something that is not the latent to begin with.
 DELTA_SCALE = 0.3
 
 
@@ -336,7 +365,6 @@ def test_every_sampler_takes_the_move(models, layout, sampler, masked, monkeypat
     if masked:
         mask = torch.zeros(1, 1, 16, 24)
         mask[..., :12] = 1.0
-        delta = delta * mask
     # The first step alone: its progress is 0.
     guide = replace(GUIDE, window=StepWindow(0.0, 0.01))
     monkeypatch.setattr(guidance, "latent_change", pushed(delta, calls))
@@ -347,9 +375,8 @@ def test_every_sampler_takes_the_move(models, layout, sampler, masked, monkeypat
     assert not torch.allclose(guided, plain, atol=1e-3)
     model_sampling = models["sd15"].model.model_sampling
     sigma = float(comfy.samplers.calculate_sigmas(model_sampling, "simple", 3)[0])
-    start = noise + delta * sigma / (1 + sigma**2) ** 0.5  # the host scales full noise by the root
-    if masked:  # outside the mask the host goes on with the noise of the start, which is the same there
-        assert torch.equal(start[..., 12:], noise[..., 12:])
+    push = delta * mask if masked else delta  # outside the mask the host goes on with the noise of the start
+    start = noise + push * sigma / (1 + sigma**2) ** 0.5  # the host scales full noise by the root
     expected = run("sd15", models["sd15"], layout, noise=start, **options)
     torch.testing.assert_close(guided, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
 
@@ -368,13 +395,58 @@ def test_every_sampler_is_moved_once_a_step(models, layout, sampler, monkeypatch
         assert calls == pytest.approx(sigmas, rel=1e-4)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "exp_heun_2_x0", "dpm_2"])
+def test_a_later_step_is_moved_at_its_start_and_not_at_a_trial_of_it(models, layout, sampler, monkeypatch):
+    """Heun evaluates the next sigma before it is there. Oracle: two runs, the second from the pushed latent."""
+    delta = 0.5 * tiny.latent("sd15", seed=9)
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    negative = tiny.conditioning("sd15", tiny.text(seed=2), seed=6)
+    sigmas = comfy.samplers.calculate_sigmas(models["sd15"].get_model_object("model_sampling"), "simple", 3)
+    calls = []
+
+    def second(run, guide, gradient, sigma):
+        calls.append(sigma)
+        return delta.to(gradient) if len(calls) == 2 else torch.zeros_like(gradient)
+
+    def sample(model, noise, latent, part):
+        return comfy.sample.sample_custom(
+            model, noise, 4.0, comfy.samplers.sampler_object(sampler), part, positive, negative, latent,
+            disable_pbar=True, seed=1,
+        )  # fmt: skip
+
+    monkeypatch.setattr(guidance, "latent_change", second)
+    nothing = torch.zeros_like(delta)
+    guided = sample(install(models["sd15"], layout, [GUIDE]), tiny.latent("sd15"), nothing, sigmas)
+    scale = models["sd15"].model.latent_format.scale_factor  # what leaves a run is in the VAE's scale
+    halfway = sample(models["sd15"], tiny.latent("sd15"), nothing, sigmas[:2]) + delta / scale
+    expected = sample(models["sd15"], nothing, halfway, sigmas[1:])
+    torch.testing.assert_close(guided, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_outside_an_inpaint_mask_the_samplers_latent_stays(models, layout, monkeypatch):
+    """It would come back where a mask changes on the way (differential diffusion)."""
+    monkeypatch.setattr(guidance, "latent_change", pushed(torch.ones(1, 4, 16, 24), []))
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., :12] = 1.0
+    seen = {}
+
+    def first(name):
+        return lambda step, denoised, x, total: seen.setdefault(name, x.clone())
+
+    run("sd15", models["sd15"], layout, noise_mask=mask, steps=1, callback=first("plain"))
+    run("sd15", install(models["sd15"], layout, [GUIDE]), layout, noise_mask=mask, steps=1, callback=first("guided"))
+    assert torch.equal(seen["plain"][..., 12:], seen["guided"][..., 12:])
+    assert not torch.isclose(seen["plain"][..., :12], seen["guided"][..., :12]).any()
+
+
 @pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
 def test_a_sampler_that_keeps_its_latent_is_refused(models, layout, sampler):
     patched = install(models["sd15"], layout, [GUIDE])
     with pytest.raises(BoxwrightError, match="keeps its latent.*dpmpp_2m.*fast"):
         run("sd15", patched, layout, sampler=sampler)
     fast = install(models["sd15"], layout, [replace(GUIDE, moves="prediction")])
-    assert not torch.equal(run("sd15", fast, layout, sampler=sampler), run("sd15", models["sd15"], layout, sampler=sampler))
+    plain = run("sd15", models["sd15"], layout, sampler=sampler)
+    assert not torch.equal(run("sd15", fast, layout, sampler=sampler), plain)
 
 
 def test_churn_puts_evaluations_beside_the_schedule(models, layout, monkeypatch):

@@ -264,3 +264,14 @@ def summarise(scores):
     result["light"] = _spread([item.light for item in present])
     result["ap50"] = (ap50(scores), _spread([ap50([score]) for score in scores])[1])
     return result
+
+
+def off_palette(image, limit=0.25):
+    """Share of pixels farther than `limit` in RGB from every colour of the world, its light tones and backgrounds.
+
+    Blurred edges count a little in every picture; blotches of a spoilt latent count in full.
+    """
+    pixels = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0)
+    nearest = [_tint_distance(pixels, _rgb(color), LIGHT) for color in COLORS.values()]
+    nearest += [_distance(pixels, _rgb(color)) for color in BACKGROUNDS.values()]
+    return float((np.min(nearest, axis=0) > limit).mean())

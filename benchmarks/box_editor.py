@@ -1,0 +1,106 @@
+"""What the box editor costs the browser's main thread: sixty boxes under the pointer, and files that mean harm.
+
+Times come from the browser's own trace (DevTools "EventDispatch", "FunctionCall", "RunTask"), not from our clocks.
+Usage, with COMFYUI_PATH set: python benchmarks/box_editor.py
+"""
+import json
+import os
+import random
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "host")]
+
+from browser import FLAGS, box, chromium_path, editor_node, open_bench
+from playwright.sync_api import sync_playwright
+from wb_environment import host_at
+from wb_server import running_server
+
+MOVES = 200
+ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
+OURS = ("box_stage", "box_widget", "box_view", "box_gestures", "box_editor")
+
+
+def sixty():
+    dice = random.Random(1)
+    return [box(f"thing number {number}", dice.random() * 0.8, dice.random() * 0.8, 0.18, 0.18) for number in range(60)]
+
+
+def traced(browser, bench, act):
+    """The browser's trace events while `act` runs."""
+    browser.start_tracing(page=bench.page, categories=["devtools.timeline", "disabled-by-default-devtools.timeline"])
+    act()
+    bench.frames(3)
+    return json.loads(browser.stop_tracing())["traceEvents"]
+
+
+def milliseconds(events, name, wanted):
+    return [event["dur"] / 1000 for event in events if event.get("name") == name and event.get("ph") == "X"
+            and wanted(event.get("args", {}).get("data", {}))]
+
+
+def median_and_95(times):
+    ordered = sorted(times)
+    return f"median {statistics.median(ordered):.2f} ms, 95 % {ordered[int(len(ordered) * 0.95)]:.2f} ms ({len(times)})"
+
+
+def pointer_moves(browser, bench, name, path, pressed):
+    """A pointer on its way along a path of fractions of the image."""
+    bench.load(editor_node(sixty(), prompt="thing number 5", snap=True))
+    start, stop = path
+    bench.mouse.move(*bench.place(*start))
+    if pressed:
+        bench.mouse.down()
+    ends = bench.place(*start), bench.place(*stop)
+
+    def act():
+        for step in range(MOVES):
+            share = (step % 50) / 50
+            bench.mouse.move(*(a + (b - a) * share for a, b in zip(*ends)))
+
+    events = traced(browser, bench, act)
+    if pressed:
+        bench.mouse.up()
+    moves = milliseconds(events, "EventDispatch", lambda data: data.get("type") == "pointermove")
+    frames = milliseconds(events, "FireAnimationFrame", lambda data: True)
+    ours = milliseconds(events, "FunctionCall", lambda data: any(part in data.get("url", "") for part in OURS))
+    print(f"  {name}: pointermove {median_and_95(moves)}; animation frame callbacks {median_and_95(frames)}; "
+          f"all our script together {sum(ours) / MOVES:.2f} ms per move")
+
+
+def longest_task(browser, bench, name, text):
+    """Opening a workflow with this text in the editor, against one with an empty editor."""
+    lengths = []
+    for content in ("", text):
+        events = traced(browser, bench, lambda content=content: bench.load(editor_node(text=content)))
+        ours = milliseconds(events, "FunctionCall", lambda data: any(part in data.get("url", "") for part in OURS))
+        lengths.append((max(milliseconds(events, "RunTask", lambda data: True)), max(ours, default=0)))
+    (plain, _), (hostile, ours) = lengths
+    print(f"  {name}: longest task {hostile:.0f} ms (with an empty editor {plain:.0f} ms), "
+          f"longest call of ours {ours:.1f} ms")
+
+
+def main():
+    hostile = {
+        "100 000 boxes": json.dumps({"type": "boxwright.regions", "version": 1, "regions": [ONE] * 100_000}),
+        "200 000 brackets": "[" * 200_000,
+        "just under the limit of text": json.dumps({
+            "type": "boxwright.regions", "version": 1, "regions": [{**ONE, "mine": "x" * 15_000}] * 64}),
+    }
+    host = host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")
+    with running_server(Path(sys.executable), host) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        for vue in (False, True):
+            print("Nodes 2.0" if vue else "classic")
+            with open_bench(browser, server.url, vue) as bench:
+                pointer_moves(browser, bench, "hover", ((0.1, 0.1), (0.9, 0.9)), False)
+                pointer_moves(browser, bench, "move one", ((0.5, 0.5), (0.7, 0.6)), True)
+                for name, text in hostile.items():
+                    longest_task(browser, bench, name, text)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
