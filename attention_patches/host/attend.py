@@ -329,7 +329,7 @@ def _show(probs: Tensor, block: _Block, part: slice) -> None:
         seen = probs[..., first]
         for columns in repeats:
             seen = seen + probs[..., columns]
-        item.edit.fn(seen, block.site(item, block.tokens(part)))
+        item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
 
 
 def _width(keys: slice) -> int:

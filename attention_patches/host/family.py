@@ -23,6 +23,15 @@ class Installed:
 
     layout: Layout
     edit: AttentionEdit | ContextEdit | LatentGuide
+    graph: bool = False  # a reader that wants probabilities with their autograd graph
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Edits of one model call on top of the run's own."""
+
+    items: dict[Any, tuple[Installed, ...]]  # uuid of a conditioning entry -> edits of its rows
+    silent: bool  # a call beside the run's own: the run's readers must not hear of it
 
 
 @dataclass(frozen=True)

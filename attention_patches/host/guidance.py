@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..types import AttentionEdit, AttentionLoss, AttentionSite, BoxwrightError, LatentGuide, UnsupportedModelError
 from .differentiable import differentiable
-from .family import IncompatiblePatchError, Installed
+from .family import Extra, IncompatiblePatchError, Installed
 
 if TYPE_CHECKING:
     from .run import Run
@@ -153,7 +153,8 @@ def _entry_gradient(
     entry = {name: value for name, value in entry.items() if name != "control"}
     with differentiable(model.diffusion_model):
         latent = x.detach().clone().requires_grad_(True)
-        local = _options_for_gradient(run, options, {entry["uuid"]: (Installed(item.layout, reader.edit()),)})
+        read = Installed(item.layout, reader.edit(), graph=True)
+        local = _options_for_gradient(run, options, {entry["uuid"]: (read,)})
         try:
             comfy.samplers.calc_cond_batch(model, [[entry]], latent, sigma.detach().clone(), local)
         except _Enough:
@@ -177,7 +178,7 @@ def _options_for_gradient(run: Run, options: dict[str, Any], extra: dict[Any, tu
     inner = local["transformer_options"]
     inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
     inner["optimized_attention_override"] = partial(_attention_with_gradient, run)
-    inner[run.EXTRA] = extra
+    inner[run.EXTRA] = Extra(extra, silent=True)
     return local
 
 
@@ -415,13 +416,13 @@ def _guided_prediction(
         for entry in run.items_of(entries, item):
             reader = _reader(run, item.edit, early_exit=False)
             readers.append((item, reader))
-            extra[entry["uuid"]] = (*extra.get(entry["uuid"], ()), Installed(item.layout, reader.edit()))
+            extra[entry["uuid"]] = (*extra.get(entry["uuid"], ()), Installed(item.layout, reader.edit(), graph=True))
     with differentiable(model.diffusion_model):
         latent = x.detach().clone().requires_grad_(True)
         local = comfy.model_patcher.create_model_options_clone(options)
         inner = local["transformer_options"]
         inner["optimized_attention_override"] = partial(_attention_with_gradient, run)
-        inner[run.EXTRA] = extra
+        inner[run.EXTRA] = Extra(extra, silent=False)
         (output,) = executor(model, [entries], latent, sigma.detach().clone(), local)
         change = torch.zeros_like(latent)
         for item, reader in readers:

@@ -20,10 +20,11 @@ from torch import Tensor
 from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout
 from . import adapter_for, guidance
 from .attend import BiasCache, edited_attention
-from .family import CALL, MEMO, Chunk, Family, IncompatiblePatchError, Installed, ModelCall
+from .family import CALL, MEMO, Chunk, Extra, Family, IncompatiblePatchError, Installed, ModelCall
 from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
+NOTHING = Extra({}, silent=False)
 RUN = "boxwright_run"  # key of the Run in transformer_options
 WRAPPER = "boxwright"
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
@@ -84,16 +85,17 @@ class _Entry:
         height, width, y, x = self.area
         return min(height, image[0] - y), min(width, image[1] - x), y, x
 
-    def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: tuple[Installed, ...]) -> Chunk:
+    def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any) -> Chunk:
         edits = (item for item in self.edits if not isinstance(item.edit, LatentGuide))
-        active = tuple(item for item in edits if item.edit.window.contains(progress))
-        return Chunk(rows, (*active, *extra), self.text_length, self.crop(image)[2:])
+        active = (item for item in edits if item.edit.window.contains(progress))
+        heard = (item for item in active if not (extra.silent and getattr(item.edit, "stage", None) == "read"))
+        return Chunk(rows, (*heard, *extra.items.get(key, ())), self.text_length, self.crop(image)[2:])
 
 
 class Run:
     """One run of a sampler."""
 
-    EXTRA = "boxwright_extra"  # key of {uuid: edits for this model call only} in transformer_options
+    EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
 
     def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], image: tuple[int, int]) -> None:
         self.family = family
@@ -175,10 +177,10 @@ class Run:
                     "that cuts the latent into tiles."
                 )
         progress = self.progress(float(t.flatten()[0]))
-        extra = inputs["transformer_options"].get(self.EXTRA, {})
+        extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
         rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
         chunks = tuple(
-            entry.chunk(part, progress, self.image, extra.get(key, ())) if entry
+            entry.chunk(part, progress, self.image, extra, key) if entry
             else Chunk(part, (), context.shape[1], (0, 0))
             for part, entry, key in zip(rows, entries, uuids, strict=True)
         )

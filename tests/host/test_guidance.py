@@ -18,6 +18,7 @@ from pack.attention_patches.host.family import Installed
 from pack.attention_patches.host.run import install
 from pack.attention_patches.rectified_attention import RectifiedAttention
 from pack.attention_patches.types import (
+    AttentionEdit,
     AttentionLoss,
     BoxwrightError,
     LatentGuide,
@@ -556,6 +557,17 @@ def test_with_rectified_attention_loras_and_other_wrappers(models, layout, moves
         assert len(calls) == 2 * plain_calls and all(calls)
     guided = install(base, layout, [guide])
     assert not torch.equal(both, run("sd15", guided, layout, cfg=cfg))
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_readers_hear_of_the_ordinary_pass_only_and_without_a_graph(models, layout, moves):
+    seen = []
+    watch = AttentionEdit("watch", "read", lambda probs, site: seen.append(probs))
+    run("sd15", install(models["sd15"], layout, [watch]), layout, steps=2)
+    alone = len(seen)
+    seen.clear()
+    run("sd15", install(models["sd15"], layout, [watch, replace(GUIDE, moves=moves)]), layout, steps=2)
+    assert len(seen) == alone and not any(probs.requires_grad for probs in seen)
 
 
 def test_the_negative_and_a_foreign_prompt_are_never_guided(models, layout):
