@@ -21,10 +21,20 @@ import torch
 from torch import Tensor
 
 from .grids import coverage, visible_cells
-from .types import AttentionLoss, AttentionSite, Box, BoxwrightError, LatentGuide, Layout, StepWindow
+from .types import (
+    AttentionLoss,
+    AttentionSite,
+    Box,
+    BoxwrightError,
+    LatentGuide,
+    Layout,
+    StepWindow,
+    widest_window,
+    window_of,
+)
 
+ALWAYS = StepWindow()
 CONTRAST = 100.0  # the paper's factor on the maps before tokens compete
-EDGE = 1e-6
 
 Mode = Literal["boxdiff", "fast", "attend_excite"]
 Competition = Literal["all", "words"]
@@ -71,7 +81,7 @@ class BoxConstraint:
 
     def guides(self, layout: Layout) -> list[LatentGuide]:
         """What to install. Empty where nothing is constrained: step size 0, or every region has strength 0."""
-        phrases = constrained_phrases(layout)
+        phrases = constrained_phrases(layout, self.window)
         if self.step_size == 0 or not phrases:
             return []
         losses = _Losses(self, layout, phrases)
@@ -81,7 +91,7 @@ class BoxConstraint:
                 name=f"box constraint ({self.mode})",
                 loss=losses.total,
                 step_size=self.step_at,
-                window=self.window,
+                window=widest_window(layout, self.window),
                 iterations=self.iterations,
                 max_change=self.max_change,
                 moves="prediction" if self.mode == "fast" else "latent",
@@ -107,14 +117,18 @@ class Phrase:
     columns: tuple[int, ...]  # its tokens; no tensor, since autograd cannot save those of the host's inference mode
     areas: tuple[Box | Tensor, ...]
     strengths: tuple[float, ...]  # length of areas
+    windows: tuple[StepWindow, ...]  # length of areas: when each of them counts
 
     @property
     def strength(self) -> float:
         return max(self.strengths)
 
 
-def constrained_phrases(layout: Layout) -> tuple[Phrase, ...]:
-    """The layout's phrases with a strength above 0; regions that own the same columns are one phrase."""
+def constrained_phrases(layout: Layout, window: StepWindow = ALWAYS) -> tuple[Phrase, ...]:
+    """The layout's phrases with a strength above 0; regions that own the same columns are one phrase.
+
+    `window` is that of regions without one of their own.
+    """
     found: dict[tuple[int, ...], list[int]] = {}
     for number, (region, owned) in enumerate(zip(layout.regions, layout.columns, strict=True)):
         words = [c for c in owned.nonzero().flatten().tolist() if layout.prompt.tokens.roles[c] == "word"]
@@ -126,6 +140,7 @@ def constrained_phrases(layout: Layout) -> tuple[Phrase, ...]:
             columns,
             tuple(layout.regions[n].area for n in numbers),
             tuple(layout.regions[n].strength for n in numbers),
+            tuple(window_of(layout.regions[n], window) for n in numbers),
         )
         for columns, numbers in found.items()
     )
@@ -219,9 +234,8 @@ class _Losses:
             return self._worst(maps, site, whole=True)
         terms, totals = [], []
         for phrase, values in self._seen(maps):
-            boxes = [self._cells(area, site, values.device) for area in phrase.areas]
-            visible = [(box, s) for box, s in zip(boxes, phrase.strengths, strict=True) if bool(box.any())]
-            if not visible:  # the model runs on a part of the picture that holds none of the boxes
+            visible = self._boxes(phrase, site, values.device)
+            if not visible:  # the model runs on a part of the picture that holds none of the boxes, or not their time
                 terms.append(values.new_zeros(values.shape[0]))
                 continue
             terms.append(torch.stack([self._inner(values, box) for box, _ in visible]).amax(dim=0))
@@ -249,10 +263,10 @@ class _Losses:
         terms = []
         for phrase, values in self._seen(maps):
             if whole:
-                terms.append(1.0 - values.flatten(1).amax(dim=1))
+                now = any(window.contains(site.progress) for window in phrase.windows)
+                terms.append((1.0 - values.flatten(1).amax(dim=1)) * float(now))
                 continue
-            boxes = [self._cells(area, site, values.device) for area in phrase.areas]
-            inner = [self._inner(values, box) for box in boxes if bool(box.any())]
+            inner = [self._inner(values, box) for box, _ in self._boxes(phrase, site, values.device)]
             terms.append(torch.stack(inner).amax(dim=0) if inner else 0.0 * values.flatten(1).sum(dim=1))
         each = torch.stack(terms, dim=1)
         strengths = each.new_tensor([min(1.0, phrase.strength) for phrase in self.phrases])
@@ -266,8 +280,14 @@ class _Losses:
         shares = relevance(maps, self.roles, self.settings.competition)
         return [(p, smoothed(shares[:, list(p.columns)].sum(dim=1), self.settings.smoothing)) for p in self.phrases]
 
-    def _cells(self, area: Box | Tensor, site: AttentionSite, device: torch.device) -> Tensor:
-        return visible_cells(coverage(area, site.grid, site.view)).to(device)
+    def _boxes(self, phrase: Phrase, site: AttentionSite, device: torch.device) -> list[tuple[Tensor, float]]:
+        """(cells, strength) of the phrase's areas that are on the grid and at work now."""
+        found = []
+        for area, strength, window in zip(phrase.areas, phrase.strengths, phrase.windows, strict=True):
+            cells = visible_cells(coverage(area, site.grid, site.view)).to(device)
+            if window.contains(site.progress) and bool(cells.any()):
+                found.append((cells, strength))
+        return found
 
     def _texts(self) -> tuple[str, ...]:
         return tuple(phrase.text for phrase in self.phrases)

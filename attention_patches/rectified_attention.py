@@ -30,6 +30,8 @@ from .types import (
     Layout,
     Region,
     StepWindow,
+    widest_window,
+    window_of,
 )
 
 Resolutions = Literal["all", "fine", "coarse", "all but coarsest"]
@@ -60,19 +62,22 @@ class RectifiedAttention:
         """The changes to install for this layout; none at strength 0."""
         if self.strength == 0.0:
             return []
+        window = widest_window(layout, self.window)
         if self.end_tokens == "own":
             shares = share_end_tokens(layout)
-            own = ContextEdit("rectified attention: end tokens", self._own_end_tokens(shares), self.window)
-            return [AttentionEdit("rectified attention", "bias", self._bias(shares), self.window), own]
-        return [AttentionEdit("rectified attention", "bias", self._bias(None), self.window)]
+            own = ContextEdit("rectified attention: end tokens", self._own_end_tokens(shares), window)
+            return [AttentionEdit("rectified attention", "bias", self._bias(shares), window), own]
+        return [AttentionEdit("rectified attention", "bias", self._bias(None), window)]
 
     def _bias(self, shares: Tensor | None) -> Callable[[Tensor, AttentionSite], Tensor]:
         def bias(zeros: Tensor, site: AttentionSite) -> Tensor:
             layout, here = site.layout, at_resolution(site, self.resolutions)
             if not here and shares is None:
                 return zeros
-            strengths = self._strengths(layout)
-            seen = torch.stack([visibility(region, site, self.feather) for region in layout.regions]).flatten(1)
+            now = [window_of(region, self.window).contains(site.progress) for region in layout.regions]
+            strengths = self._strengths(layout) * torch.tensor(now)
+            seen = torch.stack([visibility(region, site, self._feather(region)) for region in layout.regions])
+            seen = seen.flatten(1)
             odds = 1.0 - strengths[:, None] * (1.0 - seen)  # [R, N] by what the odds of a region's words are multiplied
             total = zeros.clone()
             if here:
@@ -85,6 +90,10 @@ class RectifiedAttention:
             return total
 
         return bias
+
+    def _feather(self, region: Region) -> float:
+        own = region.extra.get("feather")
+        return self.feather if own is None else own
 
     def _strengths(self, layout: Layout) -> Tensor:
         return self.strength * torch.tensor([region.strength for region in layout.regions])

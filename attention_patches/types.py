@@ -111,6 +111,24 @@ class StepWindow:
         return self.start <= progress < self.end
 
 
+def window_of(region: Region, default: StepWindow) -> StepWindow:
+    """The region's own schedule window (keys "start" and "end" of its JSON), each end that of the method if absent.
+
+    Raises BoxwrightError where the two make an empty window.
+    """
+    start, end = region.extra.get("start"), region.extra.get("end")
+    try:
+        return StepWindow(default.start if start is None else start, default.end if end is None else end)
+    except BoxwrightError as error:
+        raise BoxwrightError(f'Region "{region.phrase}": {error}') from error
+
+
+def widest_window(layout: Layout, default: StepWindow) -> StepWindow:
+    """From the first to the last moment at which one of the layout's regions is at work."""
+    windows = [window_of(region, default) for region in layout.regions] or [default]
+    return StepWindow(min(w.start for w in windows), max(w.end for w in windows))
+
+
 @dataclass(frozen=True)
 class AttentionSite:
     """Where a block of attention came from. Built only by adapters."""

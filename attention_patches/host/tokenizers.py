@@ -369,7 +369,8 @@ def regions_digest(regions: Sequence[Region]) -> str:
     for region in regions:
         painted = torch.is_tensor(region.area)
         area = region.area.detach().float().cpu().numpy().tobytes() if painted else repr(region.area).encode()
-        digest.update(f"{region.phrase}\0{region.strength!r}\0".encode() + area)
+        own = [region.extra.get(name) for name in ("start", "end", "feather")]
+        digest.update(f"{region.phrase}\0{region.strength!r}\0{own!r}\0".encode() + area)
     return digest.hexdigest()
 
 

@@ -193,6 +193,26 @@ def test_strength_weighs_and_strength_0_leaves_a_phrase_alone():
     assert BoxConstraint(step_size=0.0).guides(layout()) == []
 
 
+def test_a_region_with_its_own_window_counts_then_only():
+    maps = torch.rand(1, T, 4, 4) * 0.05
+    made = layout()
+    late = replace(made, regions=(replace(made.regions[0], extra={"start": 0.3, "end": 0.7}), made.regions[1]))
+    settings = BoxConstraint(smoothing=0.0)
+    (guide,) = settings.guides(late)
+    assert (guide.window.start, guide.window.end) == (0.0, 0.7)
+
+    def at(progress):
+        return guide.loss(maps, replace(oracles.site(late), progress=progress)).total
+
+    left = of_boxes(maps, (oracles.LEFT, oracles.RIGHT), ((2,), (4,)), strengths=[1.0, 0.0]).total
+    right = of_boxes(maps, (oracles.LEFT, oracles.RIGHT), ((2,), (4,)), strengths=[0.0, 1.0]).total
+    torch.testing.assert_close(at(0.1), right)
+    torch.testing.assert_close(at(0.4), left + right)
+    torch.testing.assert_close(at(0.6), left)
+    with pytest.raises(BoxwrightError, match='"b": The schedule window 0.6 to 0.5 is empty'):
+        settings.guides(replace(made, regions=(replace(made.regions[0], extra={"start": 0.6}), made.regions[1])))
+
+
 def test_end_and_padding_columns_that_a_region_owns_do_not_count():
     made = layout()
     made.columns[0, 6:8] = True

@@ -97,6 +97,35 @@ def test_a_regions_own_strength_multiplies(two):
     assert bias[0, 6] == pytest.approx(math.log(1 - 0.8))
 
 
+def own(lay, **extra):
+    """The layout with keys of its first region's JSON."""
+    return replace(lay, regions=(replace(lay.regions[0], extra=extra), *lay.regions[1:]))
+
+
+def test_a_region_with_its_own_window_is_bound_then_only(two):
+    method = published_but(window=StepWindow(0.0, 0.5))
+    late = own(two, start=0.4, end=0.8)
+    (edit,) = method.edits(late)
+    assert (edit.window.start, edit.window.end) == (0.0, 0.8)
+
+    def at(progress):
+        place = replace(site(late), progress=progress)
+        return edit.fn(torch.zeros(1, 1, 16, 16), place)[0, 0]
+
+    without = {r: replace(two, regions=tuple(replace(region, strength=float(i != r))
+                                             for i, region in enumerate(two.regions))) for r in (0, 1)}  # fmt: skip
+    assert torch.equal(at(0.1), bias_of(PUBLISHED, without[0]))
+    assert torch.equal(at(0.45), bias_of(PUBLISHED, two))
+    assert torch.equal(at(0.6), bias_of(PUBLISHED, without[1]))
+
+
+def test_a_regions_own_feather_replaces_the_nodes(two):
+    hard = bias_of(published_but(feather=0.5), own(two, feather=0.0))
+    assert torch.equal(hard[:, two.columns[0]], bias_of(PUBLISHED, two)[:, two.columns[0]])
+    soft = bias_of(published_but(feather=0.5), two)
+    assert torch.equal(hard[:, two.columns[1]], soft[:, two.columns[1]]) and not torch.equal(hard, soft)
+
+
 def test_a_word_of_two_regions_is_seen_in_both():
     shared = layout([Box(0, 0, 0.25, 1), Box(0.75, 0, 0.25, 1)], [[2, 3], [2, 3]], WORDS)
     seen = bias_of(PUBLISHED, shared)[:4, 2] == 0
