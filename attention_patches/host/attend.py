@@ -194,6 +194,20 @@ def edited_attention(
     return torch.cat([_attend(whole.rows(rows), block) for rows, block in parts])
 
 
+def read_only(
+    call: ModelCall, place: Place, cache: BiasCache, q: Tensor, k: Tensor, heads: int, options: dict[str, Any]
+) -> bool:
+    """Show readers an attention call that somebody else makes. False, with nothing done, if an edit would change it."""
+    whole = _Call(None, q, k, k, heads, None, (), options)
+    blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
+    if any(block.changes for block in blocks):
+        return False
+    for block in blocks:
+        if block.read:
+            _read(whole.rows(block.chunk.rows), block)
+    return True
+
+
 def _merge_unchanged(blocks: list[_Block]) -> list[tuple[slice, _Block]]:
     merged: list[tuple[slice, _Block]] = []
     for block in blocks:

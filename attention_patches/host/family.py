@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -79,6 +80,10 @@ class Place:
         return self.text if kind == "image_text" else self.image
 
 
+# (q, k, options) of an attention call outside the host's -> whether readers were all that wanted it
+Listener = Callable[[Tensor, Tensor, dict[str, Any]], bool]
+
+
 class Family(Protocol):
     """One adapter.
 
@@ -93,8 +98,11 @@ class Family(Protocol):
     def factors(self, diffusion_model: Any) -> tuple[int, ...]:
         """Latent cells per token side at every attention grid, finest first."""
 
-    def attach(self, transformer_options: dict[str, Any]) -> None:
-        """Add the list patches this family needs to the options of one run."""
+    def attach(self, transformer_options: dict[str, Any], listen: Listener) -> None:
+        """Add what this family needs to the options of one run.
+
+        `listen` is to be told of attention that another pack computes by itself.
+        """
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
         """Where the edits of this call's chunks find their blocks in this attention call; None if it holds none."""

@@ -8,7 +8,7 @@ import comfy.model_base
 from comfy.ldm.flux.model import Flux
 from torch import Tensor
 
-from .family import IncompatiblePatchError, ModelCall, Place
+from .family import IncompatiblePatchError, Listener, ModelCall, Place
 
 
 class FluxJoint:
@@ -21,7 +21,7 @@ class FluxJoint:
     def factors(self, diffusion_model: Flux) -> tuple[int, ...]:
         return (diffusion_model.patch_size,)
 
-    def attach(self, transformer_options: dict[str, Any]) -> None:
+    def attach(self, transformer_options: dict[str, Any], listen: Listener) -> None:
         """Nothing to add: the blocks announce themselves in transformer_options."""
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout
 from . import adapter_for, guidance
-from .attend import BiasCache, edited_attention
+from .attend import BiasCache, edited_attention, read_only
 from .family import CALL, MEMO, Chunk, Extra, Family, IncompatiblePatchError, Installed, ModelCall
 from .tokenizers import LAYOUT_KEY
 
@@ -109,7 +109,7 @@ class Run:
         self.steps: dict[float, float] = {}
 
     def attach(self, options: dict[str, Any]) -> None:
-        self.family.attach(options)
+        self.family.attach(options, self.listen)
         wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
         wrappers[WRAPPER] = [self.apply_model]
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
@@ -161,6 +161,12 @@ class Run:
         if place is None:
             return host(*args, **kwargs)
         return edited_attention(host, call, place, self.cache, args, kwargs, in_one_piece=previous is not None)
+
+    def listen(self, q: Tensor, k: Tensor, options: dict[str, Any]) -> bool:
+        """Readers hear of attention that another pack computes; False where an edit would have changed it."""
+        call = options[CALL]
+        place = self.family.locate(call, q, k, options)
+        return place is None or read_only(call, place, self.cache, q, k, options["n_heads"], {})
 
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
         uuids = inputs["transformer_options"].get("uuids", ())

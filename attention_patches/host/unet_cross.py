@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_base
@@ -10,7 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
 from ..types import AttentionKind
-from .family import CALL, IncompatiblePatchError, ModelCall, Place
+from .family import CALL, IncompatiblePatchError, Listener, ModelCall, Place
 
 # UNets without a text prompt: their cross-attention reads an image embedding.
 _IMAGE_CONDITIONED = (comfy.model_base.SVD_img2vid, comfy.model_base.Stable_Zero123)
@@ -55,10 +56,15 @@ class UNetCross:
                 factor = _next_factor(layer, part, factor)
         return last
 
-    def attach(self, transformer_options: dict[str, Any]) -> None:
+    def attach(self, transformer_options: dict[str, Any], listen: Listener) -> None:
         patches = transformer_options.setdefault("patches", {})
         patches["attn1_patch"] = [*patches.get("attn1_patch", []), _announce_self]
         patches["attn2_patch"] = [*patches.get("attn2_patch", []), _announce_cross]
+        replaced = transformer_options.get("patches_replace", {})
+        transformer_options["patches_replace"] = {
+            kind: {key: _Heard(patch, listen) for key, patch in slots.items()} if kind in ("attn1", "attn2") else slots
+            for kind, slots in replaced.items()
+        }
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
         layer, which = call.notes.pop(_PENDING, (None, None))
@@ -97,6 +103,20 @@ def _next_factor(layer: Any, part: str, factor: int) -> int:
     if isinstance(layer, Downsample) or getattr(layer, "updown", False):
         return factor * 2
     return factor
+
+
+class _Heard:
+    """A replaced attention of another pack (IPAdapter): readers see its queries and keys, then it does as it likes."""
+
+    def __init__(self, patch: Callable[..., Tensor], listen: Listener) -> None:
+        self.patch, self.listen = patch, listen
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        call = extra_options.get(CALL)
+        announced = None if call is None else call.notes.get(_PENDING)
+        if announced is not None and not self.listen(q, k, extra_options):
+            call.notes[_PENDING] = announced  # an edit would change it: refused, unless the patch calls the host's attention
+        return self.patch(q, k, v, extra_options)
 
 
 def _announce_self(

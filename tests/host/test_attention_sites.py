@@ -174,8 +174,9 @@ def test_an_attn1_replace_that_bypasses_the_host_is_refused_for_self_attention_e
         return attention.optimized_attention(q, k, v, extra_options["n_heads"])
 
     model.set_model_attn1_replace(bypass, "middle", 0)
+    edit = AttentionEdit("shift", "bias", lambda zeros, site: zeros - 1.0, kind="image_image")
     with pytest.raises(IncompatiblePatchError, match="self-attention of middle.0.0.*attn1 replace"):
-        run(family, install(model, layout, [looking([], "image_image")]), layout)
+        run(family, install(model, layout, [edit]), layout)
     seen = []
     run(family, install(model, layout, [looking(seen, "image_text")]), layout)
     assert seen
@@ -187,3 +188,30 @@ def test_merged_image_tokens_are_refused(models, layout, family):
     model.set_model_attn1_patch(lambda n, context, value, options: (n, context[:, ::2], value[:, ::2]))
     with pytest.raises(IncompatiblePatchError, match="changed the self-attention"):
         run(family, install(model, layout, [looking([], "image_image")]), layout)
+
+
+def image_prompt(q, k, v, extra_options):
+    """As IPAdapter does: the text's attention by a call of its own, and something added."""
+    return attention.optimized_attention(q, k, v, extra_options["n_heads"]) + 0.1
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_readers_hear_of_attention_that_another_pack_replaced(models, layout, family):
+    model, seen, plain = models[family].clone(), [], []
+    model.set_model_attn2_replace(image_prompt, "middle", 0)
+    out = run(family, install(model, layout, [looking(seen, "image_text")]), layout)
+    assert torch.equal(out, run(family, model, layout))
+    run(family, install(models[family], layout, [looking(plain, "image_text")]), layout)
+    assert [site.layer for site, _ in seen] == [site.layer for site, _ in plain]
+    before = [site.layer for site, _ in plain].index("middle.0.0")
+    for (_, heard), (_, expected) in zip(seen[: before + 1], plain[: before + 1], strict=True):
+        close(heard, expected)
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_edits_of_replaced_attention_are_still_refused(models, layout, family):
+    model = models[family].clone()
+    model.set_model_attn2_replace(image_prompt, "middle", 0)
+    edit = AttentionEdit("half", "bias", lambda zeros, site: zeros - 1.0)
+    with pytest.raises(IncompatiblePatchError, match="cross-attention of middle.0.0.*attn2 replace"):
+        run(family, install(model, layout, [edit]), layout)

@@ -9,6 +9,7 @@ import comfy.samplers
 import pytest
 import tiny_models as tiny
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler
 from pack.attention_patches.box_constraint import BoxConstraint
@@ -568,6 +569,22 @@ def test_readers_hear_of_the_ordinary_pass_only_and_without_a_graph(models, layo
     seen.clear()
     run("sd15", install(models["sd15"], layout, [watch, replace(GUIDE, moves=moves)]), layout, steps=2)
     assert len(seen) == alone and not any(probs.requires_grad for probs in seen)
+
+
+def test_with_an_image_prompt_that_replaces_the_cross_attention(models, layout):
+    """IPAdapter's way; the guide reads its queries and keys, and the gradient passes through it."""
+
+    def image_prompt(q, k, v, extra_options):
+        heads = extra_options["n_heads"]
+        image = torch.ones_like(k[:, :4])
+        return optimized_attention(q, k, v, heads) + 0.3 * optimized_attention(q, image, image, heads)
+
+    model = models["sd15"].clone()
+    for block in (("input", 1), ("input", 2), ("input", 4), ("input", 5), ("middle", 0)):
+        model.set_model_attn2_replace(image_prompt, *block)
+    (with_it,), (without,) = gradients("sd15", model, layout), gradients("sd15", models["sd15"], layout)
+    assert relative(with_it.values, without.values) > 0.01
+    assert not torch.equal(run("sd15", install(model, layout, [GUIDE]), layout), run("sd15", model, layout))
 
 
 def test_the_negative_and_a_foreign_prompt_are_never_guided(models, layout):
