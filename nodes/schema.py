@@ -10,6 +10,7 @@ CATEGORY = "Boxwright"
 
 Regions = io.Custom("BOXWRIGHT_REGIONS")  # tuple[Region, ...]
 Layout = io.Custom("BOXWRIGHT_LAYOUT")  # attention_patches.types.Layout
+Record = io.Custom("BOXWRIGHT_RECORD")  # attention_patches.recorder.AttentionRecord
 
 
 def model_input() -> io.Input:
@@ -19,6 +20,30 @@ def model_input() -> io.Input:
 def layout_input() -> io.Input:
     return Layout.Input(
         "layout", tooltip="From Layout Prompt. Wire the same node's positive output to the sampler."
+    )
+
+
+def record_input() -> io.Input:
+    return Record.Input("record", tooltip="From Attention Recorder.")
+
+
+def recorded_pictures_input() -> io.Input:
+    return io.Image.Input(
+        "images",
+        tooltip="The pictures drawn with the recorder's model, all of the batch: the record is full only when they "
+        "are there.",
+    )
+
+
+def threshold_input() -> io.Input:
+    return io.Float.Input(
+        "threshold",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Of the mask, on the map stretched to 0 to 1: higher = smaller mask; 1 = nothing. 0 = chosen for each "
+        "picture so that it parts the map's values best (Otsu).",
     )
 
 

@@ -1,0 +1,254 @@
+"""What the image pays attention to while it is sampled: running means of the attention to words, in bounded memory.
+
+A value is the share of a cell's attention that words get: probabilities summed over the words' columns, averaged over
+heads, layers of one grid and model calls (as in DAAM, Tang et al., arXiv 2210.04885, whose maps are sums, without its
+convolution layers). Over all recorded columns and the rest a cell's values sum to 1 in models with separate
+cross-attention, and to what the image leaves to the text in models with joint attention.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .tokens import closest_match, phrase_columns
+from .types import AttentionEdit, AttentionSite, BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
+
+Resolutions = Literal["middle", "all", "all but finest"]
+Grid = tuple[int, int]  # (h, w) image tokens
+
+MAX_MOMENTS = 64
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to record."""
+
+    phrases: tuple[str, ...] = ()  # of the prompt; empty: every word
+    resolutions: Resolutions = "middle"  # neither the finest nor the coarsest grid, where a model has more than two
+    moments: int = 1  # parts of the run with maps of their own; each holds about as many steps as the others
+    window: StepWindow = StepWindow()
+    budget: int = 256 * MIB  # bytes: the most that the maps may take
+
+    def columns(self, tokens: TokenMap) -> tuple[int, ...]:
+        """The text columns to record. Raises PhraseNotFoundError for a phrase the prompt lacks."""
+        if not self.phrases:
+            return tuple(column for column, role in enumerate(tokens.roles) if role == "word")
+        wanted = torch.stack([_columns(tokens, phrase) for phrase in self.phrases]).any(dim=0)
+        return tuple(wanted.nonzero()[:, 0].tolist())
+
+    def wants(self, level: int, levels: int) -> bool:
+        """Whether to record at this grid: 0 = the finest."""
+        if self.resolutions == "all" or levels == 1:
+            return True
+        return level > 0 and (self.resolutions == "all but finest" or levels == 2 or level < levels - 1)
+
+
+class AttentionRecord:
+    """The maps of the last run of one recorder. `begin` empties it; nothing is kept from one run to the next.
+
+    Memory: while a moment is open its sums are float32 on the model's device; then they are float16 means in main
+    memory. `begin` refuses what could exceed the budget.
+    """
+
+    def __init__(self, tokens: TokenMap, recording: Recording) -> None:
+        if not 1 <= recording.moments <= MAX_MOMENTS:
+            raise BoxwrightError(f"{recording.moments} moments cannot be recorded; choose 1 to {MAX_MOMENTS}.")
+        self.tokens = tokens
+        self.recording = recording
+        self.columns = recording.columns(tokens)
+        self._empty()
+
+    def _empty(self) -> None:
+        self.rows = 0
+        self._schedule: tuple[float, ...] = ()
+        self._open: int | None = None
+        self._sums: dict[Grid, tuple[Tensor, float]] = {}
+        self._means: dict[tuple[int, Grid], tuple[Tensor, float]] = {}
+
+    # --- while a sampler runs ---
+
+    def edit(self) -> AttentionEdit:
+        """The look to install; it changes nothing."""
+        return AttentionEdit("attention recorder", "read", self._read, self.recording.window, where=self._wanted)
+
+    def begin(self, schedule: Sequence[float], rows: int, grids: Sequence[Grid]) -> None:
+        """Empties the record for a run: progress of its steps, batch rows, the model's grids from fine to coarse.
+
+        Raises BoxwrightError where the maps could take more than the budget.
+        """
+        self._empty()
+        wanted = [grid for level, grid in enumerate(grids) if self.recording.wants(level, len(grids))]
+        moments = min(self.recording.moments, max(1, len(schedule)))
+        needed = self.bytes_for(rows, wanted, moments)
+        if needed > self.recording.budget:
+            shown = ", ".join(f"{w}x{h}" for h, w in wanted)
+            raise BoxwrightError(
+                f"The record needs {needed / MIB:.1f} MB and its budget is {self.recording.budget / MIB:g} MB: {rows} "
+                f"pictures, {len(self.columns)} tokens, grids {shown}, {moments} moments. Record fewer phrases, "
+                "resolutions or moments, or raise budget_mb."
+            )
+        inside = [progress for progress in sorted(schedule) if self.recording.window.contains(progress)]
+        self.rows, self._schedule = rows, tuple(inside)
+
+    def bytes_for(self, rows: int, grids: Sequence[Grid], moments: int) -> int:
+        """The most that maps of these sizes take: float16 means of every moment and float32 sums of the open one."""
+        values = rows * (len(self.columns) + 1) * sum(h * w for h, w in grids)
+        return values * (2 * moments + 4)
+
+    def _wanted(self, site: AttentionSite) -> bool:
+        return self.recording.wants(site.level, site.levels)
+
+    def _read(self, probs: Tensor, site: AttentionSite) -> None:
+        """[B, H, n, T] -> added to the sums."""
+        self._check(probs.shape[0], site)
+        moment = self._moment(site.progress)
+        if moment != self._open:
+            self._close()
+            self._open = moment
+        cells = site.grid[0] * site.grid[1]
+        sums, weight = self._sums.get(site.grid, (None, 0.0))
+        if sums is None:
+            sums = probs.new_zeros(self.rows, len(self.columns) + 1, cells)
+        shares = probs.mean(dim=1).transpose(1, 2)  # [B, T, n]
+        wanted = shares[:, list(self.columns)]
+        sums[:, :-1, site.queries] += wanted
+        sums[:, -1, site.queries] += shares.sum(dim=1) - wanted.sum(dim=1)
+        self._sums[site.grid] = sums, weight + probs.shape[2] / cells
+
+    def _check(self, rows: int, site: AttentionSite) -> None:
+        if rows != self.rows:
+            raise BoxwrightError(
+                f"The recorder was set up for {self.rows} pictures and the model is run on {rows}: another node runs "
+                "it on parts of the batch. Remove that node, or the recorder."
+            )
+        view = site.view
+        if view.x > 0 or view.y > 0 or view.x + view.width < 1 - 1e-6 or view.y + view.height < 1 - 1e-6:
+            raise BoxwrightError(
+                "The recorder needs a prompt for the whole image, and this one has an area (Conditioning Set Area). "
+                "Remove the area, or the recorder."
+            )
+
+    def _moment(self, progress: float) -> int:
+        """Which of the moments this belongs to: the steps in order, shared out evenly."""
+        count = max(1, len(self._schedule))
+        step = min(count - 1, max(0, bisect_right(self._schedule, progress + 1e-6) - 1))
+        return step * min(self.recording.moments, count) // count
+
+    def _close(self) -> None:
+        """The open moment's sums become float16 means, beside what an earlier visit left."""
+        for grid, (sums, weight) in self._sums.items():
+            mean = sums.cpu() / weight
+            old, before = self._means.get((self._open, grid), (None, 0.0))
+            if old is not None:
+                mean = (old.float() * before + mean * weight) / (before + weight)
+            self._means[self._open, grid] = mean.half(), before + weight
+        self._open, self._sums = None, {}
+
+    # --- afterwards ---
+
+    @property
+    def moments(self) -> tuple[int, ...]:
+        """The moments with maps, in order of time."""
+        self._close()
+        return tuple(sorted({moment for moment, _ in self._means}))
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids with maps, finest first."""
+        self._close()
+        return tuple(sorted({grid for _, grid in self._means}, reverse=True))
+
+    def has(self, phrase: str) -> bool:
+        """Whether `map_of` knows the phrase."""
+        owned = phrase_columns(self.tokens, phrase).nonzero()[:, 0].tolist()
+        return bool(owned) and set(self.columns).issuperset(owned)
+
+    def map_of(self, phrase: str, moment: int | None = None, grid: Grid | None = None) -> Tensor:
+        """The share of attention that the phrase gets, float32 [B, h, w] in [0, 1].
+
+        Of one moment, or the mean of all, weighted by their model calls; on one grid, or the mean of all, each resized
+        to the finest. Raises PhraseNotFoundError for a phrase that the prompt lacks or that was not recorded,
+        BoxwrightError while nothing has been recorded.
+        """
+        owned = _columns(self.tokens, phrase)
+        wanted = [index for index, column in enumerate(self.columns) if owned[column]]
+        if len(wanted) < int(owned.sum()):
+            raise PhraseNotFoundError(
+                f'"{phrase}" was not recorded. Add it to the recorder\'s phrases, or clear them to record every word.'
+            )
+        return self._mean_over(wanted, moment, grid)
+
+    def rest(self, moment: int | None = None, grid: Grid | None = None) -> Tensor:
+        """The share of attention that all columns without maps of their own get, as `map_of`."""
+        return self._mean_over([len(self.columns)], moment, grid)
+
+    def _mean_over(self, values: list[int], moment: int | None, grid: Grid | None) -> Tensor:
+        moments = self.moments if moment is None else (moment,)
+        if not moments:
+            raise BoxwrightError(
+                "The record is empty: no picture has been sampled with the recorder's model. Wire its model to the "
+                "sampler, and the pictures that come from there to this node."
+            )
+        images = [self._on_grid(size, values, moments) for size in (self.grids if grid is None else (grid,))]
+        images = [image for image in images if image is not None]
+        return torch.stack([resized(image, tuple(images[0].shape[-2:])) for image in images]).mean(dim=0)
+
+    def _on_grid(self, grid: Grid, values: list[int], moments: Sequence[int]) -> Tensor | None:
+        parts = [self._means[moment, grid] for moment in moments if (moment, grid) in self._means]
+        if not parts:
+            return None
+        total = sum(mean[:, values].float().sum(dim=1) * weight for mean, weight in parts)
+        return (total / sum(weight for _, weight in parts)).unflatten(-1, grid)
+
+
+def otsu_threshold(values: Tensor) -> float:
+    """The value that best parts `values` (any shape) in two: the greatest variance between the classes (Otsu, 1979).
+
+    Exact: every value is tried as the border, and the middle between it and the next one returned. Equal values: that
+    value.
+    """
+    ordered = values.flatten().double().sort().values
+    count = len(ordered)
+    below = torch.arange(1, count, dtype=torch.float64)
+    sums = ordered.cumsum(0)
+    mean_below, mean_above = sums[:-1] / below, (sums[-1] - sums[:-1]) / (count - below)
+    between = below * (count - below) * (mean_above - mean_below) ** 2
+    if count < 2 or float(between.max()) <= 0:
+        return float(ordered[0])
+    best = int(between.argmax())
+    return float((ordered[best] + ordered[best + 1]) / 2)
+
+
+def stretched(image: Tensor) -> Tensor:
+    """Each picture of [..., h, w] scaled to the range 0 to 1; a flat one is 0."""
+    low, high = image.amin(dim=(-2, -1), keepdim=True), image.amax(dim=(-2, -1), keepdim=True)
+    return (image - low) / (high - low).clamp_min(1e-12)
+
+
+def resized(image: Tensor, size: Grid) -> Tensor:
+    """Maps [B, h, w] at another size."""
+    return interpolate(image.unsqueeze(1), size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def mask_of(image: Tensor, threshold: float, size: Grid) -> Tensor:
+    """Maps [B, h, w] -> float32 masks [B, *size]: 1 where the stretched map exceeds the threshold; 0 = Otsu's."""
+    image = stretched(image)
+    limits = [threshold or otsu_threshold(single) for single in image]
+    return (resized(image, size) > image.new_tensor(limits)[:, None, None]).float()
+
+
+def _columns(tokens: TokenMap, phrase: str) -> Tensor:
+    columns = phrase_columns(tokens, phrase)
+    if not bool(columns.any()):
+        match = closest_match(tokens.text, phrase)
+        hint = f' The closest words are "{match}".' if match else ""
+        raise PhraseNotFoundError(f'"{phrase}" is not in the recorded prompt.{hint} Write it as the prompt has it.')
+    return columns

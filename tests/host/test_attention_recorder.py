@@ -1,0 +1,163 @@
+"""The recorder in the host's samplers, on tiny models: it changes nothing and sees what the model attends to."""
+
+import pytest
+import tiny_models as tiny
+import torch
+from pack.attention_patches.host.recorder import recorded
+from pack.attention_patches.host.run import install
+from pack.attention_patches.recorder import AttentionRecord, Recording
+from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.types import AttentionEdit, BoxwrightError, StepWindow
+
+every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+
+
+@pytest.fixture
+def layout():
+    return tiny.layout()
+
+
+def recorder(model, layout, **settings):
+    record = AttentionRecord(layout.prompt.tokens, Recording(**{"resolutions": "all", **settings}))
+    return recorded(model, layout, record), record
+
+
+def everything(record, **where):
+    words = sum(record.map_of(f"w{number}", **where) for number in range(10))
+    return words + record.rest(**where)
+
+
+@every_family
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral", "uni_pc", "dpmpp_sde"])
+def test_the_picture_is_the_same_to_the_last_bit(models, layout, family, sampler):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    noise = tiny.latent(family, batch=2)
+    patched, record = recorder(models[family], layout)
+    kw = {"noise": noise, "steps": 3, "sampler": sampler}
+    assert torch.equal(tiny.run(family, patched, positive, **kw), tiny.run(family, models[family], positive, **kw))
+    assert record.moments and record.rows == 2
+
+
+@every_family
+def test_it_sees_what_the_model_attends_to(models, layout, family):
+    """The same numbers as an edit of the probabilities sees, which the contract tests of the seam vouch for."""
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    seen = {}
+
+    def note(probs, site):
+        seen.setdefault(site.grid, []).append(probs.mean(1)[..., 4])
+        return probs
+
+    tiny.run(family, install(models[family], layout, [AttentionEdit("note", "probs", note)]), positive, steps=1)
+    patched, record = recorder(models[family], layout)
+    tiny.run(family, patched, positive, steps=1)
+    assert set(record.grids) == set(seen)
+    for grid, values in seen.items():
+        expected = torch.stack(values).mean(0).unflatten(-1, grid)
+        torch.testing.assert_close(record.map_of("w3", grid=grid), expected, rtol=5e-3, atol=2e-4)
+
+
+@every_family
+def test_maps_sum_to_one_or_to_what_the_image_leaves_to_the_text(models, layout, family):
+    patched, record = recorder(models[family], layout, moments=2)
+    tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=4)
+    assert record.moments == (0, 1)
+    for where in ({}, {"moment": 0}, {"grid": record.grids[-1]}):
+        total = everything(record, **where)
+        if family == "flux":
+            assert 0 < total.min() and total.max() < 0.99
+        else:
+            torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=5e-3)
+
+
+@every_family
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_stock_conditioning_of_the_same_text_is_recognised(models, layout, family, cfg):
+    patched, record = recorder(models[family], layout)
+    tiny.run(family, patched, tiny.conditioning(family, layout.prompt), cfg=cfg)
+    assert record.moments == (0,)
+
+
+def test_a_longer_negative_changes_nothing_in_the_maps(models, layout):
+    """The host repeats the prompt's columns beside it; the repeats count together."""
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    patched, record = recorder(models["sd15"], layout)
+    tiny.run("sd15", patched, positive, steps=1)
+    alone = record.map_of("w3")
+    long = tiny.conditioning("sd15", tiny.text(154, seed=2), seed=6)
+    tiny.run("sd15", patched, positive, long, steps=1)
+    torch.testing.assert_close(record.map_of("w3"), alone, rtol=5e-3, atol=2e-4)
+
+
+@every_family
+def test_every_run_starts_from_nothing(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    patched, record = recorder(models[family], layout)
+    tiny.run(family, patched, positive, noise=tiny.latent(family, batch=2))
+    tiny.run(family, patched, positive, noise=tiny.latent(family, seed=8))
+    after_another = record.map_of("w3")
+    fresh, other = recorder(models[family], layout)
+    tiny.run(family, fresh, positive, noise=tiny.latent(family, seed=8))
+    assert torch.equal(other.map_of("w3"), after_another)
+
+
+@every_family
+def test_it_records_what_other_methods_make_of_the_attention(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    bias = AttentionEdit("hide", "bias", lambda zeros, site: zeros.index_fill(-1, torch.tensor([4]), -1e4))
+    patched, record = recorder(install(models[family], layout, [bias]), layout)
+    tiny.run(family, patched, positive, steps=1)
+    assert record.map_of("w3").max() == 0 and record.map_of("w2").max() > 0
+
+
+@every_family
+def test_beside_a_method_the_result_is_the_methods(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    method = install(models[family], layout, Reweight((("w1", 4.0),)).edits(layout))
+    both, record = recorder(method, layout)
+    assert torch.equal(tiny.run(family, both, positive), tiny.run(family, method, positive))
+    assert record.moments
+
+
+@every_family
+def test_outside_the_window_nothing_is_recorded(models, layout, family):
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    patched, record = recorder(models[family], layout, window=StepWindow(0.99, 1.0))
+    tiny.run(family, patched, positive, steps=1)
+    with pytest.raises(BoxwrightError, match="record is empty"):
+        record.map_of("w3")
+
+
+def test_the_budget_is_checked_before_the_first_step(models, layout):
+    calls = []
+    model = models["sd15"].clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: calls.append(1) or args["conds_out"])
+    patched, _ = recorder(model, layout, moments=4, budget=50_000)
+    with pytest.raises(BoxwrightError, match="record needs .* MB and its budget is 0.0476837 MB: 1 pictures"):
+        tiny.run("sd15", patched, tiny.conditioning("sd15", layout.prompt, layout.key), steps=4)
+    assert not calls
+
+
+def test_another_prompt_is_refused(models, layout):
+    patched, _ = recorder(models["sd15"], layout)
+    with pytest.raises(BoxwrightError, match="No positive conditioning of this run"):
+        tiny.run("sd15", patched, tiny.conditioning("sd15", tiny.text(seed=9)))
+
+
+def test_an_area_is_refused(models, layout):
+    patched, _ = recorder(models["sd15"], layout)
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key, area=(8, 12, 4, 12), strength=1.0)
+    with pytest.raises(BoxwrightError, match="area"):
+        tiny.run("sd15", patched, positive, steps=1)
+
+
+def test_a_half_precision_model_is_recorded_in_float32(layout):
+    patched, record = recorder(tiny.build("sd15", dtype=torch.bfloat16), layout)
+    tiny.run("sd15", patched, tiny.conditioning("sd15", layout.prompt, layout.key), steps=1)
+    total = everything(record)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=5e-3)
