@@ -1,0 +1,101 @@
+"""Region prompts: every region reads its own encoded text, all of them in one pass of the model.
+
+"Attention couple", as the Stable Diffusion community calls it, and the regional attention of RPG (Yang et al., arXiv
+2401.11708): in every cross-attention the image tokens of a region attend to the region's text instead of the prompt's.
+Here with exact weights: coverage of each cell, feather, strength, order or blending of overlaps and a share of the base
+prompt make one convex combination of attentions for every image token, so that soft edges need no rounding and what no
+region covers reads the base prompt (or a background text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .grids import covered, feathered
+from .types import AttentionSite, BoxwrightError, Layout, Rows, StepWindow, TextMix, widest_window, window_of
+
+Overlap = Literal["order", "blend"]
+
+
+@dataclass(frozen=True)
+class RegionPrompt:
+    """Settings of the couple."""
+
+    strength: float = 1.0  # 0 = off; every region's own strength multiplies it
+    base_ratio: float = 0.2  # share of the base prompt inside the regions: 0 = none, 1 = nothing else
+    overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
+    feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
+    window: StepWindow = StepWindow()
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "base_ratio", "feather"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise BoxwrightError(f"{name} {value:g} is outside 0 to 1; choose a number in between.")
+
+    def edits(
+        self,
+        layout: Layout,
+        texts: Sequence[Tensor] | None = None,
+        background: Tensor | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> list[TextMix]:
+        """The mixes to install for this layout: of its own rows and, where regions have negatives, of the negative's.
+
+        `texts`: what the regions read instead of their phrases encoded alone, float [1, T, C] for each region.
+        `background`: what the rest of the image reads instead of the prompt. `report`: told by a run without negative
+        prompt that negatives have no effect. None at strength 0, and where nothing is left to mix.
+        """
+        own = list(texts) if texts is not None else [text.embedding for text in layout.region_texts]
+        negatives = [text and text.embedding for text in layout.region_negatives or (None,) * len(layout.regions)]
+        mixes = [*self._mix(layout, [*own, background], "layout"), *self._mix(layout, [*negatives, None], "negative")]
+        return [replace(mix, report=report) for mix in mixes]
+
+    def _mix(self, layout: Layout, texts: list[Tensor | None], rows: Rows) -> list[TextMix]:
+        """The mix of the texts of every region and of the background, None for those that read the row's own text."""
+        strengths = [*(region.strength for region in layout.regions), 1.0]
+        heard = [i for i, text in enumerate(texts) if text is not None and strengths[i] > 0]
+        if self.strength == 0.0 or self.base_ratio == 1.0 or not heard:
+            return []
+
+        def weigh(site: AttentionSite) -> Tensor:
+            return self.weights(site)[heard]
+
+        window = widest_window(layout, self.window)
+        return [TextMix("region prompt", tuple(texts[i] for i in heard), weigh, window, rows)]
+
+    def weights(self, site: AttentionSite) -> Tensor:
+        """What each region, and last the background, is read by; [R + 1, N], the sum over them at most 1."""
+        alpha = torch.stack([self._opacity(site, number) for number in range(len(site.layout.regions))])
+        left = torch.ones_like(alpha[:1])
+        if self.overlap == "order":
+            # What later regions let through: the product of 1 - alpha over those behind in the list.
+            through = torch.cat([torch.flip(torch.cumprod(torch.flip(1.0 - alpha, [0]), dim=0), [0]), left])
+            shares = alpha * through[1:]
+            rest = through[:1]
+        else:
+            rest = (1.0 - alpha).prod(dim=0, keepdim=True)
+            shares = (1.0 - rest) * alpha / alpha.sum(dim=0, keepdim=True).clamp_min(1e-9)
+        active = self.window.contains(site.progress)
+        background = rest * (self.strength if active else 0.0)
+        return torch.cat([shares, background]) * (1.0 - self.base_ratio)
+
+    def _opacity(self, site: AttentionSite, number: int) -> Tensor:
+        """How much of each cell a region takes, [N] in 0..1: its coverage with feather, times its strength."""
+        region = site.layout.regions[number]
+        strength = self.strength * region.strength * window_of(region, self.window).contains(site.progress)
+        own = region.extra.get("feather")
+        feather = self.feather if own is None else own
+        height, width = site.grid
+        reach = (feather * height / site.view.height, feather * width / site.view.width)
+        return (strength * feathered(covered(region, site), reach)).flatten()
+
+
+def regions_at_work(site: AttentionSite, window: StepWindow) -> list[bool]:
+    """Which of the layout's regions act now: those of some strength, in their own window or else this one."""
+    return [r.strength > 0 and window_of(r, window).contains(site.progress) for r in site.layout.regions]
