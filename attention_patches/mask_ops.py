@@ -1,0 +1,91 @@
+"""Masks on a grid of latent cells: blur, dilate, close, keep the largest patch. Masks are float [B, h, w] in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .grids import coverage
+from .types import BoxwrightError
+
+MAX_RADIUS = 64  # cells
+
+
+def blurred(maps: Tensor, radius: float) -> Tensor:
+    """Gaussian blur with a standard deviation of `radius` cells; edges repeat. 0 = unchanged."""
+    if radius <= 0:
+        return maps
+    reach = max(1, math.ceil(3 * radius))
+    weights = torch.exp(-(torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype) ** 2) / (2 * radius**2))
+    weights = weights / weights.sum()
+    out = F.pad(maps[:, None], (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(out, weights[None, None, None, :]), weights[None, None, :, None])[:, 0]
+
+
+def dilated(masks: Tensor, radius: float) -> Tensor:
+    """Grown by `radius` cells in every direction (a disc); soft masks take the greatest value within reach."""
+    if radius <= 0:
+        return masks
+    reach = math.floor(radius)
+    offsets = [
+        (dy, dx)
+        for dy in range(-reach, reach + 1)
+        for dx in range(-reach, reach + 1)
+        if 0 < dy * dy + dx * dx <= radius * radius
+    ]
+    height, width = masks.shape[-2:]
+    padded = F.pad(masks, (reach,) * 4)
+    out = masks
+    for dy, dx in offsets:
+        out = torch.maximum(out, padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width])
+    return out
+
+
+def closed(masks: Tensor, radius: float) -> Tensor:
+    """Gaps and notches up to twice `radius` cells wide are filled; the outline elsewhere stays, at the edges too."""
+    if radius <= 0:
+        return masks
+    margin = math.ceil(radius)  # what lies outside the image is no mask
+    grown = dilated(F.pad(masks, (margin,) * 4), radius)
+    return (1.0 - dilated(1.0 - grown, radius))[..., margin:-margin, margin:-margin]
+
+
+def largest_patch(masks: Tensor) -> Tensor:
+    """Only the largest connected patch of each mask (cells above 0.5; corners connect)."""
+    return torch.stack([_largest(mask) for mask in masks])
+
+
+def _largest(mask: Tensor) -> Tensor:
+    inside = mask > 0.5
+    if not bool(inside.any()):
+        return mask
+    number = torch.arange(1, mask.numel() + 1, device=mask.device, dtype=torch.float64).view(mask.shape)
+    labels = torch.where(inside, number, 0.0)
+    while True:  # the highest number of a patch spreads over it
+        spread = F.max_pool2d(labels[None, None], 3, stride=1, padding=1)[0, 0]
+        spread = torch.where(inside, spread, 0.0)
+        if torch.equal(spread, labels):
+            break
+        labels = spread
+    names, counts = labels[inside].unique(return_counts=True)
+    return torch.where(labels == names[counts.argmax()], mask, 0.0)
+
+
+def on_latent(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """MASK [H, W] or [M, H, W] of any size -> float32 [B, 1, (1,) h, w] on the grid of latents of `shape`.
+
+    Exact area averages. M must be 1 or the batch. Raises BoxwrightError for another count, or values outside 0 to 1.
+    """
+    masks = mask[None] if mask.ndim == 2 else mask
+    if masks.ndim != 3 or masks.shape[0] not in (1, shape[0]):
+        raise BoxwrightError(
+            f"The mask has the shape {tuple(mask.shape)} for {shape[0]} latent(s); wire one mask, or one for each."
+        )
+    low, high = float(masks.min()), float(masks.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise BoxwrightError(f"The mask has values from {low:g} to {high:g}; a mask lies between 0 and 1.")
+    cells = torch.stack([coverage(one, (shape[-2], shape[-1])) for one in masks])
+    return cells.expand(shape[0], -1, -1).reshape(shape[0], *([1] * (len(shape) - 3)), *shape[-2:])

@@ -1,0 +1,165 @@
+"""BoxwrightDiffEdit and BoxwrightDiffEditSampler: change one thing in a picture, keep the rest."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..attention_patches.diff_edit import pasted
+from ..attention_patches.diff_mask import DiffMask
+from ..attention_patches.host.diff_edit import diff_edit_sampler, edit
+from ..attention_patches.host.diff_mask import measure
+from ..attention_patches.host.inversion import invert_latent
+from ..attention_patches.host.loops import SCHEDULERS, picture_latent, schedule
+from . import editing, schema
+from .diff_mask import dilate_input, draw_inputs, threshold_input
+from .inversion import refinements_input
+
+DILATE = 1  # cells; room for another outline
+
+
+class BoxwrightDiffEditSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightDiffEditSampler",
+            display_name="DiffEdit Sampler (Boxwright)",
+            category=schema.CATEGORY,
+            description="A sampler that starts from an inverted picture, redraws inside the mask and follows the "
+            "inverted path outside (DiffEdit, arXiv 2210.11427). For Sampler Custom, with the target prompt.",
+            search_aliases=["diffedit", "inversion sampler", "masked edit", "background preservation"],
+            inputs=[
+                editing.Trajectory.Input("trajectory", tooltip="From Invert, with the sigmas of this sampler."),
+                io.Mask.Input("mask", tooltip="White = redrawn, black = kept exactly, grey = mixed. Any size."),
+            ],
+            outputs=[
+                io.Sampler.Output(
+                    tooltip="For Sampler Custom (or Advanced) on the inverted latent, with the same sigmas. "
+                    "It makes no use of noise."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trajectory, mask) -> io.NodeOutput:
+        return io.NodeOutput(diff_edit_sampler(trajectory, mask))
+
+
+class BoxwrightDiffEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightDiffEdit",
+            display_name="DiffEdit (Boxwright)",
+            category=schema.CATEGORY,
+            description="Edits a picture by two prompts: finds where they differ, inverts the picture, and redraws "
+            "that part with the target prompt (DiffEdit, arXiv 2210.11427). Difference Mask, Invert and DiffEdit "
+            "Sampler in one.",
+            search_aliases=["diffedit", "edit image by prompt", "automatic inpainting", "replace object"],
+            inputs=[
+                io.Model.Input("model", tooltip="A plain text-to-image model. It stays as it is."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input("image", tooltip="The picture to edit, or several."),
+                *editing.prompt_inputs(),
+                io.Conditioning.Input(
+                    "negative", tooltip="Negative prompt of the edit, and what the picture is inverted with by default."
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=25,
+                    min=2,
+                    max=1000,
+                    tooltip="Steps up and steps down, between the picture and the noise at strength. "
+                    "10 = a sketch, 50 = as published.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance of the edit: 1 = the target prompt alone, higher = follows it more.",
+                ),
+                io.Combo.Input(
+                    "scheduler", options=SCHEDULERS, default="normal", tooltip="The noise levels to step through."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.8,
+                    min=0.05,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How far up the noise the picture is taken: 0.05 = hardly changed, 0.5 = colours and "
+                    "textures, 0.6 to 0.8 = shapes, as published, 1 = nothing of the object is left.",
+                ),
+                io.Combo.Input(
+                    "invert_with",
+                    options=["negative", "source"],
+                    default="negative",
+                    tooltip='The prompt of the inversion: "negative" = as published, with none or the negative one, '
+                    '"source" = what the picture shows, closer to the old object.',
+                ),
+                refinements_input(),
+                *draw_inputs(),
+                threshold_input(),
+                dilate_input(DILATE),
+                editing.seed_input("Of the mask's noise draws. Nothing else is random."),
+                io.Boolean.Input(
+                    "paste",
+                    default=True,
+                    tooltip="On = outside the mask the picture's own pixels are put back. Off = they went through the "
+                    "VAE.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=4,
+                    min=0,
+                    max=64,
+                    tooltip="Pixels of soft transition when pasting, inside the mask: 0 = a hard edge.",
+                ),
+                editing.mask_input("Your own mask instead of the difference mask; white = redrawn. Any size."),
+            ],
+            outputs=[
+                io.Image.Output("image", tooltip="The edited picture."),
+                io.Mask.Output("mask", tooltip="Where it was redrawn."),
+                io.Latent.Output("latent", tooltip="The edited latent, nothing pasted."),
+                io.String.Output("report", tooltip="What the mask covers and what the edit cost."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, vae, image, source, target, negative, steps, cfg, scheduler, strength, invert_with, refinements,
+        draws, noise_level, threshold, dilate, seed, paste, feather, mask=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        samples = picture_latent(model, {"samples": editing.encoded(vae, image)})
+        cell = editing.cell_of(model)
+        spent = []
+        if mask is None:
+            settings = DiffMask(draws=draws, noise_level=noise_level, threshold=threshold, dilate=dilate)
+            found = measure(model, samples, source, target, settings, seed)
+            spent.append(("mask", found.evaluations))
+            area = editing.in_pixels(found.mask, cell)
+        else:
+            height, width = (side * cell for side in samples.shape[-2:])
+            area = editing.unframed(mask, tuple(image.shape[1:3]), height, width)
+        sigmas = schedule(model, scheduler, steps, strength)
+        prompt = negative if invert_with == "negative" else source
+        inverted = invert_latent(model, samples, prompt, sigmas, refinements=refinements)
+        spent.append(("inversion", inverted.evaluations))
+        latent, evaluations = edit(model, samples, inverted.trajectory, area, target, negative, cfg, sigmas)
+        spent.append(("edit", evaluations))
+        edited = editing.decoded(vae, latent)
+        shown = editing.fitted(area, edited)
+        if paste:
+            edited = pasted(edited, image, shown, feather)
+        report = (
+            f"The mask covers {editing.shares(shown)} of the picture. "
+            f"{editing.cost(sum(count for _, count in spent), len(samples)).capitalize()}: "
+            + ", ".join(f"{name} {count}" for name, count in spent) + "."
+        )  # fmt: skip
+        return io.NodeOutput(
+            edited, editing.framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
+        )
+
+
+NODES = [BoxwrightDiffEditSampler, BoxwrightDiffEdit]

@@ -1,0 +1,160 @@
+"""BoxwrightDiffMask: a mask from the difference of two prompts (DiffEdit)."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..attention_patches.diff_mask import MAX_DRAWS, DiffMask
+from ..attention_patches.host.diff_mask import measure
+from ..attention_patches.host.loops import picture_latent
+from ..attention_patches.mask_ops import MAX_RADIUS
+from . import editing, schema
+
+DEFAULT = DiffMask()
+
+
+def draw_inputs() -> list[io.Input]:
+    """`draws` and `noise_level`."""
+    return [
+        io.Int.Input(
+            "draws",
+            default=DEFAULT.draws,
+            min=1,
+            max=MAX_DRAWS,
+            tooltip="How many noise draws are averaged; each costs one evaluation for each prompt. 1 = fast and "
+            "grainy, 10 = as published, more = smoother.",
+        ),
+        io.Float.Input(
+            "noise_level",
+            default=DEFAULT.noise_level,
+            min=0.01,
+            max=0.99,
+            step=0.01,
+            tooltip="How much noise covers the picture while both prompts look at it: near 0 = they hardly differ but "
+            "exactly where the object is, near 1 = they differ everywhere it could be. 0.5 as published.",
+        ),
+    ]
+
+
+def threshold_input() -> io.Input:
+    return io.Float.Input(
+        "threshold",
+        default=DEFAULT.threshold,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Heat above it is mask: 0 = nearly everything, 1 = nothing. 0.5 as published.",
+    )
+
+
+def dilate_input(default: int) -> io.Input:
+    return io.Int.Input(
+        "dilate",
+        default=default,
+        min=0,
+        max=MAX_RADIUS,
+        tooltip="Grows the mask by so many latent cells (8 pixels each for most models): 0 = not. "
+        "An object of another shape needs room.",
+    )
+
+
+class BoxwrightDiffMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightDiffMask",
+            display_name="Difference Mask (Boxwright)",
+            category=schema.CATEGORY,
+            description="Finds what an edit would change: noises the picture, lets the model predict it from the "
+            "source and from the target prompt, and makes a mask of the difference (DiffEdit, arXiv 2210.11427).",
+            search_aliases=["diffedit", "automatic mask", "prompt difference", "mask from text", "segment by prompt"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is to make the edit. It stays as it is."),
+                *editing.prompt_inputs(),
+                *draw_inputs(),
+                io.Combo.Input(
+                    "mode",
+                    options=["paper", "cfg"],
+                    default="paper",
+                    tooltip='"paper" = compares what the two prompts say. "cfg" = compares what the sampler would do, '
+                    "each combined with negative at cfg, patches on guidance included (more evaluations).",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip='Guidance of mode "cfg": 1 = the prompts alone, higher = as the sampler will use it. '
+                    "Not used by the other mode.",
+                ),
+                editing.seed_input("Of the noise draws. Every picture of a batch gets the same draws."),
+                io.Float.Input(
+                    "clip",
+                    default=DEFAULT.clip,
+                    min=0.5,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="Cuts off the highest differences of each draw, from this share of the cells up: 1 = cuts "
+                    "nothing (one bright spot can then hide the rest), 0.5 = the upper half becomes equal.",
+                ),
+                io.Float.Input(
+                    "blur",
+                    default=DEFAULT.blur,
+                    min=0.0,
+                    max=16.0,
+                    step=0.1,
+                    tooltip="Softens the heat before the threshold, in latent cells: 0 = not, 16 = to a cloud.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=["fixed", "otsu"],
+                    default=DEFAULT.method,
+                    tooltip='How the mask is cut from the heat: "fixed" = above threshold, "otsu" = where the heat '
+                    "falls into two groups, for each picture.",
+                ),
+                threshold_input(),
+                io.Int.Input(
+                    "close",
+                    default=DEFAULT.close,
+                    min=0,
+                    max=MAX_RADIUS,
+                    tooltip="Fills holes and notches up to twice as wide, in latent cells: 0 = none.",
+                ),
+                dilate_input(DEFAULT.dilate),
+                io.Boolean.Input(
+                    "keep_largest",
+                    default=DEFAULT.keep_largest,
+                    tooltip="Off = every patch counts. On = only the largest, for edits of a single object.",
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
+                io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
+                io.Conditioning.Input("negative", optional=True, tooltip='Negative prompt of mode "cfg".'),
+            ],
+            outputs=[
+                io.Mask.Output("mask", tooltip="White where the edit belongs, of the picture's size."),
+                io.Image.Output("heat", tooltip="The averaged difference, black = none, white = the most."),
+                io.String.Output("report", tooltip="What the mask covers and what it cost."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, source, target, draws, noise_level, mode, cfg, seed, clip, blur, method, threshold, close, dilate,
+        keep_largest, latent=None, image=None, vae=None, negative=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        settings = DiffMask(draws, noise_level, clip, blur, threshold, method, close, dilate, keep_largest)
+        samples = picture_latent(model, editing.one_source(latent, image, vae))
+        found = measure(model, samples, source, target, settings, seed, mode, negative, cfg)
+        cell = editing.cell_of(model)
+        heat = editing.in_pixels(found.heat, cell, image, smooth=True)[..., None].expand(-1, -1, -1, 3)
+        report = (
+            f"The mask covers {editing.shares(found.mask)} of the picture. "
+            f"{editing.cost(found.evaluations, len(samples)).capitalize()}, {found.batches} draws at a time."
+        )
+        shown = ui.PreviewImage(heat, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
+        return io.NodeOutput(editing.in_pixels(found.mask, cell, image), heat, report, ui=shown)
+
+
+NODES = [BoxwrightDiffMask]

@@ -1,0 +1,130 @@
+"""BoxwrightInvert: the noise from which the model draws a given picture; and Prompt to Prompt's sampler for it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
+from ..attention_patches.host.loops import picture_latent
+from ..attention_patches.inversion import MAX_REFINEMENTS
+from . import editing, schema
+
+REFINEMENTS = 1
+
+
+def refinements_input() -> io.Input:
+    return io.Int.Input(
+        "refinements",
+        default=REFINEMENTS,
+        min=0,
+        max=MAX_REFINEMENTS,
+        tooltip="Further evaluations at each step of the inversion, which make it exact: 0 = plain DDIM inversion, "
+        "1 = errors several times smaller for twice the cost, more than 3 = hardly better.",
+    )
+
+
+class BoxwrightInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightInvert",
+            display_name="Invert (Boxwright)",
+            category=schema.CATEGORY,
+            description="Walks a picture up the noise levels without randomness (DDIM inversion; Euler for flow "
+            "models): the noise it ends in draws the same picture again, and the path is what DiffEdit keeps "
+            "the background from.",
+            search_aliases=["ddim inversion", "unsampler", "reverse sampling", "noise inversion", "real image editing"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is to make the edit. It stays as it is."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What the picture shows, or an empty prompt (as DiffEdit does)."
+                ),
+                io.Latent.Input("latent", tooltip="The picture, encoded by the VAE of the model."),
+                io.Sigmas.Input(
+                    "sigmas", tooltip="The schedule that the edit will run on, from a scheduler node, ending in 0."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance while inverting: 1 = none, the faithful choice; higher needs negative, and is "
+                    "harder to invert.",
+                ),
+                refinements_input(),
+                io.Combo.Input(
+                    "storage",
+                    options=["memory", "disk"],
+                    default="memory",
+                    tooltip='Where the path is kept: "memory" = up to 8 GiB of RAM, "disk" = a temporary file, which '
+                    "goes when the path is no longer needed.",
+                ),
+                io.Boolean.Input(
+                    "check",
+                    default=True,
+                    tooltip="On = draws the picture again from the noise and reports the error (one more evaluation "
+                    "for each step). Off = does not.",
+                ),
+                io.Conditioning.Input("negative", optional=True, tooltip="Negative prompt, for cfg above 1."),
+            ],
+            outputs=[
+                editing.Trajectory.Output(
+                    "trajectory", tooltip="The picture at every noise level, for DiffEdit Sampler."
+                ),
+                io.Noise.Output(
+                    "noise",
+                    tooltip="For Sampler Custom (Advanced) on the same latent and sigmas: it starts from the inverted "
+                    "picture.",
+                ),
+                io.String.Output("report", tooltip="The error, where it was checked, and the cost."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, latent, sigmas, cfg, refinements, storage, check, negative=None
+    ) -> io.NodeOutput:  # fmt: skip
+        samples = picture_latent(model, latent)
+        found = invert_latent(
+            model, samples, positive, sigmas, negative=negative, cfg=cfg, refinements=refinements, storage=storage,
+            check=check,
+        )  # fmt: skip
+        report = f"{editing.cost(found.evaluations, len(samples)).capitalize()}"
+        if found.errors is not None:
+            errors = ", ".join(f"{100 * error:.1f} %" for error in found.errors[:8])
+            report += f", {found.check_evaluations} more to check. Drawn again, the latent is off by {errors} (RMS)"
+        noise = InvertedNoise(model, found.trajectory)
+        return io.NodeOutput(found.trajectory, noise, report + ".", ui=ui.PreviewText(report + "."))
+
+
+class BoxwrightDirectInversionSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightDirectInversionSampler",
+            display_name="Direct Inversion Sampler (Boxwright)",
+            category=schema.CATEGORY,
+            description="A sampler for Prompt to Prompt on a real picture: its own row is drawn exactly again, because "
+            "it is put back on the inverted path after every step (Direct Inversion, arXiv 2310.01506), and the edits "
+            "beside it start from the same noise.",
+            search_aliases=["direct inversion", "pnp inversion", "null-text", "prompt to prompt real image"],
+            inputs=[
+                editing.Trajectory.Input(
+                    "trajectory", tooltip="From Invert, with the source prompt and the sigmas of this sampler."
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(
+                    tooltip="For Sampler Custom, with the model, conditioning and latent of Prompt to Prompt. "
+                    "It makes no use of noise."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trajectory) -> io.NodeOutput:
+        return io.NodeOutput(direct_inversion_sampler(trajectory))
+
+
+NODES = [BoxwrightInvert, BoxwrightDirectInversionSampler]
