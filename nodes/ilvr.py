@@ -1,0 +1,46 @@
+"""BoxwrightILVR: pictures that share the coarse content of a reference."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..attention_patches.host.loops import sampler
+from ..attention_patches.ilvr import ILVR, MAX_FACTOR
+from ..attention_patches.types import StepWindow
+from . import editing, schema
+
+DEFAULT = ILVR()
+
+
+class BoxwrightILVR(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightILVR",
+            display_name="ILVR Sampler (Boxwright)",
+            category=schema.CATEGORY,
+            description="A sampler whose pictures keep the coarse shapes and colours of a reference and invent the "
+            "rest: after each step the low frequencies are those of the reference (ILVR, arXiv 2108.02938).",
+            search_aliases=["ilvr", "reference image", "low frequency", "variation", "composition from image"],
+            inputs=[
+                io.Int.Input(
+                    "factor",
+                    default=DEFAULT.factor,
+                    min=1,
+                    max=MAX_FACTOR,
+                    tooltip="How coarse the likeness is, in latent cells (8 pixels each for most models): 1 = the "
+                    "reference itself, 2 to 8 = its layout, 64 = hardly more than its mean colour.",
+                ),
+                *schema.window_inputs(DEFAULT.window),
+                editing.mask_input("White = like the reference, black = free, any size. Without one: everywhere."),
+            ],
+            outputs=[io.Sampler.Output(tooltip="For Sampler Custom (or Advanced), with the reference as its latent.")],
+        )
+
+    @classmethod
+    def execute(cls, factor, start, end, mask=None) -> io.NodeOutput:
+        method = ILVR(factor, StepWindow(start, end))
+        return io.NodeOutput(sampler("ILVR", method.sample, mask, whole=True))
+
+
+NODES = [BoxwrightILVR]

@@ -1,0 +1,198 @@
+"""The editing nodes as a graph calls them, on a tiny model and a VAE that only averages."""
+
+import pytest
+import tiny_models
+import torch
+from pack.attention_patches.host.loops import schedule
+from pack.attention_patches.types import BoxwrightError
+from pack.nodes import editing
+from pack.nodes.blended_latents import BoxwrightBlendedLatents
+from pack.nodes.diff_edit import BoxwrightDiffEdit, BoxwrightDiffEditSampler
+from pack.nodes.diff_mask import BoxwrightDiffMask
+from pack.nodes.ilvr import BoxwrightILVR
+from pack.nodes.inversion import BoxwrightDirectInversionSampler, BoxwrightInvert
+from pack.nodes.repaint import BoxwrightRePaint
+
+MASK = dict(draws=2, noise_level=0.5, mode="paper", cfg=1.0, seed=3, clip=0.99, blur=0.5, method="fixed",
+            threshold=0.5, close=2, dilate=0, keep_largest=False)  # fmt: skip
+EDIT = dict(steps=3, cfg=3.0, scheduler="normal", strength=0.8, invert_with="negative", refinements=1, draws=2,
+            noise_level=0.5, threshold=0.5, dilate=1, seed=3, paste=True, feather=0)  # fmt: skip
+
+
+class Averaging:
+    """A VAE of 8 x 8 means, which crops what is no whole cell, as the host's do."""
+
+    def encode(self, pixels):
+        height, width = (side // 8 * 8 for side in pixels.shape[1:3])
+        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+        inner = pixels[:, top : top + height, left : left + width].movedim(-1, 1)
+        return torch.nn.functional.avg_pool2d(torch.cat([inner, inner[:, :1]], 1), 8)
+
+    def decode(self, samples):
+        return samples[:, :3].repeat_interleave(8, -1).repeat_interleave(8, -2).movedim(1, -1)
+
+
+VAE = Averaging()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_models.build("sd15")
+
+
+def prompt(seed):
+    return tiny_models.conditioning("sd15", tiny_models.text(seed=seed), seed=seed)
+
+
+def image(batch=1, size=(64, 96)):
+    return torch.rand(batch, *size, 3, generator=torch.Generator().manual_seed(5))
+
+
+def difference_mask(model, **inputs):
+    return BoxwrightDiffMask.execute(model, prompt(1), prompt(4), **MASK | inputs).result
+
+
+def diff_edit(model, picture, source=1, target=4, mask=None, **settings):
+    result = BoxwrightDiffEdit.execute(
+        model, VAE, picture, prompt(source), prompt(target), prompt(2), mask=mask, **EDIT | settings
+    )
+    return result.result
+
+
+def test_latent_and_image_give_the_same_mask(model):
+    picture = image(2)
+    from_image = difference_mask(model, image=picture, vae=VAE)
+    from_latent = difference_mask(model, latent={"samples": VAE.encode(picture)})
+    for a, b in zip(from_image, from_latent):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    mask, heat, report = from_image
+    assert mask.shape == (2, 64, 96) and heat.shape == (2, 64, 96, 3)
+    assert 0 < mask.mean() < 1 and set(mask.unique().tolist()) == {0.0, 1.0}
+    assert "8 model evaluations (4 for each of 2 pictures), 2 draws at a time" in report
+
+
+def test_a_mask_has_the_size_of_a_picture_that_the_vae_crops(model):
+    mask, heat, _ = difference_mask(model, image=image(1, (70, 101)), vae=VAE)
+    assert mask.shape == (1, 70, 101) and heat.shape == (1, 70, 101, 3)
+    assert mask[:, :3].sum() == mask[:, 67:].sum() == mask[:, :, :2].sum() == mask[:, :, 98:].sum() == 0
+    cells = mask[:, 3:67, 2:98]
+    assert torch.equal(torch.nn.functional.avg_pool2d(cells, 8).repeat_interleave(8, 1).repeat_interleave(8, 2), cells)
+
+
+@pytest.mark.parametrize("inputs, words", [
+    ({}, "from nowhere"),
+    ({"latent": {"samples": torch.ones(1, 4, 8, 8)}, "image": image()}, "not both"),
+    ({"image": image()}, "wire the vae"),
+])  # fmt: skip
+def test_the_picture_comes_from_one_place(model, inputs, words):
+    with pytest.raises(BoxwrightError, match=words):
+        difference_mask(model, **inputs)
+
+
+def test_diff_edit_keeps_every_pixel_outside_its_mask(model):
+    picture = image(2, (70, 101))
+    edited, mask, latent, report = diff_edit(model, picture)
+    assert edited.shape == picture.shape and mask.shape == (2, 70, 101) and latent["samples"].shape == (2, 4, 8, 12)
+    changed = (edited != picture).any(-1)
+    assert not bool((changed & (mask < 0.5)).any()) and changed[mask > 0.5].float().mean() > 0.9
+    rows = (2 * 2 * 2, 3 * 2 * 2, 3 * 2 * 2)
+    assert f"{sum(rows)} model evaluations" in report
+    assert "mask {}, inversion {}, edit {}".format(*rows) in report
+
+
+def test_diff_edit_of_a_batch_is_single_edits(model):
+    picture = image(4, (56, 88))
+    gentle = dict(paste=False, strength=0.3, cfg=1.0)  # random weights magnify rounding with every step
+    together = diff_edit(model, picture, **gentle)
+    for row in range(4):
+        alone = diff_edit(model, picture[row : row + 1], **gentle)
+        assert torch.equal(alone[1][0], together[1][row])
+        torch.testing.assert_close(alone[2]["samples"][0], together[2]["samples"][row], atol=2e-2, rtol=0)
+
+
+def test_ones_own_mask_takes_the_place_of_the_difference(model):
+    picture = image(1, (70, 101))
+    mask = torch.zeros(70, 101)
+    mask[3:67, 2:50] = 1.0  # whole cells of what the VAE sees
+    edited, shown, _, report = diff_edit(model, picture, mask=mask)
+    assert torch.equal(shown[0], mask) and "mask" not in report.split(":")[1]
+    changed = (edited != picture).any(-1)[0]
+    assert not bool(changed[mask == 0].any()) and changed[mask == 1].float().mean() > 0.9
+    everything = diff_edit(model, picture, mask=torch.ones(8, 8))
+    assert (everything[0] != picture).any(-1)[0, 3:67, 2:98].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("settings", [
+    {"steps": 4}, {"cfg": 1.0}, {"scheduler": "karras"}, {"strength": 0.4}, {"invert_with": "source"},
+    {"refinements": 0}, {"draws": 1}, {"noise_level": 0.2}, {"threshold": 0.3}, {"dilate": 0}, {"seed": 4},
+    {"paste": False}, {"feather": 8},
+], ids=str)  # fmt: skip
+def test_every_setting_of_diff_edit_counts(model, settings):
+    picture = image()
+    assert not torch.equal(diff_edit(model, picture, **settings)[0], diff_edit(model, picture)[0])
+
+
+def test_invert_feeds_the_samplers(model):
+    latent = {"samples": VAE.encode(image(2))}
+    sigmas = schedule(model, "normal", 3, 0.6)
+    trajectory, noise, report = BoxwrightInvert.execute(
+        model, prompt(1), latent, sigmas, cfg=1.0, refinements=2, storage="memory", check=True
+    ).result
+    assert report.startswith("18 model evaluations (9 for each of 2 pictures), 6 more to check. Drawn again, ")
+    assert noise.generate_noise(latent).shape == latent["samples"].shape
+    for node in (BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8)),
+                 BoxwrightDirectInversionSampler.execute(trajectory)):  # fmt: skip
+        assert callable(node[0].sample)
+    with pytest.raises(BoxwrightError, match="shape .3, 8, 8. for 2 latent"):
+        BoxwrightDiffEditSampler.execute(trajectory, torch.ones(3, 8, 8))
+
+
+def test_direct_inversion_redraws_the_picture_beside_its_edit(model):
+    import comfy.sample
+
+    latent = VAE.encode(image())
+    sigmas = schedule(model, "normal", 3, 0.8)
+    trajectory = BoxwrightInvert.execute(
+        model, prompt(1), {"samples": latent}, sigmas, cfg=1.0, refinements=0, storage="memory", check=False
+    )[0]
+    pair = latent.repeat(2, 1, 1, 1)
+    both = [[torch.cat([prompt(1)[0][0], prompt(4)[0][0]]), {}]]  # source and target, as Prompt to Prompt has them
+
+    def draw(sampler):
+        return comfy.sample.sample_custom(
+            model, torch.zeros_like(pair), 3.0, sampler, sigmas, both, prompt(2), pair, disable_pbar=True, seed=1
+        )
+
+    redrawn = draw(BoxwrightDirectInversionSampler.execute(trajectory)[0])
+    torch.testing.assert_close(redrawn[0], latent[0], atol=1e-4, rtol=0)
+    assert (redrawn[1] - latent[0]).abs().mean() > 0.05
+    target = BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8))[0]
+    whole = comfy.sample.sample_custom(
+        model, torch.zeros_like(latent), 3.0, target, sigmas, prompt(4), prompt(2), latent, disable_pbar=True, seed=1
+    )
+    torch.testing.assert_close(redrawn[1:], whole, atol=1e-2, rtol=0)
+
+
+def test_the_cost_of_repaint_is_shown_before_it_runs():
+    assert "250 steps take 2410 model evaluations" in BoxwrightRePaint.execute(10, 10)[1]
+    assert BoxwrightRePaint.execute(5, 5, sigmas=torch.linspace(1, 0, 21))[1].startswith("20 steps take 80 model")
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: BoxwrightRePaint.execute(0, 1), "jump length"),
+    (lambda: BoxwrightBlendedLatents.execute(65, 0.5), "grow by 65"),
+    (lambda: BoxwrightILVR.execute(0, 0.0, 1.0), "factor is 0"),
+    (lambda: BoxwrightILVR.execute(4, 0.8, 0.2), "window 0.8 to 0.2 is empty"),
+])  # fmt: skip
+def test_bad_settings_are_refused_before_sampling(make, words):
+    with pytest.raises(BoxwrightError, match=words):
+        make()
+
+
+def test_frames_go_around_and_come_off_again():
+    maps = torch.rand(2, 8, 16)
+    framed = editing.framed(maps, 11, 21)
+    assert framed.shape == (2, 11, 21) and framed.sum() == pytest.approx(float(maps.sum()), rel=1e-5)
+    assert torch.equal(editing.unframed(framed, (11, 21), 8, 16), maps)
+    assert torch.equal(editing.unframed(framed, (12, 21), 8, 16), framed)
+    assert editing.framed(maps, 4, 8).shape == (2, 4, 8)
