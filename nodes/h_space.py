@@ -1,0 +1,48 @@
+"""BoxwrightHSpace: moves pictures from one prompt towards another in the UNet's bottleneck."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..attention_patches.h_space import STRONGEST, HSpace
+from ..attention_patches.host.h_space import edit_h_space
+from ..attention_patches.types import StepWindow
+from . import schema
+
+DEFAULT = HSpace()
+
+
+class BoxwrightHSpace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightHSpace",
+            display_name="H-Space Edit (Boxwright)",
+            category=schema.CATEGORY,
+            description="Patches a UNet so that its pictures move from what one prompt says towards what another says: "
+            "the difference of both in the bottleneck is added where the step predicts the clean picture, and "
+            "nowhere else (Asyrp, arXiv 2210.10960, without training).",
+            search_aliases=["h-space", "asyrp", "semantic latent", "bottleneck edit", "attribute slider"],
+            inputs=[
+                schema.model_input(),
+                io.Conditioning.Input("source", tooltip="Where the change starts, say: a face."),
+                io.Conditioning.Input("target", tooltip="Where it goes, say: a smiling face."),
+                io.Float.Input(
+                    "strength",
+                    default=DEFAULT.strength,
+                    min=-STRONGEST,
+                    max=STRONGEST,
+                    step=0.05,
+                    tooltip="How far: 0 = off, 1 = the whole difference, higher = beyond it, below 0 = the other way.",
+                ),
+                *schema.window_inputs(DEFAULT.window),
+            ],
+            outputs=[io.Model.Output(tooltip="The patched model.")],
+        )
+
+    @classmethod
+    def execute(cls, model, source, target, strength, start, end) -> io.NodeOutput:
+        return io.NodeOutput(edit_h_space(model, source, target, HSpace(strength, StepWindow(start, end))))
+
+
+NODES = [BoxwrightHSpace]
