@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, Region
+from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, Region, StepWindow
 
 FORMAT_TYPE = "boxwright.regions"
 FORMAT_VERSION = 1
 MAX_TEXT = 1_000_000  # characters of JSON
 MAX_DEPTH = 32  # levels of nesting; ours has 3, the rest is room for unknown keys
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
+COLOR = re.compile("#[0-9a-fA-F]{6}")
 ELEMENT_SCALE = 1000.0  # the host writes ARRAY elements on 0..1000, whatever the picture's size
+
+# Keys of one region that are checked here, once, and then stand in Region.extra as these types. Absent (or null) means
+# that the node which uses the region decides. Every other key of the user's JSON is kept as it is.
+FRACTIONS = ("start", "end", "feather")  # floats, 0 to 1: schedule window (see StepWindow), ramp outside the box
+FLAGS = ("enabled", "locked", "hidden")  # enabled: false = the region takes no part; the others concern the editor only
+# Besides: "negative", text of at most MAX_PHRASE characters; "color", "#rrggbb".
 
 EXAMPLE_REGIONS = (
     Region("red heart", Box(0.1, 0.1, 0.35, 0.35)),
@@ -67,8 +75,102 @@ def collect_regions(
 def parse_regions_json(text: str) -> tuple[Region, ...]:
     """Our JSON (fractions of the image, see web/docs/BoxwrightRegions.md) -> regions, at least one.
 
-    Keys of a region that we do not know go to Region.extra. Raises BoxwrightError.
+    Further keys of a region go to Region.extra, checked where we know them; regions that are not enabled are left out.
+    Raises BoxwrightError.
     """
+    entries = _entries(_layout_object(text))
+    if not entries:
+        raise BoxwrightError(
+            '"regions" in regions_json must be a list with at least one region; it is []. '
+            "Add a region, or empty regions_json and connect boxes or masks."
+        )
+    regions = _enabled(_region_from_json(entry, number) for number, entry in enumerate(entries, 1))
+    if not regions:
+        raise BoxwrightError(
+            f"Every region of regions_json is switched off ({counted(len(entries), 'region')}). Switch one on: take "
+            '"enabled": false away.'
+        )
+    return regions
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the box editor's text holds."""
+
+    regions: tuple[Region, ...]  # those that are enabled; a phrase may still be ""
+    count: int  # of all regions, switched-off ones too
+    upstream: str  # the fingerprint of the connected boxes that were last taken over, or ""
+
+
+def parse_drawing(text: str) -> Drawing:
+    """The box editor's text: our JSON, which may hold no region and regions without a phrase; "" = nothing drawn yet.
+
+    Raises BoxwrightError.
+    """
+    if not text.strip():
+        return Drawing((), 0, "")
+    data = _layout_object(text)
+    entries = _entries(data)
+    regions = _enabled(_region_from_json(entry, number, unnamed=True) for number, entry in enumerate(entries, 1))
+    upstream = data.get("upstream")
+    return Drawing(regions, len(entries), upstream if isinstance(upstream, str) else "")
+
+
+def from_anything(value: Any, width: int, height: int) -> tuple[Region, ...]:
+    """Regions from any value that holds boxes; the phrase is "" where there is no text.
+
+    `value`: regions, BOUNDING_BOX (of frames, the first), elements, any of these as JSON text, our JSON, or masks. A
+    painted mask becomes the box around its pixels of at least one half. `width`, `height`: see from_bounding_boxes.
+    Raises BoxwrightError.
+    """
+    if isinstance(value, Tensor):
+        return tuple(replace(region, area=_box_around(region, number))
+                     for number, region in enumerate(from_masks(value), 1))
+    if isinstance(value, str):
+        value = _load_json(value)
+        if isinstance(value, dict) and "regions" in value:
+            return parse_drawing(json.dumps(value)).regions
+    if isinstance(value, (list, tuple)) and value and all(isinstance(entry, Region) for entry in value):
+        return tuple(replace(region, area=_box_around(region, number)) for number, region in enumerate(value, 1))
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    if entries and isinstance(entries[0], Mapping) and "bbox" in entries[0]:
+        return from_elements(list(entries))
+    return from_bounding_boxes(value, width, height)
+
+
+def _box_around(region: Region, number: int) -> Box:
+    if isinstance(region.area, Box):
+        return region.area
+    height, width = region.area.shape
+    rows, columns = (region.area >= 0.5).nonzero(as_tuple=True)
+    if not len(rows):
+        raise BoxwrightError(f"Mask {number} has no pixel of one half or more, so there is no box around it. Paint it.")
+    left, top = int(columns.min()), int(rows.min())
+    across, down = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
+    return Box(left / width, top / height, across / width, down / height)
+
+
+def to_bounding_boxes(regions: Sequence[Region], width: int, height: int) -> list[list[dict[str, Any]]]:
+    """Boxes as one frame of the host's BOUNDING_BOX: whole pixels of a `width` x `height` picture, inside it, none
+    thinner than one pixel; the phrase is the description."""
+    frame = []
+    for region in regions:
+        box = region.area
+        left, top = min(round(box.x * width), width - 1), min(round(box.y * height), height - 1)
+        right, bottom = round((box.x + box.width) * width), round((box.y + box.height) * height)
+        color = region.extra.get("color")
+        frame.append({
+            "x": left,
+            "y": top,
+            "width": max(1, right - left),
+            "height": max(1, bottom - top),
+            "metadata": {"type": "obj", "text": "", "desc": region.phrase, "palette": [color] if color else []},
+        })
+    return [frame]
+
+
+def _layout_object(text: str) -> dict[str, Any]:
+    """The outermost object of our JSON, its type and version checked."""
     data = _load_json(text)
     if not isinstance(data, dict) or data.get("type") != FORMAT_TYPE:
         raise BoxwrightError(
@@ -76,14 +178,22 @@ def parse_regions_json(text: str) -> tuple[Region, ...]:
             f'{{"type": "{FORMAT_TYPE}", "version": {FORMAT_VERSION}, "regions": [...]}}.'
         )
     _check_version(data.get("version"))
+    return data
+
+
+def _entries(data: dict[str, Any]) -> list[Any]:
     entries = data.get("regions")
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list):
         raise BoxwrightError(
             f'"regions" in regions_json must be a list with at least one region; it is {_shown(entries)}. '
             "Add a region, or empty regions_json and connect boxes or masks."
         )
     _check_count(len(entries), "regions_json holds")
-    return tuple(_region_from_json(entry, number) for number, entry in enumerate(entries, 1))
+    return entries
+
+
+def _enabled(regions: Iterable[Region]) -> tuple[Region, ...]:
+    return tuple(region for region in regions if region.extra.get("enabled", True))
 
 
 def regions_to_json(regions: Sequence[Region]) -> str:
@@ -267,7 +377,8 @@ def _describe_entry(entry: dict[str, Any]) -> str:
     return f"an object with the keys {_shown(sorted(entry))}"
 
 
-def _region_from_json(entry: Any, number: int) -> Region:
+def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
+    """One entry of "regions". `unnamed`: whether the phrase may be empty."""
     where = f"Region {number} of regions_json"
     if not isinstance(entry, dict):
         raise BoxwrightError(f'{where} must be an object like {{"phrase": ..., "x": ...}}; it is {_shown(entry)}.')
@@ -275,13 +386,49 @@ def _region_from_json(entry: Any, number: int) -> Region:
     if missing:
         raise BoxwrightError(f"{where} lacks {', '.join(missing)}. Add what is missing.")
     extra = dict(entry)
-    phrase = _checked_phrase(extra.pop("phrase"), f"The phrase of region {number} of regions_json")
+    phrase = extra.pop("phrase")
+    if not (unnamed and phrase == ""):
+        phrase = _checked_phrase(phrase, f"The phrase of region {number} of regions_json")
     where = f'{where} ("{shortened(phrase, 40)}")'
     x, y, width, height = (_number(extra.pop(key), f"{where}: {key}") for key in ("x", "y", "width", "height"))
     strength = _number(extra.pop("strength", Region.strength), f"{where}: strength")
     if not 0.0 <= strength <= 1.0:
         raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
+    _check_options(extra, where)
     return Region(phrase, _box_inside_image(x, y, width, height, where), strength, extra)
+
+
+def _check_options(extra: dict[str, Any], where: str) -> None:
+    """Check the optional keys we know, in place: numbers become floats, a null is taken out."""
+    for key in ("negative", "color", *FRACTIONS, *FLAGS):
+        if key in extra and extra[key] is None:
+            del extra[key]
+    for key in set(FRACTIONS) & extra.keys():
+        extra[key] = _number(extra[key], f"{where}: {key}")
+        if not 0.0 <= extra[key] <= 1.0:
+            raise BoxwrightError(f"{where}: {key} {extra[key]:g} is outside 0 to 1. Choose a number in that range.")
+    start, end = extra.get("start", 0.0), extra.get("end", 1.0)
+    if start >= end:
+        raise BoxwrightError(f"{where}: start {start:g} must lie below end {end:g}; 0 is the first step, 1 after the "
+                             "last.")
+    for key in set(FLAGS) & extra.keys():
+        if not isinstance(extra[key], bool):
+            raise BoxwrightError(f"{where}: {key} must be true or false; it is {_shown(extra[key])}.")
+    if extra.get("negative"):
+        extra["negative"] = _checked_phrase(extra["negative"], f"{where}: negative")
+    elif extra.get("negative", "") != "":
+        raise BoxwrightError(f"{where}: negative must be text; it is {_shown(extra['negative'])}.")
+    if "color" in extra and not (isinstance(extra["color"], str) and COLOR.fullmatch(extra["color"])):
+        raise BoxwrightError(f'{where}: color must look like "#e69f00"; it is {_shown(extra["color"])}. Take it away '
+                             "for an automatic one.")
+
+
+def region_window(region: Region, otherwise: StepWindow) -> StepWindow:
+    """When a region acts: its own start and end where it has them, else those of `otherwise`.
+
+    Raises BoxwrightError where the two together leave no time.
+    """
+    return StepWindow(region.extra.get("start", otherwise.start), region.extra.get("end", otherwise.end))
 
 
 def _region_to_json(region: Region, number: int) -> dict[str, Any]:

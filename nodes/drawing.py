@@ -45,7 +45,7 @@ def draw_layout(regions: Sequence[Region], width: int, height: int, background: 
             f"The preview cannot be {width} x {height} pixels; choose a width and height from {MIN_SIDE} to {MAX_SIDE}."
         )
     picture = _paper(width, height, background)
-    frames = [_draw_area(picture, region.area, region_colour(index)) for index, region in enumerate(regions)]
+    frames = [_draw_area(picture, region.area, _own_colour(region, index)) for index, region in enumerate(regions)]
     _draw_labels(picture, regions, frames)
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)[None]
 
@@ -55,6 +55,12 @@ def region_colour(index: int) -> Colour:
     tint = TINTS[index // len(OKABE_ITO) % len(TINTS)]
     goal = 255 if tint > 0 else 0
     return tuple(round(part + (goal - part) * abs(tint)) for part in OKABE_ITO[index % len(OKABE_ITO)])
+
+
+def _own_colour(region: Region, index: int) -> Colour:
+    """The colour that the region asks for (see boxes.py), else that of its index."""
+    color = region.extra.get("color")
+    return tuple(bytes.fromhex(color[1:])) if color else region_colour(index)
 
 
 def _paper(width: int, height: int, background: Tensor | None) -> Image.Image:
@@ -105,7 +111,7 @@ def _draw_labels(picture: Image.Image, regions: Sequence[Region], frames: Sequen
     draw = ImageDraw.Draw(picture)
     taken: list[Rectangle] = []
     for index, (region, frame) in enumerate(zip(regions, frames, strict=True)):
-        colour = region_colour(index)
+        colour = _own_colour(region, index)
         room = max(frame[2] - frame[0], picture.width // 3) - 2 * padding
         label = _fitted_label(index + 1, shortened(region.phrase, LABEL_LETTERS), font, room)
         tag = _free_place((round(font.getlength(label)) + 2 * padding, line_height), frame, picture.size, taken)

@@ -1,0 +1,119 @@
+"""The box editor's text and what a region may carry: checked once, in words, and kept."""
+import json
+
+import pytest
+import torch
+from pack.attention_patches.types import Box, BoxwrightError, Region, StepWindow
+from pack.nodes import boxes
+
+HEART = {"phrase": "red heart", "x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}
+
+
+def text(*regions, **more):
+    return json.dumps({"type": boxes.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
+
+
+def test_options_are_checked_and_kept_in_extra():
+    given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "color": "#E69f00", "enabled": True,
+             "locked": True, "hidden": False, "theirs": {"a": [1]}}
+    [region] = boxes.parse_regions_json(text(HEART | given))
+    assert region.extra == given | {"negative": "blurry"}
+    assert [type(region.extra[key]) for key in boxes.FRACTIONS] == [float] * 3
+    assert boxes.parse_regions_json(boxes.regions_to_json([region])) == (region,)
+
+
+def test_a_null_option_is_an_absent_one():
+    [region] = boxes.parse_regions_json(text(HEART | dict.fromkeys(("negative", "color", "start", "enabled"))))
+    assert region.extra == {}
+
+
+@pytest.mark.parametrize("option, words", [
+    ({"start": -0.1}, "start -0.1 is outside 0 to 1"),
+    ({"end": 1.5}, "end 1.5 is outside 0 to 1"),
+    ({"feather": "wide"}, "feather must be a number"),
+    ({"start": 0.5, "end": 0.5}, "start 0.5 must lie below end 0.5"),
+    ({"start": 1.0}, "start 1 must lie below end 1"),
+    ({"enabled": 1}, "enabled must be true or false"),
+    ({"hidden": "no"}, "hidden must be true or false"),
+    ({"negative": 5}, "negative must be text"),
+    ({"negative": "x" * 1001}, "at most 1000"),
+    ({"color": "red"}, "color must look like"),
+    ({"color": "#e69f0"}, "color must look like"),
+    ({"color": "#e69f00ff"}, "color must look like"),
+])
+def test_a_bad_option_names_box_value_and_remedy(option, words):
+    with pytest.raises(BoxwrightError, match=words) as refused:
+        boxes.parse_drawing(text(HEART, HEART | option))
+    assert "Region 2" in str(refused.value)
+
+
+def test_a_region_that_is_switched_off_takes_no_part():
+    off = HEART | {"phrase": "off", "enabled": False}
+    assert [region.phrase for region in boxes.parse_regions_json(text(off, HEART))] == ["red heart"]
+    assert boxes.parse_drawing(text(off, HEART)).count == 2
+    assert boxes.parse_drawing(text(off)).regions == ()
+    with pytest.raises(BoxwrightError, match="switched off"):
+        boxes.parse_regions_json(text(off))
+
+
+def test_a_drawing_may_be_empty_and_unnamed_but_regions_may_not():
+    assert boxes.parse_drawing("") == boxes.parse_drawing("  ") == boxes.Drawing((), 0, "")
+    assert boxes.parse_drawing(text(upstream="mark")).upstream == "mark"
+    assert boxes.parse_drawing(text(upstream=5)).upstream == ""
+    assert boxes.parse_drawing(text(HEART | {"phrase": ""})).regions[0].phrase == ""
+    for bad in (text(), text(HEART | {"phrase": ""})):
+        with pytest.raises(BoxwrightError):
+            boxes.parse_regions_json(bad)
+    with pytest.raises(BoxwrightError, match="is empty"):
+        boxes.parse_drawing(text(HEART | {"phrase": "  "}))
+
+
+def test_a_regions_own_window_goes_before_the_methods():
+    window = StepWindow(0.2, 0.6)
+    box = Box(0.0, 0.0, 1.0, 1.0)
+    assert boxes.region_window(Region("a", box), window) == window
+    assert boxes.region_window(Region("a", box, extra={"end": 0.9}), window) == StepWindow(0.2, 0.9)
+    with pytest.raises(BoxwrightError, match="empty"):
+        boxes.region_window(Region("a", box, extra={"start": 0.7}), window)
+
+
+PIXELS = {"x": 64, "y": 32, "width": 128, "height": 64, "label": "cat"}
+CAT = (Region("cat", Box(0.25, 0.125, 0.5, 0.25)),)
+ELEMENT = {"bbox": [125, 250, 375, 750], "desc": "cat"}
+
+
+@pytest.mark.parametrize("value", [
+    PIXELS, [PIXELS], [[PIXELS], [HEART]], ELEMENT, [ELEMENT], CAT, list(CAT), json.dumps(PIXELS),
+    json.dumps([[PIXELS]]), json.dumps([ELEMENT]), boxes.regions_to_json(CAT),
+], ids=range(11))  # fmt: skip
+def test_boxes_are_taken_in_any_form(value):
+    assert boxes.from_anything(value, 256, 256) == CAT
+
+
+def test_the_box_around_a_mask():
+    mask = torch.zeros(2, 4, 8)
+    mask[0, 1:3, 2:6] = 1.0
+    mask[1, 3, 7] = 0.5
+    regions = boxes.from_anything(mask, 999, 999)
+    assert [region.area for region in regions] == [Box(0.25, 0.25, 0.5, 0.5), Box(0.875, 0.75, 0.125, 0.25)]
+    painted = (Region("cat", mask[0]), *CAT)
+    assert [region.area for region in boxes.from_anything(painted, 9, 9)] == [Box(0.25, 0.25, 0.5, 0.5), CAT[0].area]
+    with pytest.raises(BoxwrightError, match="Mask 1 has no pixel"):
+        boxes.from_anything(mask[1] * 0.5, 9, 9)
+
+
+@pytest.mark.parametrize("value", [5, [], "", "{", "[1]", [None], {"regions": 1}, [["a"]]], ids=repr)
+def test_anything_else_is_refused(value):
+    with pytest.raises(BoxwrightError):
+        boxes.from_anything(value, 256, 256)
+
+
+def test_boxes_in_pixels_are_inside_the_picture_and_read_back():
+    regions = boxes.parse_regions_json(text(HEART | {"color": "#112233"}, HEART | {"x": 0.9999, "width": 0.0001}))
+    [[first, second]] = boxes.to_bounding_boxes(regions, 100, 50)
+    assert {key: first[key] for key in ("x", "y", "width", "height")} == {"x": 10, "y": 10, "width": 30, "height": 20}
+    assert first["metadata"] == {"type": "obj", "text": "", "desc": "red heart", "palette": ["#112233"]}
+    assert second["x"] + second["width"] <= 100 and second["width"] == 1
+    thin = boxes.parse_regions_json(text(HEART | {"x": 0.501, "width": 0.001}))
+    assert boxes.to_bounding_boxes(thin, 100, 50)[0][0]["width"] == 1
+    assert boxes.from_bounding_boxes([[first]], 100, 50)[0].area == Box(0.1, 0.2, 0.3, 0.4)
