@@ -1,0 +1,199 @@
+"""The node on which boxes are drawn. Without a browser it is a plain node that takes its drawing as JSON text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
+
+from ..attention_patches.grids import coverage, feathered
+from ..attention_patches.types import Box, BoxwrightError, Region
+from . import schema
+from .boxes import from_anything, parse_drawing, regions_to_json
+from .boxes import to_bounding_boxes as pixel_boxes
+from .drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
+from .regions import BoundingBoxes, Elements
+
+MAX_PICTURE = 8192  # pixels each way
+MAX_MASK_VALUES = 2**27  # of all masks together: half a gigabyte
+
+NOTHING_DRAWN = "There is no box. Draw one in the box editor, or connect boxes."
+ALL_OFF = "Every box of the box editor is switched off. Switch one on, in its list."
+
+
+class BoxwrightBoxEditor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightBoxEditor",
+            display_name="Box Editor (Boxwright)",
+            category=schema.CATEGORY,
+            description=(
+                "Draw boxes and say what belongs in each. Wire regions and prompt to Layout Prompt. Boxes are kept as "
+                "fractions of the image, so they follow when width and height change."
+            ),
+            is_output_node=True,  # connected boxes shall appear even while nothing uses them
+            search_aliases=["draw boxes", "bounding box editor", "regional prompt", "region editor", "layout", "bbox"],
+            inputs=[
+                io.String.Input(
+                    "regions_json",
+                    default="",
+                    socketless=True,
+                    tooltip=(
+                        "The drawing, as JSON in fractions of the image (see the help page of Regions). The editor "
+                        "writes it; other programs may too. Empty = nothing drawn."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=MIN_SIDE,
+                    max=MAX_PICTURE,
+                    step=8,
+                    tooltip="Width of the image to be generated, in pixels. Sets the shape of the canvas.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=MIN_SIDE,
+                    max=MAX_PICTURE,
+                    step=8,
+                    tooltip="Height of the image to be generated, in pixels. Sets the shape of the canvas.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    dynamic_prompts=True,
+                    tooltip=(
+                        "The whole picture in words; passed on unchanged. The editor marks boxes whose words are not "
+                        "in it: Layout Prompt appends those."
+                    ),
+                ),
+                io.Float.Input(
+                    "image_opacity",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How strongly image shows behind the boxes: 0 = not at all, 1 = in full.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Shown behind the boxes, stretched to width and height; the first image of a batch.",
+                ),
+                io.MultiType.Input(
+                    "boxes",
+                    [BoundingBoxes, Elements, schema.Regions, io.Mask, io.String],
+                    optional=True,
+                    tooltip=(
+                        "Boxes to start from: bounding boxes, elements, regions, masks (the box around each), or JSON "
+                        "text. They replace the drawing once; your edits then win until this input changes."
+                    ),
+                ),
+            ],
+            outputs=[
+                schema.Regions.Output("regions", tooltip="The boxes that are switched on, with their phrases."),
+                io.String.Output("prompt", tooltip="The prompt, unchanged."),
+                BoundingBoxes.Output("bboxes", tooltip="The boxes in pixels of width x height, as one frame."),
+                io.Mask.Output("masks", tooltip="One mask per box, with its feather. Very many or very large ones "
+                                                "come at half the size or less."),
+                io.Image.Output("preview", tooltip="A picture of the layout."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, regions_json=None) -> bool | str:
+        """Refuse bad text before anything runs."""
+        try:
+            parse_drawing(regions_json or "")
+        except BoxwrightError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, regions_json, width, height, prompt, image_opacity, image=None, boxes=None) -> io.NodeOutput:
+        drawing = parse_drawing(regions_json)
+        regions, messages = drawing.regions, {}
+        if boxes is not None:
+            incoming = from_anything(boxes, width, height)
+            mark = fingerprint(incoming)
+            if mark != drawing.upstream:
+                regions = incoming
+                messages["boxwright_upstream"] = [regions_to_json(incoming), mark]
+        if image is not None:
+            messages["boxwright_image"] = ui.PreviewImage(image[:1], cls=cls).as_dict()["images"]
+        preview = draw_layout(regions, *preview_size(width, height), faded(image, image_opacity))
+        return io.NodeOutput(
+            named_or_blocked(regions, drawing.count),
+            prompt,
+            pixel_boxes(regions, width, height),
+            box_masks(regions, width, height) if regions else ExecutionBlocker(NOTHING_DRAWN),
+            preview,
+            ui=messages,
+        )
+
+
+def fingerprint(regions: Sequence[Region]) -> str:
+    """A short text that is the same for the same boxes and phrases."""
+    return hashlib.sha256(regions_to_json(regions).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def named_or_blocked(regions: Sequence[Region], drawn: int) -> tuple[Region, ...] | ExecutionBlocker:
+    """The regions, or what stops whoever wants to use them: an error raised here would keep the browser from showing
+    the boxes that must be named."""
+    if not regions:
+        return ExecutionBlocker(ALL_OFF if drawn else NOTHING_DRAWN)
+    unnamed = [str(number) for number, region in enumerate(regions, 1) if not region.phrase]
+    if unnamed:
+        return ExecutionBlocker(
+            f"{'Box' if len(unnamed) == 1 else 'Boxes'} {', '.join(unnamed)} of the box editor (counting those that "
+            "are switched on): nothing is written there. Double-click it and write what belongs there, or switch it "
+            "off."
+        )
+    return tuple(regions)
+
+
+def box_masks(regions: Sequence[Region], width: int, height: int) -> Tensor:
+    """How much of each pixel each box covers, float32 [R, height, width] in [0, 1], feather included.
+
+    Both sides are halved as often as it takes to stay within MAX_MASK_VALUES: masks are stretched wherever they are
+    used.
+    """
+    while len(regions) * width * height > MAX_MASK_VALUES:
+        width, height = -(-width // 2), -(-height // 2)
+    return torch.stack([_mask(region, width, height) for region in regions])
+
+
+def _mask(region: Region, width: int, height: int) -> Tensor:
+    share = coverage(region.area, (height, width))
+    feather = region.extra.get("feather", 0.0)
+    if not feather:
+        return share
+    # A box is the product of its sides, and the ramp works along one axis at a time.
+    box = region.area
+    down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), (feather * height, 0.0))
+    across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), (0.0, feather * width))
+    return (down + across - 1.0).clamp_min(0.0)
+
+
+def preview_size(width: int, height: int) -> tuple[int, int]:
+    """The picture's size, made smaller in proportion where it is more than a preview may have."""
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
+
+
+def faded(image: Tensor | None, opacity: float) -> Tensor | None:
+    """The first image of a batch over the colour of the paper."""
+    if image is None or opacity == 0.0:
+        return None
+    paper = torch.tensor(PAPER, dtype=image.dtype, device=image.device) / 255.0
+    return paper + (image[:1, ..., :3] - paper) * opacity
+
+
+NODES = [BoxwrightBoxEditor]

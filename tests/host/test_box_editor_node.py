@@ -1,0 +1,123 @@
+"""BoxwrightBoxEditor without a browser: what comes out, what is refused, and what the browser is told."""
+import json
+import re
+
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from pack.attention_patches.types import Box, Region
+from pack.nodes import box_editor, boxes, drawing
+from pack.nodes.box_editor import BoxwrightBoxEditor
+
+HEART = {"phrase": "red heart", "x": 0.25, "y": 0.25, "width": 0.5, "height": 0.25}
+STAR = {"phrase": "blue star", "x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}
+
+
+def text(*regions, **more):
+    return json.dumps({"type": boxes.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
+
+
+def run(regions_json="", width=64, height=128, prompt="a red heart", image_opacity=0.5, **sockets):
+    return BoxwrightBoxEditor.execute(regions_json, width, height, prompt, image_opacity, **sockets)
+
+
+def test_the_outputs_say_what_was_drawn():
+    drawn = text(HEART | {"strength": 0.5, "mine": 1}, STAR | {"enabled": False})
+    regions, prompt, pixels, masks, preview = run(drawn).args
+    assert regions == (Region("red heart", Box(0.25, 0.25, 0.5, 0.25), 0.5, {"mine": 1}),)
+    assert prompt == "a red heart"
+    assert [[{key: box[key] for key in ("x", "y", "width", "height")} for box in frame] for frame in pixels] == [
+        [{"x": 16, "y": 32, "width": 32, "height": 32}]]
+    assert masks.shape == (1, 128, 64) and masks.dtype == torch.float32
+    expected = torch.zeros(128, 64)
+    expected[32:64, 16:48] = 1.0
+    assert torch.equal(masks[0], expected)
+    assert preview.shape == (1, 128, 64, 3) and preview.std() > 0.05
+
+
+def test_the_outputs_fit_the_regions_node():
+    from pack.nodes.regions import BoxwrightRegions
+
+    pixels = run(text(HEART, STAR))[2]
+    again = BoxwrightRegions.execute("", 64, 128, "", bounding_boxes=pixels)[0]
+    assert [(region.phrase, region.area) for region in again] == [
+        ("red heart", Box(0.25, 0.25, 0.5, 0.25)), ("blue star", Box(0.5, 0.5, 0.5, 0.5))]
+
+
+def test_a_feathered_mask_falls_off_by_taxicab_distance():
+    mask = run(text(HEART | {"feather": 0.125}), width=128, height=128)[3][0]
+    reach, left, top = 16, 32, 32
+    for y, x in ((40, 30), (40, 20), (30, 40), (28, 28), (10, 40), (40, 12)):
+        away = max(0, left - x) + max(0, top - y)
+        assert mask[y, x] == pytest.approx(max(0.0, 1 - away / reach), abs=1e-5), (y, x)
+    assert mask[40, 40] == 1
+
+
+def test_many_large_masks_are_halved_until_they_fit(monkeypatch):
+    monkeypatch.setattr(box_editor, "MAX_MASK_VALUES", 64 * 128)
+    assert run(text(HEART))[3].shape == (1, 128, 64)
+    assert run(text(HEART, STAR))[3].shape == (2, 64, 32)
+
+
+def test_a_large_picture_has_a_preview_of_the_same_shape():
+    assert box_editor.preview_size(8192, 4096) == (drawing.MAX_SIDE, drawing.MAX_SIDE // 2)
+    assert box_editor.preview_size(512, 768) == (512, 768)
+    assert box_editor.preview_size(8192, 64) == (drawing.MAX_SIDE, drawing.MIN_SIDE)
+
+
+def test_the_image_shows_through_as_much_as_asked():
+    image = torch.ones(2, 16, 16, 3)
+    corner = [run(text(HEART), image=image, image_opacity=opacity)[4][0, -1, 0, 0].item() for opacity in (0, 0.5, 1)]
+    paper = drawing.PAPER[0] / 255
+    assert corner == pytest.approx([paper, (1 + paper) / 2, 1.0], abs=0.005)
+
+
+@pytest.mark.parametrize("drawn, words", [
+    ("", "There is no box"),
+    (text(), "There is no box"),
+    (text(HEART | {"enabled": False}), "switched off"),
+    (text(HEART, STAR | {"phrase": ""}), "Box 2 of the box editor .*nothing is written"),
+    (text(HEART | {"phrase": ""}, STAR | {"phrase": ""}), "Boxes 1, 2 "),
+])
+def test_what_cannot_be_used_stops_whoever_uses_it(drawn, words):
+    """Not the editor itself: the browser must still be told of boxes that came in without words."""
+    regions, _, _, _, preview = run(drawn).args
+    assert isinstance(regions, ExecutionBlocker)
+    assert re.search(words, regions.message), regions.message
+    assert preview.shape == (1, 128, 64, 3)
+
+
+@pytest.mark.parametrize("bad, words", [
+    ("{", "not valid JSON"), (text(HEART | {"x": 2}), "reaches outside"), (text(HEART | {"start": 2}), "start 2"),
+    (text(*[HEART] * 65), "65 regions"),
+])
+def test_a_text_that_cannot_be_read_is_refused_before_anything_runs(bad, words):
+    assert words in BoxwrightBoxEditor.validate_inputs(regions_json=bad)
+    assert BoxwrightBoxEditor.validate_inputs(regions_json=text(HEART | {"phrase": ""})) is True
+    assert BoxwrightBoxEditor.validate_inputs() is True
+
+
+def test_connected_boxes_replace_the_drawing_once():
+    cat = [{"x": 16, "y": 32, "width": 32, "height": 32, "label": "cat"}]
+    first = run(text(HEART), boxes=cat)
+    assert [region.phrase for region in first[0]] == ["cat"]
+    incoming, mark = first.ui["boxwright_upstream"]
+    assert boxes.parse_regions_json(incoming) == first[0]
+    edited = text(HEART, upstream=mark)
+    second = run(edited, boxes=cat)
+    assert [region.phrase for region in second[0]] == ["red heart"] and "boxwright_upstream" not in second.ui
+    third = run(edited, boxes=[{**cat[0], "label": "dog"}])
+    assert [region.phrase for region in third[0]] == ["dog"] and third.ui["boxwright_upstream"][1] != mark
+
+
+def test_connected_boxes_without_words_reach_the_browser_to_be_named():
+    found = run("", boxes=torch.ones(1, 8, 8))
+    assert isinstance(found[0], ExecutionBlocker)
+    [region] = boxes.parse_drawing(found.ui["boxwright_upstream"][0]).regions
+    assert region == Region("", Box(0.0, 0.0, 1.0, 1.0))
+
+
+def test_a_colour_of_its_own_is_used_in_the_preview():
+    plain, own = (run(text(HEART | extra), width=128)[4] for extra in ({}, {"color": "#ff0000"}))
+    assert not torch.equal(plain, own)
+    assert own[0, 50, 64, 0] > own[0, 50, 64, 1] + 0.2
