@@ -1,0 +1,440 @@
+// The editor as an element: toolbar, canvas, list, fields. It knows its host only through the object it is given:
+// { t, read() -> text, write(text), settle(), undo(), redo(), size() -> {width, height}, prompt() -> text or null,
+//   opacity(), picture(source) -> image or null, view() -> object, setView(object), recall() -> history or null,
+//   keep(history), forward(event), isPanning(), notify(text) }
+
+import { drawingText, MAX_BOXES, parsePasted, Problem } from "./box_json.js";
+import { coverage, unfilledGrids } from "./box_geometry.js";
+import {
+    added, canRedo, canUndo, duplicated, followed, freePlace, hasRoom, newHistory, option, pasted, present, presentText,
+    remembered, removed, selected, split, stateOf, withBackground,
+} from "./box_model.js";
+import { element } from "./box_dom.js";
+import { icon } from "./box_icons.js";
+import { BoxList, Inspector } from "./box_panel.js";
+import { isInPrompt } from "./box_phrases.js";
+import { Stage } from "./box_stage.js";
+
+const VIEW = { snap: true, grid: 0, gaps: false, behind: "input", percent: false };
+const GRIDS = [0, 8, 16, 32, 64];
+const ARRANGEMENTS = {
+    columns2: [2, 1], columns3: [3, 1], rows2: [1, 2], rows3: [1, 3], grid22: [2, 2], grid33: [3, 3],
+};
+
+export class BoxEditor {
+    constructor(host) {
+        this.host = host;
+        this.t = host.t;
+        this.theme = "dark";
+        this.state = stateOf("");
+        this.history = newHistory(this.state);
+        this.text = null; // the text that the state was read from or written to; null = not read yet
+        this.problem = null;
+        this.view = { ...VIEW };
+        this.known = { flags: null, coverage: null };
+        this.stage = new Stage(this);
+        this.list = new BoxList(this);
+        this.inspector = new Inspector(this);
+        this.trouble = element("div", { class: "bw-trouble", role: "alert", hidden: true });
+        this.status = element("div", { class: "bw-status" });
+        this.speech = element("div", { class: "bw-speech", "aria-live": "polite" });
+        this.element = element("div", { class: "bw-editor", role: "group", "aria-label": this.t("editor") }, [
+            this.makeToolbar(),
+            element("div", { class: "bw-main" }, [
+                this.stage.root, element("div", { class: "bw-side" }, [this.list.root, this.inspector.root]), this.trouble,
+            ]),
+            this.status,
+            this.speech,
+        ]);
+        this.listen();
+    }
+
+    listen() {
+        // Keys typed into a field or pressed on a button are ours; the host must not delete nodes for them.
+        this.element.addEventListener("keydown", (event) => {
+            const command = event.ctrlKey || event.metaKey;
+            if (event.key === "Escape") this.closeMenus();
+            if (!command || ["c", "v", "x", "a"].includes(event.key.toLowerCase())) event.stopPropagation();
+        });
+        for (const type of ["copy", "cut", "paste"]) this.element.addEventListener(type, (event) => event.stopPropagation());
+        for (const type of ["pointerenter", "focusin"]) this.element.addEventListener(type, () => this.sync());
+        this.element.addEventListener("focusout", (event) => {
+            if (!this.element.contains(event.relatedTarget)) this.closeMenus();
+        });
+    }
+
+    // --- the drawing --------------------------------------------------------------------------------------------------
+
+    /** Take over the host's text where somebody else has changed it. */
+    sync() {
+        this.view = { ...VIEW, ...this.host.view() };
+        const text = this.host.read();
+        if (text !== this.text) this.load(text);
+        this.render();
+    }
+
+    load(text) {
+        const first = this.text === null;
+        this.text = text;
+        this.stage.cancel();
+        this.stage.dropInput();
+        try {
+            const kept = first ? this.host.recall() : this.history;
+            const isKnown = kept?.entries.some((entry) => entry.text === text);
+            this.history = first && !isKnown ? newHistory(stateOf(text), text) : followed(kept, text);
+            this.state = present(this.history);
+            this.problem = null;
+        } catch (error) {
+            this.problem = error instanceof Problem ? error : new Problem("notOurs");
+            this.history = newHistory(stateOf(""));
+            this.state = present(this.history);
+        }
+    }
+
+    /** Show a state that is not decided yet. */
+    show(state) {
+        this.state = state;
+        this.render();
+    }
+
+    /** Keep a state: write its text, and unless more is to come (`settled` false) let the host take its snapshot. */
+    commit(state, settled = true) {
+        const before = presentText(this.history);
+        this.state = state;
+        this.history = remembered(this.history, state);
+        this.host.keep(this.history);
+        const text = presentText(this.history);
+        if (text !== before || this.problem) {
+            this.problem = null;
+            this.text = text;
+            this.host.write(text);
+        }
+        if (settled) this.host.settle();
+        this.render();
+        return true;
+    }
+
+    box(id) {
+        return this.state.boxes.find((box) => box.id === id);
+    }
+
+    get size() {
+        const { width, height } = this.host.size();
+        if (this.lastSize?.width !== width || this.lastSize?.height !== height) this.lastSize = { width, height };
+        return this.lastSize;
+    }
+
+    // --- actions ------------------------------------------------------------------------------------------------------
+
+    add() {
+        if (this.problem) return false;
+        if (!hasRoom(this.state)) return this.sayFull();
+        this.commit(added(this.state, [freePlace(this.state)]));
+        this.say("saidAdded", { number: this.state.boxes.length });
+        return this.stage.editPhrase(this.state.selection[0]);
+    }
+
+    duplicate() {
+        if (!hasRoom(this.state, this.state.selection.length)) return this.sayFull();
+        return this.commit(duplicated(this.state));
+    }
+
+    remove() {
+        const count = this.state.boxes.length;
+        this.commit(removed(this.state));
+        return this.say("saidRemoved", { count: count - this.state.boxes.length });
+    }
+
+    arrange(name) {
+        if (this.problem) return;
+        const next = name === "background" ? withBackground(this.state) : split(this.state, ...ARRANGEMENTS[name]);
+        if (next === this.state) this.sayFull();
+        else this.commit(next);
+    }
+
+    clipboardText(boxes = this.state.boxes) {
+        return drawingText({ boxes, rest: {} });
+    }
+
+    /** Boxes from a text of any origin; what is wrong with it is said, and nothing changes. */
+    paste(text) {
+        if (this.problem) return false;
+        try {
+            const boxes = parsePasted(text, this.size.width, this.size.height);
+            if (!hasRoom(this.state, boxes.length)) return this.sayFull();
+            this.commit(pasted(this.state, boxes));
+            return this.say("pastedCount", { count: boxes.length });
+        } catch (error) {
+            if (!(error instanceof Problem)) throw error;
+            this.host.notify(this.t(error.key, error.values));
+            return false;
+        }
+    }
+
+    /** Boxes that came through the boxes input, with the mark that says which they are. */
+    takeOver(text, mark) {
+        try {
+            const next = stateOf(text, this.state.nextId);
+            this.stage.dropInput();
+            this.commit({ ...next, rest: { ...this.state.rest, upstream: mark } });
+            this.say("fromUpstream");
+        } catch (error) {
+            if (!(error instanceof Problem)) throw error;
+            this.host.notify(this.t(error.key, error.values));
+        }
+    }
+
+    setView(change) {
+        const view = { ...this.view, ...change };
+        this.host.setView(Object.fromEntries(Object.entries(view).filter(([key, value]) => value !== VIEW[key])));
+        this.sync();
+        this.host.settle();
+    }
+
+    say(key, values) {
+        this.speech.textContent = this.t(key, values);
+        return true;
+    }
+
+    saySelection() {
+        const box = selected(this.state)[0], index = this.state.boxes.indexOf(box);
+        if (!box) return true;
+        return this.say("saidSelected", { number: index + 1, count: this.state.boxes.length, phrase: box.phrase });
+    }
+
+    sayFull() {
+        this.host.notify(this.t("full", { limit: MAX_BOXES }));
+        return true;
+    }
+
+    // --- what is known about the boxes ----------------------------------------------------------------------------------
+
+    picture() {
+        return this.view.behind === "nothing" ? null : this.host.picture(this.view.behind);
+    }
+
+    /** See box_geometry.coverage, of the boxes that take part. Worked out once per state. */
+    coverage() {
+        if (this.known.coverage?.boxes !== this.state.boxes) {
+            const value = coverage(this.state.boxes.filter((box) => option(box, "enabled")));
+            this.known.coverage = { boxes: this.state.boxes, value };
+        }
+        return this.known.coverage.value;
+    }
+
+    /** Warnings, box id -> words. Worked out once per state, prompt and size. */
+    flags() {
+        const { state, size } = this, prompt = this.host.prompt(), { flags } = this.known;
+        if (flags?.boxes === state.boxes && flags.prompt === prompt && flags.size === size) return flags.value;
+        const value = new Map();
+        state.boxes.forEach((box, index) => {
+            const words = option(box, "enabled") ? this.warning(box, index, prompt, size) : "";
+            if (words) value.set(box.id, words);
+        });
+        this.known.flags = { boxes: state.boxes, prompt, size, value };
+        return value;
+    }
+
+    warning(box, index, prompt, size) {
+        if (!box.phrase.trim()) return this.t("flagEmpty", { number: index + 1 });
+        if (prompt?.trim() && !this.isInPrompt(box.phrase, prompt)) return this.t("flagMissing", { phrase: box.phrase });
+        const grids = unfilledGrids(box, size).map((grid) => grid.join(" × ")).join(", ");
+        return grids ? this.t("flagSmall", { phrase: box.phrase, grids }) : "";
+    }
+
+    /** Remembered per phrase: sixty boxes are asked for at every move of the pointer. */
+    isInPrompt(phrase, prompt) {
+        if (this.asked?.prompt !== prompt || this.asked.answers.size > 500) this.asked = { prompt, answers: new Map() };
+        const { answers } = this.asked;
+        if (!answers.has(phrase)) answers.set(phrase, isInPrompt(phrase, prompt));
+        return answers.get(phrase);
+    }
+
+    // --- showing --------------------------------------------------------------------------------------------------------
+
+    render() {
+        this.stage.draw();
+        this.renderFrame ||= requestAnimationFrame(() => {
+            this.renderFrame = 0;
+            this.renderPanels();
+        });
+    }
+
+    renderPanels() {
+        this.list.update();
+        this.inspector.update();
+        this.toolbarChanged();
+        this.showStatus();
+        this.showProblem();
+        const label = this.t("canvas", { count: this.state.boxes.length });
+        if (this.stage.canvas.getAttribute("aria-label") !== label) this.stage.canvas.setAttribute("aria-label", label);
+    }
+
+    showStatus() {
+        const { boxes } = this.state, { covered, overlapped } = this.coverage(), { t } = this;
+        const percent = (share) => String(Math.round(share * 100));
+        const parts = [boxes.length === 1 ? t("statusBox") : t("statusBoxes", { count: boxes.length })];
+        parts.push(t("statusCovered", { percent: percent(covered) }));
+        if (overlapped > 0.005) parts.push(t("statusOverlap", { percent: percent(overlapped) }));
+        const [id] = this.state.selection, flags = this.flags();
+        const warning = flags.get(id) ?? flags.values().next().value ?? "";
+        const text = boxes.length && !this.problem ? parts.join(" · ") : "";
+        const key = `${text}\n${warning}`;
+        if (this.status.dataset.key === key) return;
+        this.status.dataset.key = key;
+        this.status.replaceChildren(
+            element("span", { text }), element("span", { class: "bw-warning", text: warning, title: warning || undefined }),
+        );
+    }
+
+    showProblem() {
+        if (this.trouble.hidden !== !this.problem || this.trouble.problem !== this.problem) {
+            this.trouble.problem = this.problem;
+            this.trouble.hidden = !this.problem;
+            this.trouble.replaceChildren(...(this.problem ? this.problemWords() : []));
+        }
+    }
+
+    problemWords() {
+        const { t } = this;
+        return [
+            element("strong", { text: t("problemTitle") }),
+            element("p", { text: t(this.problem.key, this.problem.values) }),
+            element("div", { class: "bw-actions" }, [
+                this.button("copyText", null, () => this.copyOut(String(this.host.read()))),
+                this.button("startOver", null, () => this.commit(stateOf(""))),
+            ]),
+        ];
+    }
+
+    async copyOut(text) {
+        try {
+            await navigator.clipboard.writeText(text);
+            this.say("copied", { count: this.state.boxes.length });
+        } catch { // no permission, or no secure page
+            this.host.notify(this.t("noClipboard"));
+        }
+    }
+
+    async pasteIn() {
+        let text;
+        try {
+            text = await navigator.clipboard.readText();
+        } catch { // the same
+            this.host.notify(this.t("noClipboard"));
+            return;
+        }
+        this.paste(text);
+    }
+
+    // --- toolbar --------------------------------------------------------------------------------------------------------
+
+    makeToolbar() {
+        const { t } = this;
+        this.buttons = {
+            addBox: this.button("addBox", "plus", () => this.add()),
+            duplicate: this.button("duplicate", "copy", () => this.duplicate(), true),
+            remove: this.button("remove", "trash", () => this.remove(), true),
+            undo: this.button("undo", "undo", () => this.host.undo(), true),
+            redo: this.button("redo", "redo", () => this.host.redo(), true),
+        };
+        this.buttons.addBox.classList.add("bw-first");
+        const arrangements = [...Object.keys(ARRANGEMENTS), "background"].map((name) => (
+            element("button", { type: "button", role: "menuitem", class: "bw-item", "data-name": name, text: t(name), on: {
+                click: () => {
+                    this.closeMenus();
+                    this.arrange(name);
+                },
+            } })
+        ));
+        return element("div", { class: "bw-toolbar", role: "toolbar", "aria-label": t("editor") }, [
+            this.buttons.addBox, this.buttons.duplicate, this.buttons.remove, gap(), this.buttons.undo, this.buttons.redo,
+            gap(), this.menu("arrange", "grid", arrangements), this.menu("view", "sliders", this.viewItems()),
+        ]);
+    }
+
+    viewItems() {
+        const { t } = this;
+        const check = (key, words) => {
+            const input = element("input", { type: "checkbox", "data-view": key, on: {
+                change: () => this.setView({ [key]: input.checked }),
+            } });
+            return element("label", { class: "bw-item" }, [input, element("span", { text: t(words) })]);
+        };
+        const choice = (key, words, options, read) => {
+            const input = element("select", { "data-view": key, on: { change: () => this.setView({ [key]: read(input.value) }) } },
+                options.map(([value, text]) => element("option", { value, text })));
+            return element("label", { class: "bw-item" }, [element("span", { text: t(words) }), input]);
+        };
+        const action = (key, act) => element("button", { type: "button", class: "bw-item", text: t(key), on: {
+            click: () => {
+                this.closeMenus();
+                act();
+            },
+        } });
+        return [
+            check("snap", "snap"),
+            check("gaps", "showGaps"),
+            choice("grid", "grid", GRIDS.map((grid) => [String(grid), grid ? t("pixels", { count: grid }) : t("gridOff")]), Number),
+            choice("behind", "behind", [
+                ["input", t("behindInput")], ["last", t("behindLast")], ["nothing", t("behindNothing")],
+            ], String),
+            action("copyJson", () => this.copyOut(this.clipboardText())),
+            action("pasteJson", () => this.pasteIn()),
+        ];
+    }
+
+    button(key, iconName, act, isIconOnly = false) {
+        const words = this.t(key), hint = this.t(`${key}Hint`);
+        const content = iconName ? [icon(iconName)] : [];
+        if (!isIconOnly) content.push(element("span", { text: words }));
+        return element("button", {
+            type: "button", class: "bw-button", "data-name": key, "aria-label": words,
+            title: hint === `${key}Hint` ? words : hint, on: { click: act },
+        }, content);
+    }
+
+    menu(key, iconName, items) {
+        const list = element("div", { class: "bw-menu", role: "group", "aria-label": this.t(key), hidden: true }, items);
+        const button = this.button(key, iconName, () => {
+            const opens = list.hidden;
+            this.closeMenus();
+            list.hidden = !opens;
+            button.setAttribute("aria-expanded", String(opens));
+            if (opens) this.fillMenus();
+        });
+        button.append(icon("caret"));
+        button.setAttribute("aria-expanded", "false");
+        (this.menus ??= []).push({ button, list });
+        return element("div", { class: "bw-holder" }, [button, list]);
+    }
+
+    closeMenus() {
+        for (const { button, list } of this.menus) {
+            list.hidden = true;
+            button.setAttribute("aria-expanded", "false");
+        }
+    }
+
+    fillMenus() {
+        for (const input of this.element.querySelectorAll("[data-view]")) {
+            const value = this.view[input.dataset.view];
+            if (input.type === "checkbox") input.checked = value;
+            else input.value = String(value);
+        }
+    }
+
+    toolbarChanged() {
+        const some = this.state.selection.length > 0 && !this.problem;
+        this.buttons.addBox.disabled = Boolean(this.problem);
+        this.menus[0].button.disabled = Boolean(this.problem);
+        this.buttons.duplicate.disabled = !some;
+        this.buttons.remove.disabled = !some;
+        this.buttons.undo.disabled = !canUndo(this.history) && !this.host.canUndo();
+        this.buttons.redo.disabled = !canRedo(this.history) && !this.host.canRedo();
+    }
+}
+
+function gap() {
+    return element("span", { class: "bw-gap" });
+}
