@@ -20,11 +20,13 @@ import argparse
 import contextlib
 import errno
 import json
+import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
+from wb_browser import apt_install, browser_environment
 from wb_common import ROOT, WINDOWS, Failure, Stopped, child, clean_environment, stage, stop_on_signals
 from wb_demo import clear, execute, load_workflow, save_pictures
 from wb_environment import HOSTS, Host, choose_host, environment_for
@@ -147,11 +149,11 @@ def demo(python: Path, host: Host, options, extra: list[str]) -> int:
 
 
 def regions_of(graph: dict) -> list[dict]:
-    """The boxes and phrases that the workflow's regions node holds."""
+    """The boxes and phrases that the workflow's editor, or regions node, holds."""
     for node in graph.values():
-        if node["class_type"] == "BoxwrightRegions":
+        if node["class_type"] in ("BoxwrightBoxEditor", "BoxwrightRegions"):
             return json.loads(node["inputs"]["regions_json"])["regions"]
-    raise Failure(f'"{DEMO_WORKFLOW}" has no BoxwrightRegions node, so there is nothing to score against')
+    raise Failure(f'"{DEMO_WORKFLOW}" has no box editor and no Regions node, so there is nothing to score against')
 
 
 def serve(python: Path, host: Host, options, extra: list[str]) -> int:
@@ -169,11 +171,19 @@ def serve(python: Path, host: Host, options, extra: list[str]) -> int:
 
 
 def test(python: Path, host: Host, options, extra: list[str]) -> int:
-    """Lint, the web tests, then pytest; non-zero if any of them failed. pytest's summary comes last."""
+    """Lint, the web tests, then pytest; non-zero if any of them failed. pytest's summary comes last.
+
+    With BOXWRIGHT_STRICT set, as in CI, nothing may be skipped for want of a browser, a frontend or Node.js.
+    """
+    strict = bool(os.environ.get("BOXWRIGHT_STRICT"))
     environment = clean_environment(COMFYUI_PATH=str(host.path))
+    if (ROOT / "tests" / "host" / "browser.py").exists():
+        environment |= browser_environment(python, strict)
     checks = [("ruff", [beside(python, "ruff"), "check", "."])]
     web_tests = sorted((ROOT / "tests" / "web").glob("*.mjs"))
     if web_tests:
+        if strict and not shutil.which("node"):
+            apt_install("nodejs")
         node = shutil.which("node")
         if not node:
             raise Failure("tests/web needs Node.js and there is no node on the PATH; install Node.js 20 or newer")
@@ -186,6 +196,9 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
     if failed:
         complain(f"failed: {', '.join(failed)} (see above); running pytest all the same", 1)
     print("== pytest", flush=True)
+    if not extra:  # the whole suite: a file is the unit, since files share servers and models among their tests
+        extra = ["-n", "2", "--dist", "loadfile"]
+        environment.setdefault("OMP_NUM_THREADS", "1")
     status = run([beside(python, "pytest"), "tests", *extra], environment, patience=30)
     return status or bool(failed)
 

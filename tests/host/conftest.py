@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
+from browser import FLAGS, chromium_path, open_bench, unavailable
 from wb_environment import host_at
 from wb_server import running_server
 
@@ -25,3 +26,47 @@ def server(tmp_path_factory):
 def object_info(server):
     """The running server's own description of its nodes."""
     return server.get_json("/object_info")
+
+
+@pytest.fixture(scope="session")
+def newest_server(tmp_path_factory):
+    """The same with the newest frontend on the index, which the workbench has fetched."""
+    frontend = os.environ.get("BOXWRIGHT_NEWEST_FRONTEND")
+    if not frontend:
+        unavailable("THE NEWEST FRONTEND IS NOT TESTED: run the tests with `python tools/workbench.py test`")
+    host = host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOXWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with running_server(Path(sys.executable), host, extra=["--front-end-root", frontend]) as server:
+            yield server
+
+
+def pytest_collection_modifyitems(config, items):
+    """The newest frontend runs what is marked; BOXWRIGHT_EVERY_VERSION=1 lets it run all."""
+    if os.environ.get("BOXWRIGHT_EVERY_VERSION"):
+        return
+    left_out = [item for item in items if "[newest" in item.name and not item.get_closest_marker("every_version")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+# Not for the session: while Playwright runs, asyncio.run() of other tests is refused.
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser."""
+    path = chromium_path()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module", params=["pinned-classic", "pinned-nodes2", "newest-classic", "newest-nodes2"])
+def bench(request, chromium):
+    """A page with the editor, for each frontend version and each renderer."""
+    version, renderer = request.param.split("-")
+    server = request.getfixturevalue("server" if version == "pinned" else "newest_server")
+    with open_bench(chromium, server.url, renderer == "nodes2") as bench:
+        yield bench
