@@ -18,6 +18,7 @@ NEVER = -1e4  # added to a score: its softmax is exactly 0 in every float type, 
 
 TokenRole = Literal["start", "word", "end", "padding", "template"]
 AttentionKind = Literal["image_text", "image_image"]
+Rows = Literal["layout", "negative"]  # those encoded with the layout, or those of the negative prompt
 
 
 class BoxwrightError(ValueError):
@@ -91,6 +92,7 @@ class Layout:
     columns: Tensor  # bool [R, T]; row r marks the text columns of regions[r]
     region_texts: tuple[EncodedText, ...]  # length R: each phrase encoded alone
     key: str  # same tokens and regions, same key; the conditioning encoded with the layout carries it
+    region_negatives: tuple[EncodedText | None, ...] = ()  # length R, None for regions without; () = no region has one
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,25 @@ class AttentionEdit:
     window: StepWindow = StepWindow()
     kind: AttentionKind = "image_text"
     where: Callable[[AttentionSite], bool] = everywhere
+    rows: Rows = "layout"  # "negative": of kind image_image only, for the layout's columns are those of its own prompt
+
+
+@dataclass(frozen=True)
+class TextMix:
+    """Image tokens read further texts beside the row's own, each by a softmax of its own, and mix what they read.
+
+    In every image-to-text attention: (1 - sum of w) * attention to the own text + sum of w_t * softmax(q k_t) v_t.
+    `weigh(site)` -> w, float32 [len(texts), h * w]: at least 0, over the texts at most 1 in sum, of the site alone.
+    Edits of the row's own attention come first; the mixes of one row follow one another, each on top of those before.
+    """
+
+    name: str
+    texts: tuple[Tensor, ...]  # float [1, T_t, C] each, as long as they like
+    weigh: Callable[[AttentionSite], Tensor]
+    window: StepWindow = StepWindow()
+    rows: Rows = "layout"
+    report: Callable[[str], None] | None = None  # told if a run has no such rows
+    kind: AttentionKind = field(default="image_text", init=False)
 
 
 @dataclass(frozen=True)
@@ -200,7 +221,8 @@ class LatentGuide:
     """Moves the latent (or the prediction) of the layout's rows down the gradient of a loss on attention maps.
 
     loss(maps [B, T, h, w], site) -> AttentionLoss. The maps are the mean over heads and layers of the layout's
-    image-to-text probabilities on one grid, after all bias and score edits, float32; site says which grid.
+    image-to-text probabilities on one grid, float32; site says which grid. They are taken before the layer's own edits:
+    a method that confines a phrase to its box would hide from the loss that the model wants it elsewhere.
     Step sizes are in the units of the diffusers latent, z = x / sqrt(1 + sigma^2), whatever the host's scale.
     """
 

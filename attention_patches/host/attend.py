@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import NEVER, AttentionEdit, AttentionSite, everywhere
+from ..types import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from .family import Chunk, Installed, ModelCall, Place, view_of
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
@@ -18,25 +18,36 @@ Attention = Callable[..., Tensor]
 
 
 class BiasCache:
-    """Additive masks of the current step: the same for all layers of a grid, so made once for each."""
+    """Additive masks and weights of the current step: the same for all layers of a grid, so made once for each."""
 
     def __init__(self) -> None:
         self._progress: float | None = None
-        self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._masks: dict[tuple[Any, ...], Any] = {}
         self.memo: dict[Any, Any] = {}  # AttentionSite.memo of every site of the run
 
     def get(self, block: _Block, like: Tensor) -> Tensor:
         """The sum of the block's bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
-        call, chunk, place = block.call, block.chunk, block.place
-        if call.progress != self._progress:
-            self._progress, self._masks = call.progress, {}
-        edits = tuple(id(item.edit) for item in block.text_bias)
-        columns = (place.text.start, place.text.stop, chunk.text_length)
+        place = block.place
+        columns = (place.text.start, place.text.stop, block.chunk.text_length)
+        return self._made(
+            block, block.text_bias, (*columns, like.dtype), like, lambda: _text_bias(block).to(like.device, like.dtype)
+        )
+
+    def shares(self, block: _Block, item: Installed, like: Tensor) -> _Shares:
+        """Who reads which text of a mix at this site, on the device of `like`."""
+        return self._made(block, [item], (), like, lambda: _shares(block, item, like.device))
+
+    def _made(
+        self, block: _Block, items: list[Installed], more: tuple[Any, ...], like: Tensor, make: Callable[[], Any]
+    ) -> Any:
+        if block.call.progress != self._progress:
+            self._progress, self._masks = block.call.progress, {}
+        edits = tuple(id(item.edit) for item in items)
         # Autograd may not save what was made in inference mode.
         mode = torch.is_inference_mode_enabled()
-        key = (edits, place.grid, place.extent, columns, chunk.offset, like.dtype, like.device, mode)
+        key = (edits, block.place.grid, block.place.extent, block.chunk.offset, *more, like.device, mode)
         if key not in self._masks:
-            self._masks[key] = _text_bias(block).to(device=like.device, dtype=like.dtype)
+            self._masks[key] = make()
         return self._masks[key]
 
 
@@ -79,6 +90,22 @@ class _Call:
         q = self.q.narrow(axis, part.start, part.stop - part.start)
         return _Call(self.host, q, self.k, self.v, self.heads, mask, self.rest, self.options)
 
+    def chosen(self, index: Tensor) -> _Call:
+        """The queries at these places of the query axis."""
+        axis, mask = self.token_axis, self.mask
+        if mask is not None and mask.shape[-2] == self.q.shape[axis]:
+            mask = mask.index_select(-2, index)
+        q = self.q.index_select(axis, index)
+        return _Call(self.host, q, self.k, self.v, self.heads, mask, self.rest, self.options)
+
+    def keys(self, part: slice) -> _Call:
+        axis, mask = self.token_axis, self.mask
+        count, width = self.k.shape[axis], part.stop - part.start
+        if mask is not None and mask.shape[-1] == count:
+            mask = mask[..., part]
+        k, v = (t.narrow(axis, part.start, width) for t in (self.k, self.v))
+        return _Call(self.host, self.q, k, v, self.heads, mask, self.rest, self.options)
+
     def fused(self, bias: Tensor | None = None) -> Tensor:
         mask = self.mask
         if bias is not None:
@@ -105,8 +132,10 @@ class _Block:
     text_bias: list[Installed] = field(default_factory=list)
     image_bias: list[Installed] = field(default_factory=list)
     read: list[Installed] = field(default_factory=list)
+    guides: list[Installed] = field(default_factory=list)  # readers for gradients: before any edit
     scores: list[Installed] = field(default_factory=list)
     probs: list[Installed] = field(default_factory=list)
+    mixes: list[Installed] = field(default_factory=list)
 
     @property
     def biased(self) -> bool:
@@ -117,8 +146,12 @@ class _Block:
         return bool(self.scores or self.probs)
 
     @property
-    def changes(self) -> bool:
+    def edited(self) -> bool:
         return self.biased or self.explicit
+
+    @property
+    def changes(self) -> bool:
+        return self.edited or bool(self.mixes)
 
     def site(self, item: Installed, tokens: slice) -> AttentionSite:
         return AttentionSite(
@@ -151,12 +184,17 @@ def _block(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> _Bl
     everything = slice(0, place.grid[0] * place.grid[1])
     for item in chunk.edits:
         edit = item.edit
-        if not isinstance(edit, AttentionEdit) or place.keys_of(edit.kind) is None:
+        if not isinstance(edit, (AttentionEdit, TextMix)) or place.keys_of(edit.kind) is None:
+            continue
+        if isinstance(edit, TextMix):
+            block.mixes.append(item)
             continue
         if edit.where is everywhere or edit.where(block.site(item, everything)):
             stage = edit.stage
             if stage == "bias":
                 stage = "text_bias" if edit.kind == "image_text" else "image_bias"
+            elif item.graph:
+                stage = "guides"
             getattr(block, stage).append(item)
     return block
 
@@ -169,43 +207,55 @@ def edited_attention(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     in_one_piece: bool,
+    plain: Attention | None = None,
 ) -> Tensor:
     """The attention call with every chunk's edits.
 
     Rows without edits go through `host` exactly as they came, and all rows where edits only read. With `in_one_piece`
     the host is called once with all rows and queries and one mask (zero where nothing is edited): another pack's
-    override may count on their number.
+    override may count on their number, so that further texts go through `plain`, the host's own attention.
     """
     options = dict(kwargs)
     q, k, v, heads = args[:4]
     mask = args[4] if len(args) > 4 else options.pop("mask", None)
     if mask is not None and mask.ndim == 3:
         mask = mask.unsqueeze(1)  # [rows, queries, keys]: the same for all heads
-    whole = _Call(host, q, k, v, heads, mask, args[5:], options)
+    whole = _own(_Call(host, q, k, v, heads, mask, args[5:], options), call, place)
+    everything = _Call(plain or host, q, k, v, heads, mask, args[5:], options)
     blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
     for block in blocks:
-        if block.read and not block.explicit:  # else on the way, from the same probabilities
-            _read(whole.rows(block.chunk.rows), block)
+        _read(whole.rows(block.chunk.rows), block)
     if in_one_piece:
-        return _attend_in_one_piece(whole, blocks)
-    parts = _merge_unchanged(blocks)
-    if len(parts) == 1:
-        return _attend(whole, parts[0][1])
-    return torch.cat([_attend(whole.rows(rows), block) for rows, block in parts])
+        out = _attend_in_one_piece(whole, blocks)
+        if not any(block.mixes for block in blocks):
+            return out
+        pieces = [_mixed(out[block.chunk.rows], everything.rows(block.chunk.rows), block) for block in blocks]
+        return torch.cat(pieces)
+    parts = [
+        _mixed(_attend(whole.rows(rows), block), everything.rows(rows), block)
+        for rows, block in _merge_unchanged(blocks)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def read_only(
     call: ModelCall, place: Place, cache: BiasCache, q: Tensor, k: Tensor, heads: int, options: dict[str, Any]
 ) -> bool:
     """Show readers an attention call that somebody else makes. False, with nothing done, if an edit would change it."""
-    whole = _Call(None, q, k, k, heads, None, (), options)
+    whole = _own(_Call(None, q, k, k, heads, None, (), options), call, place)
     blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
     if any(block.changes for block in blocks):
         return False
     for block in blocks:
-        if block.read:
-            _read(whole.rows(block.chunk.rows), block)
+        _read(whole.rows(block.chunk.rows), block)
     return True
+
+
+def _own(everything: _Call, call: ModelCall, place: Place) -> _Call:
+    """The call without the keys of further texts."""
+    if place.text is None or not call.further_length:
+        return everything
+    return everything.keys(slice(0, everything.k.shape[everything.token_axis] - call.further_length))
 
 
 def _merge_unchanged(blocks: list[_Block]) -> list[tuple[slice, _Block]]:
@@ -220,7 +270,7 @@ def _merge_unchanged(blocks: list[_Block]) -> list[tuple[slice, _Block]]:
 
 def _attend(rows: _Call, block: _Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
-    if not block.changes:
+    if not block.edited:
         return rows.fused()
     outputs = []
     for part, is_image in _query_parts(rows, block, block.explicit):
@@ -254,11 +304,54 @@ def _attend_in_one_piece(whole: _Call, blocks: list[_Block]) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class _Shares:
+    """Who reads which text of a mix at one site; places are on the query axis."""
+
+    own: Tensor  # float32 [queries, 1]: what is left of the attention to the row's own text
+    readers: tuple[tuple[Tensor | None, Tensor], ...]  # for each text: places (None = everywhere), their weights [n, 1]
+
+
+def _shares(block: _Block, item: Installed, device: torch.device) -> _Shares:
+    place = block.place
+    weights = item.edit.weigh(block.site(item, slice(0, place.grid[0] * place.grid[1]))).float()
+    readers = []
+    for weight in weights:
+        index = weight.nonzero()[:, 0]
+        everywhere = len(index) == len(weight) and place.queries.start == 0
+        where = None if everywhere else (index + place.queries.start).to(device)
+        readers.append((where, weight[index, None].to(device)))
+    own = (1.0 - weights.sum(dim=0)).clamp_min(0.0)[:, None]
+    return _Shares(own.to(device), tuple(readers))
+
+
+def _mixed(out: Tensor, rows: _Call, block: _Block) -> Tensor:
+    """The attention of some rows to their own text, with what they read in the further texts of the block's mixes.
+
+    Queries that read nothing of a text are left out there, so that the cost goes with the area of the regions.
+    """
+    axis, start = rows.out_axis, block.place.text.stop if block.mixes else 0
+    for item in block.mixes:
+        shares = block.cache.shares(block, item, rows.q)
+        out = out * shares.own.to(out.dtype)
+        for text, (where, weight) in zip(item.edit.texts, shares.readers, strict=True):
+            keys, start = slice(start, start + text.shape[1]), start + text.shape[1]
+            if len(weight) == 0:
+                continue
+            part = (rows if where is None else rows.chosen(where)).keys(keys).fused() * weight.to(out.dtype)
+            out = out.add_(part) if where is None else out.index_add_(axis, where, part)
+    return out
+
+
 def _read(rows: _Call, block: _Block) -> None:
-    for part, is_image in _query_parts(rows, block, True):
-        if is_image:
-            queries = rows.queries(part)
-            _show(_probabilities(queries, block, part), block, part)
+    """Show readers what the attention is going to be, and guides what it would be without edits."""
+    shown = [(block.guides, False)]
+    if not block.explicit:  # else on the way, from the same probabilities
+        shown.append((block.read, True))
+    for readers, edited in shown:
+        for part, is_image in _query_parts(rows, block, True) if readers else ():
+            if is_image:
+                _show(readers, _probabilities(rows.queries(part), block, part, edited), block, part)
 
 
 def _query_parts(rows: _Call, block: _Block, explicit: bool) -> list[tuple[slice, bool]]:
@@ -307,22 +400,24 @@ def _text_bias(block: _Block) -> Tensor:
 def _explicit(queries: _Call, block: _Block, part: slice) -> Tensor:
     """Attention of some image queries of one chunk with its bias, score and probability edits, softmax in float32."""
     probs = _probabilities(queries, block, part)
-    _show(probs, block, part)
+    _show(block.read, probs, block, part)
     probs = _edit(probs, block.probs, block, part)
     v = queries.by_head(queries.v)
     out = probs.to(v.dtype) @ v
     return out if queries.options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
 
 
-def _probabilities(queries: _Call, block: _Block, part: slice) -> Tensor:
-    """What some image queries attend to after the bias and score edits, float32 [B, H, n, keys of the call]."""
+def _probabilities(queries: _Call, block: _Block, part: slice, edited: bool = True) -> Tensor:
+    """What some image queries attend to, `edited` by biases and scores or not: float32 [B, H, n, keys of the call]."""
     q, k = queries.by_head(queries.q), queries.by_head(queries.k)
     scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
     if queries.mask is not None:
         scores = scores + _additive(queries.mask, torch.float32)
-    if block.biased:
-        scores = scores + _bias(queries, block, part).float()
-    return _edit(scores, block.scores, block, part).softmax(dim=-1)
+    if edited:
+        if block.biased:
+            scores = scores + _bias(queries, block, part).float()
+        scores = _edit(scores, block.scores, block, part)
+    return scores.softmax(dim=-1)
 
 
 def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) -> Tensor:
@@ -336,9 +431,9 @@ def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) ->
     return values
 
 
-def _show(probs: Tensor, block: _Block, part: slice) -> None:
+def _show(readers: list[Installed], probs: Tensor, block: _Block, part: slice) -> None:
     """Give readers their columns; repeats of a short prompt are summed."""
-    for item in block.read:
+    for item in readers:
         first, *repeats = block.columns(item)
         seen = probs[..., first]
         for columns in repeats:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, View
+from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, View
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options
 MEMO = "boxwright_memo"  # key of AttentionSite.memo of the run in transformer_options
@@ -23,8 +23,8 @@ class Installed:
     """One edit, and the layout whose rows it changes."""
 
     layout: Layout
-    edit: AttentionEdit | ContextEdit | LatentGuide
-    graph: bool = False  # a reader that wants probabilities with their autograd graph
+    edit: AttentionEdit | ContextEdit | LatentGuide | TextMix
+    graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,18 @@ class ModelCall:
     references: tuple[tuple[int, int], ...]  # (H, W) of reference latents that follow the image
     progress: float
     factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
+    further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
     notes: dict[str, Any] = field(default_factory=dict)
 
     def edits(self, kind: AttentionKind) -> bool:
         """Whether some row has an edit of this kind."""
         items = (item.edit for chunk in self.chunks for item in chunk.edits)
-        return any(isinstance(edit, AttentionEdit) and edit.kind == kind for edit in items)
+        return any(isinstance(edit, (AttentionEdit, TextMix)) and edit.kind == kind for edit in items)
+
+    @property
+    def further_length(self) -> int:
+        """E: columns of further texts behind the text; 0 = there are none."""
+        return 0 if self.further is None else self.further.shape[1]
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,8 @@ class Family(Protocol):
     """One adapter.
 
     A family that gradients can pass has another method, last_layer(diffusion_model, level) -> str: the name of the last
-    attention layer on a grid, in the order the model runs them.
+    attention layer on a grid, in the order the model runs them. One whose attention to the text is separate, and takes
+    `ModelCall.further` behind the text, says so by `further_texts = True`.
     """
 
     name: str

@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout
+from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, UnsupportedModelError
 from . import adapter_for, guidance
 from .attend import BiasCache, edited_attention, read_only
 from .family import CALL, MEMO, Chunk, Extra, Family, IncompatiblePatchError, Installed, ModelCall
@@ -31,10 +31,11 @@ COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileMod
 OVERRIDE = "optimized_attention_override"
 
 
-def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit | LatentGuide]) -> Any:
+def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit | LatentGuide | TextMix]) -> Any:
     """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
 
-    Raises UnsupportedModelError, for guides also where the family has no gradient. Without edits it is the same model.
+    Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
+    attention to the text alone. Without edits it is the same model.
     """
     family = adapter_for(model)
     patched = model.clone()
@@ -42,6 +43,12 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
+    if any(isinstance(edit, TextMix) for edit in edits) and not getattr(family, "further_texts", False):
+        raise UnsupportedModelError(
+            f"In {family.name} text and image are read together, so that a region cannot have a text of its own in the "
+            "same pass. Use Region Conditioning (Boxwright), which takes a pass for each region, or a method that "
+            "edits scores (Region Prompt in its dense mode, Rectified Attention)."
+        )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:
         guidance.refuse_without_gradient(family)
@@ -105,6 +112,7 @@ class Run:
         self.factors = family.factors(guider.inner_model.diffusion_model)
         self.image = image
         self.entries = _entries_with_edits(guider.conds, installed)
+        _report_unheard(guider, installed)
         self.cache = BiasCache()
         self.steps: dict[float, float] = {}
 
@@ -129,7 +137,7 @@ class Run:
 
     def _carries(self, entry: dict, layout: Layout) -> bool:
         known = self.entries.get(entry.get("uuid"))
-        return known is not None and any(item.layout.key == layout.key for item in known.edits)
+        return known is not None and any(item.layout.key == layout.key for item in known.edits if _of_layout(item))
 
     def apply_model(
         self,
@@ -160,7 +168,7 @@ class Run:
         place = None if call is None else self.family.locate(call, args[0], args[1], options)
         if place is None:
             return host(*args, **kwargs)
-        return edited_attention(host, call, place, self.cache, args, kwargs, in_one_piece=previous is not None)
+        return edited_attention(host, call, place, self.cache, args, kwargs, previous is not None, func)
 
     def listen(self, q: Tensor, k: Tensor, options: dict[str, Any]) -> bool:
         """Readers hear of attention that another pack computes; False where an edit would have changed it."""
@@ -193,7 +201,8 @@ class Run:
         if not any(chunk.edits for chunk in chunks):
             return None
         references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
-        return ModelCall(chunks, latent, self.image, context.shape[1], references, progress, self.factors)
+        further = _further_texts(chunks, context)
+        return ModelCall(chunks, latent, self.image, context.shape[1], references, progress, self.factors, further)
 
     def progress(self, sigma: float) -> float:
         """`schedule_progress`, worked out once for a step: on a GPU every look-up waits for the device."""
@@ -215,13 +224,43 @@ def schedule_progress(model_sampling: Any, sigma: float) -> float:
     return round(high, 6)
 
 
+def _further_texts(chunks: Sequence[Chunk], context: Tensor) -> Tensor | None:
+    """The texts of every chunk's mixes side by side, [rows, E, C]; rows with fewer end in zeros that nobody reads."""
+    texts = [[t for i in chunk.edits if isinstance(i.edit, TextMix) for t in i.edit.texts] for chunk in chunks]
+    longest = max(sum(text.shape[1] for text in own) for own in texts)
+    if not longest:
+        return None
+    further = context.new_zeros(context.shape[0], longest, context.shape[2])
+    for chunk, own in zip(chunks, texts, strict=True):
+        start = 0
+        for text in own:
+            further[chunk.rows, start : start + text.shape[1]] = text.to(context)
+            start += text.shape[1]
+    return further
+
+
+def _report_unheard(guider: Any, installed: Sequence[Installed]) -> None:
+    """Mixes of the negative prompt's rows learn that this run has none."""
+    if guider.conds.get("negative") and getattr(guider, "cfg", None) != 1.0:
+        return
+    for item in installed:
+        if not _of_layout(item) and getattr(item.edit, "report", None) is not None:
+            item.edit.report("negative phrases have no effect: this run evaluates no negative prompt (CFG 1)")
+
+
+def _of_layout(item: Installed) -> bool:
+    """Whether the edit acts in the rows that were encoded with its layout (else: in those of the negative prompt)."""
+    return getattr(item.edit, "rows", "layout") == "layout"
+
+
 def _entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, _Entry]:
     """uuid of a conditioning entry -> its edits.
 
-    Entries are recognised by the layout they were encoded with, never by their position in the batch. For an entry with
-    an area the host adds a copy to every other list, which has the name, text and mark of the one and the model inputs
-    of the other: what the model reads decides, and every copy gets a uuid of its own. Raises BoxwrightError where a
-    layout has no conditioning in this run.
+    Entries are recognised by the layout they were encoded with, never by their position in the batch; edits of the
+    negative rows go to every entry of the negative prompt. For an entry with an area the host adds a copy to every
+    other list, which has the name, text and mark of the one and the model inputs of the other: what the model reads
+    decides, and every copy gets a uuid of its own. Raises BoxwrightError where a layout has no conditioning in this
+    run.
     """
     of_input: dict[int, _Entry | None] = {}  # id of what the model reads as text -> its entry
     found: dict[Any, _Entry] = {}
@@ -229,13 +268,18 @@ def _entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed
         for entry in entries:
             read = id(entry["model_conds"].get("c_crossattn", entry))
             if read not in of_input:  # the original: copies come after it
-                edits = () if "negative" in name else tuple(i for i in installed if _encoded_with(entry, i.layout))
+                if "negative" not in name:
+                    edits = tuple(i for i in installed if _of_layout(i) and _encoded_with(entry, i.layout))
+                elif name == "negative" and entry.get("cross_attn") is not None:
+                    edits = tuple(i for i in installed if not _of_layout(i))
+                else:
+                    edits = ()
                 of_input[read] = _Entry(edits, entry["cross_attn"].shape[1], None) if edits else None
             else:
                 entry["uuid"] = uuid.uuid4()
             if of_input[read]:
                 found[entry["uuid"]] = replace(of_input[read], area=entry.get("area"))
-    seen = {item.layout.key for entry in found.values() for item in entry.edits}
+    seen = {item.layout.key for entry in found.values() for item in entry.edits if _of_layout(item)}
     for item in installed:
         if item.layout.key not in seen:
             raise BoxwrightError(_foreign_prompt(item.layout, conds))

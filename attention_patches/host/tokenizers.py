@@ -357,10 +357,13 @@ def layout(clip: Any, prompt: str, regions: Sequence[Region], append_missing: bo
         raise not_found(plain, missing[0])
     encoded, conditioning, key = encode_with(reader, with_phrases(prompt, missing))
     columns = region_columns(encoded.tokens, phrases)
-    alone = {phrase: encode_with(reader, escaped(phrase))[0] for phrase in dict.fromkeys(phrases)}
+    negatives = [region.extra.get("negative") or "" for region in regions]
+    alone = {text: encode_with(reader, escaped(text))[0] for text in dict.fromkeys([*phrases, *negatives]) if text}
     texts = tuple(alone[phrase] for phrase in phrases)
+    against = tuple(alone.get(negative) for negative in negatives)
     key = hashlib.sha256(f"{key}{regions_digest(regions)}".encode()).hexdigest()
-    return [[c, {**d, LAYOUT_KEY: key}] for c, d in conditioning], Layout(encoded, regions, columns, texts, key)
+    positive = [[c, {**d, LAYOUT_KEY: key}] for c, d in conditioning]
+    return positive, Layout(encoded, regions, columns, texts, key, against if any(against) else ())
 
 
 def regions_digest(regions: Sequence[Region]) -> str:
@@ -369,7 +372,7 @@ def regions_digest(regions: Sequence[Region]) -> str:
     for region in regions:
         painted = torch.is_tensor(region.area)
         area = region.area.detach().float().cpu().numpy().tobytes() if painted else repr(region.area).encode()
-        own = [region.extra.get(name) for name in ("start", "end", "feather")]
+        own = [region.extra.get(name) for name in ("start", "end", "feather", "negative")]
         digest.update(f"{region.phrase}\0{region.strength!r}\0{own!r}\0".encode() + area)
     return digest.hexdigest()
 

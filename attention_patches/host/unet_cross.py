@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.model_base
+import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from torch import Tensor
@@ -21,6 +22,7 @@ _PENDING = "attention announced"  # key of (layer, which attention) in ModelCall
 
 class UNetCross:
     name = "Stable Diffusion UNets (SD 1.x, SD 2.x, SDXL and relatives)"
+    further_texts = True
 
     def supports(self, base_model: Any) -> bool:
         unet = getattr(base_model, "diffusion_model", None)
@@ -72,7 +74,7 @@ class UNetCross:
             return None
         grid = tuple(options["activations_shape"][-2:])
         image = grid[0] * grid[1]
-        keys, name = (image, "image") if which == _SELF else (call.text_length, "text")
+        keys, name = (image, "image") if which == _SELF else (call.text_length + call.further_length, "text")
         if q.shape[1] != image or k.shape[1] != keys:
             raise IncompatiblePatchError(
                 f"Another patch changed the {which} of {layer}: {q.shape[1]} image tokens and {k.shape[1]} {name} "
@@ -85,7 +87,7 @@ class UNetCross:
             extent=_extent(call, grid),
             level=_level(call, grid),
             queries=slice(0, q.shape[1]),
-            text=None if which == _SELF else slice(0, keys),
+            text=None if which == _SELF else slice(0, call.text_length),
             image=slice(0, keys) if which == _SELF else None,
         )
 
@@ -115,7 +117,7 @@ class _Heard:
         call = extra_options.get(CALL)
         announced = None if call is None else call.notes.get(_PENDING)
         if announced is not None and not self.listen(q, k, extra_options):
-            call.notes[_PENDING] = announced  # an edit would change it: refused, unless the patch calls the host's attention
+            call.notes[_PENDING] = announced  # an edit would change it: to be refused, or made in the host's attention
         return self.patch(q, k, v, extra_options)
 
 
@@ -130,9 +132,17 @@ def _announce_self(
 def _announce_cross(
     n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """attn2_patch: the next attention call is a cross-attention (its shapes alone do not always tell)."""
+    """attn2_patch: the next attention call is a cross-attention (its shapes alone do not always tell).
+
+    Further texts are added here, behind what other packs' patches have made of the text.
+    """
     _announce(_CROSS, "image_text", extra_options)
-    return n, context, value
+    call = extra_options.get(CALL)
+    if call is None or call.further is None:
+        return n, context, value
+    further = call.further.to(context)
+    longer = torch.cat([context, further], dim=1)
+    return n, longer, longer if value is context else torch.cat([value, further], dim=1)
 
 
 def _announce(which: str, kind: AttentionKind, extra_options: dict[str, Any]) -> None:

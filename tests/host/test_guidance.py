@@ -538,9 +538,24 @@ def test_refinement_stops_at_its_target(models, layout):
 
 
 @pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_the_loss_sees_where_the_model_itself_wants_a_phrase(models, layout, moves):
+    """Confined to their boxes by another method, the phrases would leave the loss nothing to say."""
+    outside = []
+
+    def loss(maps, site):
+        outside.append(float(maps.detach()[:, 2, :, site.grid[1] // 2 :].sum()))
+        return left_mass(maps, site)
+
+    confined = RectifiedAttention(window=StepWindow(), feather=0.0).edits(layout)
+    guide = replace(GUIDE, loss=loss, moves=moves)
+    run("sd15", install(models["sd15"], layout, [*confined, guide]), layout, steps=1)
+    assert outside and min(outside) > 0.01
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_with_rectified_attention_loras_and_other_wrappers(models, layout, moves, cfg):
-    """The gradient pass leaves others' wrappers alone, and sees what the model attends to with the other edits."""
+    """The gradient pass leaves others' wrappers alone, and is made with the other edits in force."""
     guide = replace(GUIDE, moves=moves)
     calls = []
 
