@@ -2,15 +2,47 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import layout_prompt, rectified_attention, regions, regions_preview, reweight
+from . import (
+    attention_heatmap,
+    attention_recorder,
+    blended_latents,
+    box_constraint,
+    box_editor,
+    diff_edit,
+    diff_mask,
+    h_space,
+    ilvr,
+    inversion,
+    layout_prompt,
+    mask_from_word,
+    prompt_to_prompt,
+    rectified_attention,
+    regions,
+    regions_preview,
+    repaint,
+    reweight,
+)
 
 
 class BoxwrightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             *regions.NODES,
+            *box_editor.NODES,
             *layout_prompt.NODES,
             *regions_preview.NODES,
             *rectified_attention.NODES,
+            *box_constraint.NODES,
             *reweight.NODES,
+            *prompt_to_prompt.NODES,
+            *attention_recorder.NODES,
+            *attention_heatmap.NODES,
+            *mask_from_word.NODES,
+            *diff_mask.NODES,
+            *inversion.NODES,
+            *diff_edit.NODES,
+            *repaint.NODES,
+            *blended_latents.NODES,
+            *ilvr.NODES,
+            *h_space.NODES,
         ]
