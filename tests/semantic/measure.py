@@ -1,14 +1,21 @@
-"""Pictures of the toy world's layouts with and without a method, scored; `pytest -s` prints the tables."""
+"""Pictures of the toy world's layouts with and without a method, scored; `pytest -s` prints the tables.
 
-from collections.abc import Callable, Iterable
+Two seeds for each layout, or with BOXWRIGHT_FULL=1 the eight of docs/results.md.
+"""
 
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 from pack.attention_patches.host import tokenizers
 from pack.attention_patches.host.run import install
 from pack.attention_patches.types import Box, Layout, Region
+from torch import Tensor
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
 
-SEEDS = tuple(range(8))
+FULL = bool(os.environ.get("BOXWRIGHT_FULL"))
+SEEDS = tuple(range(8 if FULL else 2))
 SHOWN = ("presence", "iou", "inside_mass", "leakage", "bound", "ap50")
 
 
@@ -17,15 +24,28 @@ def layout_of(clip, prompt: str, regions: Iterable[tuple[str, tuple]]) -> tuple[
     return tokenizers.layout(clip, prompt, [Region(phrase, Box(*box)) for phrase, box in regions], False)
 
 
-def score_layouts(toy, edits_of: Callable[[Layout], list], name: str, seeds=SEEDS) -> dict[str, tuple[float, float]]:
-    """Four layouts x the seeds: {measure: (mean, standard deviation over the pictures)}."""
+def draw(toy, edits_of: Callable[[Layout], list], seeds=SEEDS) -> list[Tensor]:
+    """The pictures of each layout, [seeds, H, W, 3]."""
     model, clip, vae = toy
-    scores = []
+    pictures = []
     for case in LAYOUTS:
         positive, layout = layout_of(clip, case.prompt, case.regions)
         patched = install(model, layout, edits_of(layout))
-        images = sampling.sample(patched, vae, positive, sampling.encode(clip, ""), seeds)
-        scores += [scorer.score_image(image, case.expected) for image in images]
+        pictures.append(sampling.sample(patched, vae, positive, sampling.encode(clip, ""), seeds))
+    return pictures
+
+
+def score(pictures: Sequence[Tensor], name: str, layouts=LAYOUTS) -> dict[str, tuple[float, float]]:
+    """{measure: (mean, standard deviation)} over the pictures; "strange" is the share of pixels of no known colour."""
+    scores = [scorer.score_image(image, case.expected) for case, own in zip(layouts, pictures) for image in own]
     summary = scorer.summarise(scores)
-    print(f"\n{name}: " + ", ".join(f"{key} {summary[key][0]:.3f} ± {summary[key][1]:.3f}" for key in SHOWN))
+    print(f"\n{name}: " + ", ".join(f"{key} {summary[key][0]:.3f} ± {summary[key][1]:.3f}" for key in SHOWN), end="")
+    strange = [scorer.off_palette(image) for own in pictures for image in own]
+    summary["strange"] = (float(np.mean(strange)), float(np.std(strange)))
+    print(f", strange {summary['strange'][0]:.4f} (most {max(strange):.3f})")
     return summary
+
+
+def score_layouts(toy, edits_of: Callable[[Layout], list], name: str, seeds=SEEDS) -> dict[str, tuple[float, float]]:
+    """Four layouts x the seeds."""
+    return score(draw(toy, edits_of, seeds), name)

@@ -3,18 +3,12 @@
 Thresholds lie well inside what was measured (docs/results.md).
 """
 
-import pytest
 import torch
 from measure import layout_of, score_layouts
 from pack.attention_patches.host.run import install
 from pack.attention_patches.rectified_attention import PUBLISHED, RectifiedAttention
 from toyworld import sampling
 from toyworld.layouts import LAYOUTS
-
-
-@pytest.fixture(scope="module")
-def unpatched(toy):
-    return score_layouts(toy, lambda layout: [], "unpatched")
 
 
 def test_as_published_it_moves_objects_into_their_boxes(toy, unpatched):
