@@ -48,7 +48,7 @@ def prepare_host(folder):
 alias("pack", TESTS.parent)
 alias("pack.nodes", TESTS.parent / "nodes")  # its __init__ needs the host, its pure modules do not
 alias("toyworld", TESTS / "toyworld")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 PROBLEM = host_problem(os.environ.get("COMFYUI_PATH"))
 if PROBLEM is None:
     prepare_host(os.environ["COMFYUI_PATH"])
