@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 from wb_browser import apt_install, browser_environment
-from wb_common import ROOT, WINDOWS, Failure, Stopped, child, clean_environment, stage, stop_on_signals
+from wb_common import ROOT, WINDOWS, Failure, Stopped, cache_directory, child, clean_environment, stage, stop_on_signals
 from wb_demo import clear, execute, load_workflow, save_pictures
 from wb_environment import HOSTS, Host, choose_host, environment_for
 from wb_graph import to_api
@@ -179,6 +179,9 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
     environment = clean_environment(COMFYUI_PATH=str(host.path))
     if (ROOT / "tests" / "host" / "browser.py").exists():
         environment |= browser_environment(python, strict)
+        screenshots = Path(environment.setdefault("BOXWRIGHT_SCREENSHOTS", str(cache_directory() / "screenshots")))
+        screenshots.mkdir(parents=True, exist_ok=True)
+        print(f"  screenshots of the browser tests: {screenshots}", flush=True)
     checks = [("ruff", [beside(python, "ruff"), "check", "."])]
     web_tests = sorted((ROOT / "tests" / "web").glob("*.mjs"))
     if web_tests:

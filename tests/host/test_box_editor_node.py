@@ -1,6 +1,7 @@
 """BoxwrightBoxEditor without a browser: what comes out, what is refused, and what the browser is told."""
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from pack.attention_patches.types import Box, Region
 from pack.nodes import box_editor, boxes, drawing
 from pack.nodes.box_editor import BoxwrightBoxEditor
 
+ROOT = Path(__file__).resolve().parents[2]
 HEART = {"phrase": "red heart", "x": 0.25, "y": 0.25, "width": 0.5, "height": 0.25}
 STAR = {"phrase": "blue star", "x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}
 
@@ -115,6 +117,16 @@ def test_connected_boxes_without_words_reach_the_browser_to_be_named():
     assert isinstance(found[0], ExecutionBlocker)
     [region] = boxes.parse_drawing(found.ui["boxwright_upstream"][0]).regions
     assert region == Region("", Box(0.0, 0.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("language", ["fr", "zh"])
+def test_the_translations_speak_of_this_node(language):
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))["BoxwrightBoxEditor"]
+    schema = BoxwrightBoxEditor.define_schema()
+    written_by_people = {each.id for each in schema.inputs} - {"regions_json"}
+    assert set(words["inputs"]) == written_by_people
+    assert set(words["outputs"]) == {str(index) for index in range(len(schema.outputs))}
+    assert all(each["tooltip"] for group in ("inputs", "outputs") for each in words[group].values())
 
 
 def test_a_colour_of_its_own_is_used_in_the_preview():
