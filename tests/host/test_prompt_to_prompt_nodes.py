@@ -6,8 +6,8 @@ import torch
 from pack.attention_patches.host import tokenizers
 from pack.attention_patches.host.prompt_to_prompt import encode_prompts
 from pack.attention_patches.recorder import AttentionRecord, Recording, mask_of, resized
-from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError
-from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap
+from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, TokenMap
+from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap, recorded_phrases
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
 from pack.nodes.heatmaps import HEAT, heat_colours
 from pack.nodes.mask_from_word import BoxwrightMaskFromWord
@@ -179,6 +179,12 @@ def test_heatmaps_have_a_row_for_each_phrase_and_a_grid_for_each_picture(recorde
     assert wide.shape[2] == 2 * (one.shape[2] - 6) + 6
     size, _ = heatmap(recorded, phrases="red circle", columns="resolutions")
     assert size.shape[2] == len(record.grids) * (one.shape[2] - 6) + 6
+
+
+def test_words_that_cannot_be_named_alone_are_no_rows():
+    """A digit right after a voiced kana: no phrase finds either, so neither can have a map."""
+    tokens = TokenMap("\u30ac2 star", (None, (0, 1), (1, 2), (3, 7), None), ("start", *["word"] * 3, "end"))
+    assert recorded_phrases(AttentionRecord(tokens, Recording())) == ("star",)
 
 
 def test_opacity_goes_from_the_picture_to_the_map(recorded):

@@ -70,6 +70,7 @@ def test_only_the_phrases_asked_for_are_kept_and_the_others_are_in_the_rest(two)
     probs = probabilities(FINE, 0)
     show(record, two, probs, FINE)
     assert record.columns == (7,)
+    assert record.has("star") and not record.has("red") and not record.has("moon")
     everything = record.map_of("star") + record.rest()
     torch.testing.assert_close(everything, torch.ones_like(everything), rtol=0, atol=2e-3)
     with pytest.raises(PhraseNotFoundError, match='"red" was not recorded'):
