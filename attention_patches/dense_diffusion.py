@@ -96,11 +96,11 @@ class DenseDiffusion:
         cells &= torch.tensor(regions_at_work(site, self.window))[:, None]
         if self.overlap == "order":
             later = torch.zeros_like(cells[0])
-            for own in reversed(cells):
-                left = own & ~later
+            for number in reversed(range(len(cells))):
+                own = cells[number].clone()
+                if bool((own & ~later).any()):  # else wholly hidden, as it happens on coarse grids: both have the cells
+                    cells[number] &= ~later
                 later = later | own
-                if bool(left.any()):  # else wholly hidden, as it happens on coarse grids: both have the cells
-                    own.copy_(left)
         return torch.cat([cells, ~cells.any(dim=0, keepdim=True)])
 
     def reach(self, segments: Tensor, site: AttentionSite) -> Tensor:

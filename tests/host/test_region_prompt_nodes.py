@@ -1,0 +1,193 @@
+"""Region Prompt and Region Conditioning as nodes on the toy: parity with the host's nodes, notes, what is refused."""
+
+from dataclasses import replace
+
+import comfy.hooks
+import nodes
+import pytest
+import tiny_models as tiny
+import torch
+from pack.attention_patches.host import tokenizers
+from pack.attention_patches.host.run import install
+from pack.attention_patches.region_prompt import RegionPrompt
+from pack.attention_patches.types import Box, BoxwrightError, Region, UnsupportedModelError
+from pack.nodes.region_conditioning import BoxwrightRegionConditioning
+from pack.nodes.region_prompt import BoxwrightRegionPrompt
+from toyworld import sampling
+
+PROMPT = "a red circle and a blue star"
+LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.25, 0.5, 0.75)
+REGIONS = (Region("red circle", LEFT), Region("blue star", RIGHT, 0.5, {"negative": "red heart", "end": 0.5}))
+OPTIONS = dict(
+    mode="couple", strength=1.0, base_ratio=0.2, overlap="order", feather=0.0, start=0.0, end=1.0, bound="off",
+    bound_end=0.5, dense_end=0.3, cross_weight=1.0, self_weight=0.3,
+)  # fmt: skip
+CONDITIONED = dict(method="mask", strength=1.0, base="everywhere", base_strength=1.0, feather=0.0, start=0.0, end=1.0)
+
+
+@pytest.fixture(scope="module")
+def encoded(toy):
+    """(conditioning, layout) of the prompt with its two regions."""
+    return tokenizers.layout(toy[1], PROMPT, REGIONS, append_missing=False)
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch):
+    """The nodes ask the executor which node they are."""
+    monkeypatch.setattr(BoxwrightRegionPrompt, "hidden", type("Hidden", (), {"unique_id": None}), raising=False)
+
+
+def run_node(toy, layout, **changes):
+    return BoxwrightRegionPrompt.execute(toy[0], layout, **{**OPTIONS, **changes}).result
+
+
+def draw(toy, model, positive, negative=None, steps=2):
+    negative = sampling.encode(toy[1], "") if negative is None else negative
+    return sampling.sample(model, toy[2], positive, negative, [0], steps=steps, size=(128, 128))
+
+
+# --- Layout Prompt carries the negatives ---
+
+
+def test_negative_phrases_are_encoded_alone(toy, encoded):
+    layout = encoded[1]
+    assert layout.region_negatives[0] is None
+    assert torch.equal(layout.region_negatives[1].embedding, sampling.encode(toy[1], "red heart")[0][0])
+    without = tuple(replace(region, extra={}) for region in REGIONS)
+    plain = tokenizers.layout(toy[1], PROMPT, without, append_missing=False)[1]
+    assert plain.region_negatives == () and plain.key != layout.key
+
+
+# --- Region Prompt ---
+
+
+@pytest.mark.parametrize("mode", ["couple", "dense"])
+def test_the_node_changes_the_picture_and_strength_0_does_not(toy, encoded, mode):
+    positive, layout = encoded
+    plain = draw(toy, toy[0], positive)
+    on, notes = run_node(toy, layout, mode=mode, bound="coarse")
+    assert not torch.equal(draw(toy, on, positive), plain) and f"{mode}: 2 regions" in notes
+    off, notes = run_node(toy, layout, mode=mode, bound="coarse", strength=0.0)
+    assert torch.equal(draw(toy, off, positive), plain) and notes.startswith("Off")
+
+
+def test_other_texts_and_a_background(toy, encoded):
+    """Conditioning of other nodes, joined by the host's Combine; the same as the couple with those texts."""
+    positive, layout = encoded
+    one, two, rest = (sampling.encode(toy[1], text) for text in ("a green tree", "a moon", "a gray background"))
+    (combined,) = nodes.ConditioningCombine().combine(one, two)
+    patched, _ = run_node(toy, layout, region_texts=combined, background=rest)
+    edits = RegionPrompt().edits(layout, [one[0][0], two[0][0]], rest[0][0])
+    assert torch.equal(draw(toy, patched, positive), draw(toy, install(toy[0], layout, edits), positive))
+    assert not torch.equal(draw(toy, patched, positive), draw(toy, run_node(toy, layout)[0], positive))
+
+
+def test_what_has_no_effect_is_said(toy, encoded):
+    layout = encoded[1]
+    assert "Negative phrases of regions 2" in run_node(toy, layout)[1]
+    notes = run_node(toy, layout, mode="dense", base_ratio=0.5, background=sampling.encode(toy[1], "a"))[1]
+    assert "dense does not use base_ratio, background, the regions' negative phrases" in notes
+    masked = nodes.ConditioningSetMask().append(sampling.encode(toy[1], "a"), torch.ones(8, 8), "default", 1.0)[0]
+    assert "its mask cannot count in one pass" in run_node(toy, layout, background=masked)[1]
+    weak = replace(layout, regions=(layout.regions[0], replace(layout.regions[1], strength=0.0)))
+    notes = run_node(toy, weak, bound="coarse")[1]
+    assert 'Region 2 ("blue star") has strength 0' in notes and "bound does nothing" in notes
+    assert "pooled" not in notes
+
+
+def test_a_model_that_reads_a_pooled_text_is_told_of(encoded):
+    layout = tiny.layout()
+    notes = BoxwrightRegionPrompt.execute(tiny.build("sdxl"), layout, **OPTIONS).result[1]
+    assert "pooled text" in notes
+
+
+def test_what_is_refused(toy, encoded):
+    layout, one = encoded[1], sampling.encode(toy[1], "a moon")
+    with pytest.raises(BoxwrightError, match="holds 1 texts, and the layout 2 regions.*Combine"):
+        run_node(toy, layout, region_texts=one)
+    with pytest.raises(BoxwrightError, match="Text 2 of region_texts has the shape 1x77x5 instead of 1 x tokens x 128"):
+        run_node(toy, layout, region_texts=[*one, [torch.zeros(1, 77, 5), {}]])
+    with pytest.raises(BoxwrightError, match="background holds 2 texts"):
+        run_node(toy, layout, background=[*one, *one])
+    hooked = comfy.hooks.set_hooks_for_conditioning(one, comfy.hooks.HookGroup())
+    with pytest.raises(BoxwrightError, match="Text 1 of region_texts carries hooks.*Region Conditioning"):
+        run_node(toy, layout, region_texts=[*hooked, *one])
+    with pytest.raises(BoxwrightError, match="dense_end 0.2 is not after start 0.5"):
+        run_node(toy, layout, mode="dense", start=0.5, dense_end=0.2)
+    with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
+        BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **OPTIONS)
+
+
+# --- Region Conditioning ---
+
+
+def mask_of(box):
+    """[1, 512, 512] by hand."""
+    mask = torch.zeros(1, 512, 512)
+    left, top = round(box.x * 512), round(box.y * 512)
+    mask[:, top : top + round(box.height * 512), left : left + round(box.width * 512)] = 1.0
+    return mask
+
+
+def by_hand(clip, method):
+    """The host's own nodes, wired as a user would."""
+    parts = {}
+    texts = {"positive": (PROMPT, "red circle", "blue star"), "negative": ("", None, "red heart")}
+    for name, (base, *phrases) in texts.items():
+        result = sampling.encode(clip, base)
+        for region, phrase in zip(REGIONS, phrases):
+            if phrase is None:
+                continue
+            text, box = sampling.encode(clip, phrase), region.area
+            if method == "mask":
+                (text,) = nodes.ConditioningSetMask().append(text, mask_of(box), "default", 0.8 * region.strength)
+            else:
+                sizes = (box.width, box.height, box.x, box.y)
+                (text,) = nodes.ConditioningSetAreaPercentage().append(text, *sizes, 0.8 * region.strength)
+            if "end" in region.extra:
+                (text,) = nodes.ConditioningSetTimestepRange().set_range(text, 0.0, 0.5)
+            (result,) = nodes.ConditioningCombine().combine(result, text)
+        parts[name] = result
+    return parts["positive"], parts["negative"]
+
+
+def conditioned(toy, regions=REGIONS, **changes):
+    clip = toy[1]
+    inputs = (clip, regions, sampling.encode(clip, PROMPT), sampling.encode(clip, ""))
+    return BoxwrightRegionConditioning.execute(*inputs, **{**CONDITIONED, **changes}).result
+
+
+@pytest.mark.parametrize("method", ["mask", "area"])
+def test_the_same_as_the_hosts_nodes_wired_by_hand_to_the_last_bit(toy, method):
+    positive, negative, notes = conditioned(toy, method=method, strength=0.8)
+    expected = by_hand(toy[1], method)
+    assert torch.equal(draw(toy, toy[0], positive, negative), draw(toy, toy[0], *expected))
+    assert [set(o) for _, o in positive + negative] == [set(o) for _, o in expected[0] + expected[1]]
+    assert "3, and at CFG above 1 2 more" in notes
+
+
+def test_outside_the_base_counts_where_no_region_is(toy):
+    positive = conditioned(toy, base="outside", base_strength=0.5)[0]
+    mask, strength = positive[0][1]["mask"][0], positive[0][1]["strength"]
+    assert strength == 0.5 and torch.equal(mask, 1.0 - torch.maximum(mask_of(LEFT), mask_of(RIGHT))[0])
+    assert "mask" not in conditioned(toy)[0][0][1]
+
+
+def test_texts_of_other_nodes_keep_their_hooks(toy):
+    texts = sampling.encode(toy[1], "a moon") + sampling.encode(toy[1], "a tree")
+    hooks = comfy.hooks.HookGroup()
+    texts = [*comfy.hooks.set_hooks_for_conditioning(texts[:1], hooks), texts[1]]
+    positive = conditioned(toy, region_texts=texts)[0]
+    assert positive[1][1]["hooks"] is not None and "hooks" not in positive[2][1]
+    assert torch.equal(positive[2][0], texts[1][0])
+
+
+def test_feathered_and_painted_masks_and_refusals(toy):
+    painted = (replace(REGIONS[0], area=torch.rand(9, 7)), REGIONS[1])
+    assert torch.equal(conditioned(toy, painted)[0][1][1]["mask"][0], painted[0].area)
+    soft = conditioned(toy, feather=0.25)[0][1][1]["mask"][0]
+    torch.testing.assert_close(soft[0, [255, 256, 319, 384]], torch.tensor([1.0, 1 - 1 / 128, 0.5, 0.0]))
+    with pytest.raises(BoxwrightError, match='Region "red circle" is painted'):
+        conditioned(toy, painted, method="area")
+    with pytest.raises(BoxwrightError, match="holds 1 texts, and there are 2 regions"):
+        conditioned(toy, region_texts=sampling.encode(toy[1], "a moon"))
