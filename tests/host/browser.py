@@ -16,7 +16,8 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
 }
 NODE = "BoxwrightBoxEditor"
-SIZE = (820, 760)
+SIZE = (760, 700)
+VIEWPORT = {"width": 1150, "height": 960}  # every pixel is painted by the processor
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
 
@@ -104,6 +105,16 @@ class Bench:
         self.page.wait_for_function(f"() => document.querySelectorAll('.bw-canvas').length >= {editors}")
         for number in [node["id"] for node in nodes if node["type"] == NODE]:
             self.settled(number)
+
+    def put(self, *regions):
+        """Another drawing in editor 1, as if some other program had written its text: quicker than load."""
+        self.keys.press("Escape")
+        self.page.evaluate("""(text) => {
+            document.activeElement?.blur();
+            nodeOf(1).widgets[0].value = text;
+            canvasOf(1).closest(".bw-editor").dispatchEvent(new Event("focusin"));
+        }""", json.dumps({"type": "boxwright.regions", "version": 1, "regions": regions}) if regions else "")
+        self.frames(2)
 
     def settled(self, number=1):
         """Wait until the editor's place on the screen has stopped changing and it has been painted."""
@@ -283,7 +294,7 @@ def open_bench(browser, url, vue, settings=None, **context):
     """A bench in a browser context of its own."""
     save_settings(url, {**SETTINGS, "Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": "dark",
                         "Comfy.Locale": "en", **(settings or {})})
-    with contextlib.closing(browser.new_context(**{"viewport": {"width": 1500, "height": 1100}, **context})) as made:
+    with contextlib.closing(browser.new_context(**{"viewport": VIEWPORT, **context})) as made:
         made.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
         made.add_init_script(HELPERS)
         bench = Bench(made.new_page(), url, vue)

@@ -55,7 +55,10 @@ def pytest_collection_modifyitems(config, items):
 def chromium():
     """A headless browser."""
     path = chromium_path()
-    from playwright.sync_api import sync_playwright
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        unavailable("THE BROWSER TESTS DO NOT RUN: Playwright is not installed; use `python tools/workbench.py test`")
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)

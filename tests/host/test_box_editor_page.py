@@ -157,7 +157,7 @@ def test_the_canvas_follows_the_size_of_the_node(bench):
 
 @pytest.mark.parametrize("scale", [0.5, 1.7])
 def test_it_is_exact_and_sharp_at_any_zoom(bench, scale):
-    bench.load(editor_node([ONE], size=(640, 560), pos=(20, 30)), scale=scale)
+    bench.load(editor_node([ONE], size=(520, 480), pos=(20, 30)), scale=scale)
     bench.page.wait_for_timeout(600)
     bench.settled()
     bench.drag((0.6, 0.6), (0.9, 0.8))
@@ -169,6 +169,47 @@ def test_it_is_exact_and_sharp_at_any_zoom(bench, scale):
     shown = bench.part(".bw-canvas").bounding_box()
     across = bench.page.evaluate("canvasOf(1).width")
     assert across >= 0.9 * shown["width"]
+
+
+@pytest.mark.every_version
+def test_the_wheel_zooms_the_graph_and_scrolls_a_long_list(bench):
+    rows = [box(f"thing {number}", 0.1, 0.1, 0.2, 0.2) for number in range(30)]
+    bench.load(editor_node(rows))
+
+    def wheel():
+        bench.mouse.wheel(0, 120)
+        bench.page.wait_for_timeout(250)
+        return bench.page.evaluate("app.canvas.ds.scale"), bench.part(".bw-rows").evaluate("(list) => list.scrollTop")
+
+    bench.row(1).hover()
+    assert wheel() == (1, pytest.approx(120, abs=40))
+    bench.mouse.move(*bench.place(0.5, 0.9))
+    zoomed, scrolled = wheel()
+    assert zoomed < 0.99 and scrolled == pytest.approx(120, abs=40)
+    bench.settled()
+    bench.drag((0.5, 0.5), (0.9, 0.9))
+    bench.press("Escape")
+    assert bench.rects()[-1] == pytest.approx([0.5, 0.5, 0.4, 0.4], abs=2 * NEAR)
+
+
+@pytest.mark.parametrize("hand", ["middle button", "space"])
+def test_the_graph_is_dragged_through_the_editor(bench, hand):
+    bench.load(editor_node([ONE]))
+    before = bench.page.evaluate("[...app.canvas.ds.offset]")
+    start, stop = bench.place(0.3, 0.3), bench.place(0.5, 0.4)
+    bench.mouse.move(*start)
+    if hand == "space":
+        bench.page.evaluate("app.canvas.canvas.focus()")
+        bench.keys.down("Space")
+    bench.mouse.down(button="left" if hand == "space" else "middle")
+    bench.mouse.move(*stop, steps=4)
+    bench.mouse.up(button="left" if hand == "space" else "middle")
+    if hand == "space":
+        bench.keys.up("Space")
+    after = bench.page.evaluate("[...app.canvas.ds.offset]")
+    moved = [end - begin for begin, end in zip(before, after, strict=True)]
+    assert moved == pytest.approx([stop[0] - start[0], stop[1] - start[1]], abs=12)
+    assert bench.boxes() == [ONE]
 
 
 def test_every_control_has_a_name(bench):
@@ -190,7 +231,7 @@ def test_every_control_has_a_name(bench):
 
 @pytest.mark.every_version
 def test_two_editors_share_nothing(bench):
-    bench.load(editor_node([ONE], size=(640, 600)), editor_node([TWO], number=2, pos=(760, 60), size=(640, 600)))
+    bench.load(editor_node([ONE], size=(500, 640)), editor_node([TWO], number=2, pos=(600, 60), size=(500, 640)))
     bench.drag((0.35, 0.35), (0.55, 0.35))
     bench.drag((0.75, 0.7), (0.65, 0.7), number=2)
     assert bench.rects(1) == [near([0.4, 0.2, 0.3, 0.3])]
@@ -201,11 +242,11 @@ def test_two_editors_share_nothing(bench):
 
 @pytest.mark.every_version
 def test_a_copied_node_has_a_drawing_of_its_own_and_undo_takes_it_away(bench):
-    bench.load(editor_node([ONE], size=(640, 600)))
+    bench.load(editor_node([ONE], size=(500, 640)))
     bench.page.evaluate("""() => {
         app.canvas.select(nodeOf(1));
         app.canvas.copyToClipboard();
-        app.canvas.graph_mouse[0] = 760; app.canvas.graph_mouse[1] = 60;
+        app.canvas.graph_mouse[0] = 600; app.canvas.graph_mouse[1] = 60;
         app.canvas.pasteFromClipboard();
         const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
         (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
@@ -316,7 +357,7 @@ def drawing_text(*regions, **more):
     return json.dumps({"type": "boxwright.regions", "version": 1, "regions": list(regions), **more})
 
 
-@pytest.mark.parametrize("text, words", [
+HOSTILE = [
     ("[" * 200_000, "not valid JSON"),
     ("[" * 5000 + "]" * 5000, "nested"),
     (json.dumps("x" * 1_200_000), "characters long"),
@@ -332,16 +373,33 @@ def drawing_text(*regions, **more):
     (json.dumps({"type": EVIL, "version": 1, "regions": []}), "not a drawing"),
     (json.dumps({"type": "boxwright.regions", "version": 99, "regions": []}), "newer"),
     ("null", "not a drawing"),
-])
-def test_a_hostile_file_is_a_message_and_the_rest_of_the_graph_loads(bench, text, words):
-    note = node("Note", 2, (900, 60), ["still here"])
-    bench.load(editor_node(text=text), note)
+]
+
+
+@pytest.mark.every_version
+def test_hostile_files_are_messages_and_the_rest_of_the_graph_loads(bench):
+    """All of them in one graph."""
+    places = [(20 + 380 * (index % 4), 20 + 480 * (index // 4)) for index in range(len(HOSTILE))]
+    editors = [editor_node(number=number, text=text, pos=place, size=(360, 440))
+               for number, ((text, _), place) in enumerate(zip(HOSTILE, places, strict=True), 1)]
+    sound = editor_node([ONE], number=90, pos=(1600, 20))
+    bench.load(*editors, sound, node("Note", 91, (1600, 800), ["still here"]), scale=0.4)
+    bench.frames(4)
+    for number, (text, words) in enumerate(HOSTILE, 1):
+        trouble = bench.part(".bw-trouble", number)
+        assert trouble.is_visible() and words in trouble.inner_text(), words
+        assert len(trouble.inner_text()) < 400
+        assert bench.text(number) == text, "what cannot be read is not thrown away"
+    assert bench.page.evaluate("nodeOf(91).widgets[0].value") == "still here"
+    bench.drag((0.35, 0.35), (0.55, 0.35), number=90)
+    assert bench.rects(90) == [pytest.approx([0.4, 0.2, 0.3, 0.3], abs=4 * NEAR)]
+
+
+def test_what_cannot_be_read_cannot_be_edited_but_started_over(bench):
+    text = drawing_text({**ONE, "x": 1e308})
+    bench.load(editor_node(text=text))
     bench.frames(4)
     trouble = bench.part(".bw-trouble")
-    assert trouble.is_visible() and words in trouble.inner_text()
-    assert len(trouble.inner_text()) < 400
-    assert bench.page.evaluate("nodeOf(2).widgets[0].value") == "still here"
-    assert bench.text() == text, "what cannot be read is not thrown away"
     bench.click(0.5, 0.5)
     bench.part(".bw-canvas").focus()
     bench.press("Control+v", "Control+d", "Delete", "ArrowLeft")
@@ -384,15 +442,24 @@ def test_markup_and_prototype_keys_are_only_text(bench):
     assert json.loads(bench.text())["__proto__"] == {"polluted": 1}
 
 
-@pytest.mark.parametrize("pasted", ["", "hello", "{", "[" * 50_000, '{"nodes": []}', "[[[[1]]]]", '[{"x": "a"}]',
-                                    '{"x": 1e999, "y": 0, "width": 1, "height": 1}', "[" + "{}," * 70 + "{}]", EVIL])
-def test_pasting_anything_else_changes_nothing(bench, pasted):
+def test_pasting_anything_else_changes_nothing(bench):
     bench.load(editor_node([ONE]))
     bench.click(0.9, 0.9)
-    bench.page.evaluate("(text) => navigator.clipboard.writeText(text)", pasted)
-    bench.press("Control+v", "Control+v", "Control+v")
-    assert bench.boxes() == [ONE]
+    for pasted in ("", "hello", "{", "[" * 50_000, '{"nodes": []}', "[[[[1]]]]", '[{"x": "a"}]',
+                   '{"x": 1e999, "y": 0, "width": 1, "height": 1}', "[" + "{}," * 70 + "{}]", EVIL):
+        bench.page.evaluate("(text) => navigator.clipboard.writeText(text)", pasted)
+        bench.press("Control+v")
+        assert bench.boxes() == [ONE], pasted[:40]
     assert bench.page.evaluate("[app.graph.nodes.length, window.harmed ?? null]") == [1, None]
+
+
+def test_pasting_a_drawing_over_and_over_ends_at_the_limit(bench):
+    bench.load(editor_node([ONE, TWO]))
+    bench.part("canvas").focus()
+    for _ in range(7):  # what was copied is all there is: twice as much each time
+        bench.press("Control+a", "Control+c", "Control+v")
+    assert len(bench.boxes()) == 64
+    assert len({tuple(rect) for rect in bench.rects()}) > 6
 
 
 # Runs
