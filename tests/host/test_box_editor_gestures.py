@@ -37,6 +37,7 @@ def test_a_drag_on_empty_canvas_draws_a_box_and_asks_for_its_words(bench):
     assert bench.drawing()["version"] == 1
 
 
+@pytest.mark.one_renderer
 def test_a_drag_from_any_corner_draws_the_same_box(bench):
     bench.load(editor_node())
     bench.drag((0.5, 0.7), (0.1, 0.2))
@@ -44,6 +45,7 @@ def test_a_drag_from_any_corner_draws_the_same_box(bench):
     assert bench.rects() == [near([0.1, 0.2, 0.4, 0.5])]
 
 
+@pytest.mark.one_renderer
 def test_a_box_drawn_past_the_edge_stops_there(bench):
     bench.load(editor_node())
     bench.drag((0.6, 0.6), (1.02, 1.02))
@@ -116,6 +118,7 @@ def test_every_handle_resizes(bench):
         assert bench.rects() == [near(expected)], handle
 
 
+@pytest.mark.one_renderer
 def test_a_handle_dragged_past_the_other_side_turns_the_box_over(bench):
     bench.load(editor_node([ONE]))
     bench.click(0.35, 0.35)
@@ -173,6 +176,7 @@ def test_a_marquee_selects_what_it_touches_and_the_group_resizes(bench):
     assert bench.rects() == [near([0.2, 0.2, 0.15, 0.15]), near([0.4, 0.375, 0.15, 0.15])]
 
 
+@pytest.mark.one_renderer
 def test_a_group_stops_at_the_edge_as_one(bench):
     bench.load(editor_node([ONE, TWO]))
     bench.drag((0.1, 0.1), (0.7, 0.7), "Shift")
@@ -247,6 +251,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.one_renderer
 def test_boxes_of_other_programs_paste_as_json(bench):
     bench.load(editor_node())
     bench.click(0.5, 0.5)
@@ -331,6 +336,7 @@ def test_tab_goes_from_box_to_box_and_escape_leaves(bench):
     assert bench.selected() == []
 
 
+@pytest.mark.one_renderer
 def test_everything_works_from_the_keyboard_alone(bench):
     bench.load(editor_node())
     bench.button("addBox").focus()
@@ -420,6 +426,7 @@ def test_undo_right_after_drawing_takes_the_box_away(bench):
     assert bench.boxes() == []
 
 
+@pytest.mark.one_renderer
 def test_undo_of_other_nodes_leaves_the_drawing_alone(bench):
     bench.load(editor_node([ONE]))
     bench.drag((0.35, 0.35), (0.5, 0.35))
@@ -549,6 +556,7 @@ def test_every_setting_of_a_box_is_kept(bench):
     assert "color" not in left and "start" not in left and left["end"] == 0.8
 
 
+@pytest.mark.one_renderer
 def test_a_setting_goes_to_all_selected_boxes(bench):
     bench.load(editor_node([ONE, TWO]))
     bench.part(".bw-canvas").focus()
@@ -561,7 +569,6 @@ def test_a_setting_goes_to_all_selected_boxes(bench):
 # Presets, snapping
 
 
-@pytest.mark.every_version
 def test_presets_split_the_image(bench):
     bench.load(editor_node())
     for name, columns, rows in (("columns2", 2, 1), ("columns3", 3, 1), ("rows2", 1, 2), ("rows3", 1, 3),
@@ -611,6 +618,7 @@ def test_resizing_and_drawing_snap_to_the_grid(bench):
     assert bench.rects()[1] == pytest.approx([0.75, 0, 0.125, 0.125], abs=1e-6)
 
 
+@pytest.mark.one_renderer
 def test_view_options_are_kept_with_the_node(bench):
     bench.load(editor_node([ONE], snap=True))
     bench.button("view").click()

@@ -117,6 +117,7 @@ def test_the_connected_image_lies_behind_the_boxes(bench):
     assert pixel(bench, 0.9, 0.1)[1] > 120
 
 
+@pytest.mark.one_renderer
 def test_what_is_covered_is_said_and_the_rest_hatched(bench):
     bench.load(editor_node([box("half", 0, 0, 0.5, 1), box("quarter", 0.25, 0, 0.5, 0.5)]))
     assert bench.part(".bw-status span >> nth=0").inner_text() == "2 boxes · 63 % covered · 13 % overlap"
@@ -128,6 +129,7 @@ def test_what_is_covered_is_said_and_the_rest_hatched(bench):
     bench.shot("hatched")
 
 
+@pytest.mark.one_renderer
 def test_small_boxes_and_words_that_the_prompt_lacks_are_marked_while_typing(bench):
     bench.load(editor_node([ONE, box("dot", 0.8, 0.1, 0.03, 0.03)], prompt="a red heart, dots and a dot"))
     bench.frames(4)
@@ -323,6 +325,7 @@ def test_a_shared_workflow_looks_the_same_after_a_reload(bench):
     assert picture_of(bench) == picture
 
 
+@pytest.mark.one_renderer
 def test_opening_and_looking_changes_nothing(bench):
     text = json.dumps({"type": "boxwright.regions", "version": 1, "by": "hand", "regions": [ONE]}, indent=3)
     bench.load(editor_node(text=text))
@@ -395,6 +398,7 @@ def test_hostile_files_are_messages_and_the_rest_of_the_graph_loads(bench):
     assert bench.rects(90) == [pytest.approx([0.4, 0.2, 0.3, 0.3], abs=4 * NEAR)]
 
 
+@pytest.mark.one_renderer
 def test_what_cannot_be_read_cannot_be_edited_but_started_over(bench):
     text = drawing_text({**ONE, "x": 1e308})
     bench.load(editor_node(text=text))
@@ -412,6 +416,7 @@ def test_what_cannot_be_read_cannot_be_edited_but_started_over(bench):
     assert bench.text() == text
 
 
+@pytest.mark.one_renderer
 def test_wrong_types_in_the_saved_node_do_no_harm(bench):
     for value in (None, 5, [ONE], {"regions": []}):
         broken = editor_node()
@@ -442,6 +447,7 @@ def test_markup_and_prototype_keys_are_only_text(bench):
     assert json.loads(bench.text())["__proto__"] == {"polluted": 1}
 
 
+@pytest.mark.one_renderer
 def test_pasting_anything_else_changes_nothing(bench):
     bench.load(editor_node([ONE]))
     bench.click(0.9, 0.9)
@@ -453,6 +459,7 @@ def test_pasting_anything_else_changes_nothing(bench):
     assert bench.page.evaluate("[app.graph.nodes.length, window.harmed ?? null]") == [1, None]
 
 
+@pytest.mark.one_renderer
 def test_pasting_a_drawing_over_and_over_ends_at_the_limit(bench):
     bench.load(editor_node([ONE, TWO]))
     bench.part("canvas").focus()
