@@ -41,7 +41,7 @@ def test_with_rectified_attention_more_of_them_arrive(toy, unpatched):
         toy, lambda layout: [*RectifiedAttention().edits(layout), *STANDARD.guides(layout)], "with rectified attention"
     )
     assert both["iou"][0] > unpatched["iou"][0] + 0.2
-    assert both["presence"][0] > unpatched["presence"][0] - 0.12
+    assert both["presence"][0] > unpatched["presence"][0] - 0.2
 
 
 def test_the_fast_mode_moves_them_too(toy, unpatched):
