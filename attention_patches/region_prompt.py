@@ -4,7 +4,8 @@
 2401.11708): in every cross-attention the image tokens of a region attend to the region's text instead of the prompt's.
 Here with exact weights: coverage of each cell, feather, strength, order or blending of overlaps and a share of the base
 prompt make one convex combination of attentions for every image token, so that soft edges need no rounding and what no
-region covers reads the base prompt (or a background text).
+region covers reads the base prompt (or a background text), in which the words of a region are invisible outside it
+(rectified attention): else the prompt draws its objects once more between the regions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ import torch
 from torch import Tensor
 
 from .grids import covered, feathered
-from .types import AttentionSite, BoxwrightError, Layout, Rows, StepWindow, TextMix, widest_window, window_of
+from .rectified_attention import RectifiedAttention
+from .types import (
+    AttentionEdit,
+    AttentionSite,
+    BoxwrightError,
+    ContextEdit,
+    Layout,
+    Rows,
+    StepWindow,
+    TextMix,
+    widest_window,
+    window_of,
+)
 
 Overlap = Literal["order", "blend"]
 
@@ -28,6 +41,7 @@ class RegionPrompt:
 
     strength: float = 1.0  # 0 = off; every region's own strength multiplies it
     base_ratio: float = 0.2  # share of the base prompt inside the regions: 0 = none, 1 = nothing else
+    confine: bool = True  # the base prompt's own words for a region are invisible outside it
     overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()
@@ -44,17 +58,20 @@ class RegionPrompt:
         texts: Sequence[Tensor] | None = None,
         background: Tensor | None = None,
         report: Callable[[str], None] | None = None,
-    ) -> list[TextMix]:
+    ) -> list[TextMix | AttentionEdit | ContextEdit]:
         """The mixes to install for this layout: of its own rows and, where regions have negatives, of the negative's.
 
         `texts`: what the regions read instead of their phrases encoded alone, float [1, T, C] for each region.
         `background`: what the rest of the image reads instead of the prompt. `report`: told by a run without negative
-        prompt that negatives have no effect. None at strength 0, and where nothing is left to mix.
+        prompt that negatives have no effect. No edits at strength 0, and where nothing is left to mix.
         """
         own = list(texts) if texts is not None else [text.embedding for text in layout.region_texts]
         negatives = [text and text.embedding for text in layout.region_negatives or (None,) * len(layout.regions)]
         mixes = [*self._mix(layout, [*own, background], "layout"), *self._mix(layout, [*negatives, None], "negative")]
-        return [replace(mix, report=report) for mix in mixes]
+        if not mixes or not self.confine:
+            return [replace(mix, report=report) for mix in mixes]
+        confined = RectifiedAttention(self.strength, self.window, self.feather)
+        return [*confined.edits(layout), *(replace(mix, report=report) for mix in mixes)]
 
     def _mix(self, layout: Layout, texts: list[Tensor | None], rows: Rows) -> list[TextMix]:
         """The mix of the texts of every region and of the background, None for those that read the row's own text."""

@@ -104,6 +104,7 @@ SCHEMAS = {
         "mode: COMBO = 'couple', of ['couple', 'dense']",
         "strength: FLOAT = 1.0, 0.0 to 1.0",
         "base_ratio: FLOAT = 0.2, 0.0 to 1.0",
+        "confine: BOOLEAN = True",
         "overlap: COMBO = 'order', of ['order', 'blend']",
         "feather: FLOAT = 0.0, 0.0 to 1.0",
         "start: FLOAT = 0.0, 0.0 to 1.0",
