@@ -13,7 +13,7 @@ from pack.attention_patches.recorder import (
     resized,
     stretched,
 )
-from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, StepWindow, View
+from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap, View
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 FINE, COARSE = (4, 6), (2, 3)
@@ -156,6 +156,17 @@ def test_too_much_is_refused_before_it_is_taken(two):
     for number in (0, 65):
         with pytest.raises(BoxwrightError, match="moments"):
             AttentionRecord(two.prompt.tokens, Recording(moments=number))
+
+
+def test_the_default_budget_holds_four_pictures_of_sdxl_but_not_sixteen():
+    """1024 x 1024 pixels: grids of 64 x 64 and 32 x 32; 75 words, a map for each of 20 steps."""
+    spans = (None, *((2 * i, 2 * i + 1) for i in range(75)), None)
+    tokens = TokenMap(" ".join("abcde" * 15), spans, ("start", *["word"] * 75, "end"))
+    record = AttentionRecord(tokens, Recording(resolutions="all", moments=20))
+    record.begin([step / 20 for step in range(20)], 4, ((64, 64), (32, 32)))
+    assert record.bytes_for(4, ((64, 64), (32, 32)), 20) == 4 * 76 * 5120 * 44
+    with pytest.raises(BoxwrightError, match=r"needs 261\.2 MB and its budget is 256 MB: 16 pictures, 75 tokens"):
+        record.begin([step / 20 for step in range(20)], 16, ((64, 64), (32, 32)))
 
 
 def test_parts_of_the_batch_or_of_the_image_are_refused(two):
