@@ -11,7 +11,7 @@ from ..diff_edit import sample_diff_edit
 from ..inversion import Trajectory
 from ..mask_ops import on_latent
 from .inversion import check_trajectory
-from .loops import check_model, denoiser, progress, run
+from .loops import check_model, denoiser, logged, progress, run
 
 
 def diff_edit_sampler(trajectory: Trajectory, mask: Tensor) -> comfy.samplers.KSAMPLER:
@@ -29,7 +29,7 @@ def diff_edit_sampler(trajectory: Trajectory, mask: Tensor) -> comfy.samplers.KS
         denoise = denoiser(model, x, {**extra_args, "denoise_mask": None})
         return sample_diff_edit(denoise, trajectory, area, sigmas, callback)
 
-    return comfy.samplers.KSAMPLER(redraw)
+    return logged("DiffEdit", redraw)
 
 
 def edit(

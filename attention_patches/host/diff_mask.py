@@ -85,6 +85,8 @@ def measure(
 
     conds = {"positive": target, "source": source, **({"negative": negative} if negative is not None else {})}
     _, rows = run(model, conds, cfg, samples, loop, torch.tensor([sigma, 0.0]), seed)
+    if not bool(torch.isfinite(result[0]).all()):
+        raise BoxwrightError("The model predicts values that are no numbers. Check the latent, or use more precision.")
     heat = settings.heat(result[0])
     return Found(heat, settings.mask(heat), rows, together)
 

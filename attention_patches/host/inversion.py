@@ -22,7 +22,7 @@ from ..inversion import (
 )
 from ..noise import Level
 from ..types import BoxwrightError
-from .loops import check_model, check_sigmas, denoiser, levels_of, progress, run, space_of, start_level
+from .loops import check_model, check_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def direct_inversion_sampler(trajectory: Trajectory) -> comfy.samplers.KSAMPLER:
         denoise = denoiser(model, x, {**extra_args, "denoise_mask": None})
         return sample_beside(denoise, x, trajectory, sigmas, callback)
 
-    return comfy.samplers.KSAMPLER(redraw)
+    return logged("Direct Inversion", redraw)
 
 
 def check_trajectory(trajectory: Trajectory, base_model: Any, shape: tuple[int, ...] | None = None) -> None:

@@ -142,14 +142,23 @@ def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = Fal
             # A step that is being taken is not after the last, even at the model's lowest sigma.
             lambda sigma: min(schedule_progress(model_sampling, sigma), LAST),
         )
+        # Without the mask: the host would blend the picture in once more, at the wrong place in the loop.
+        return loop(denoiser(model, x, {**extra_args, "denoise_mask": None}), x, sigmas, scene, callback)
+
+    return logged(name, sample)
+
+
+def logged(name: str, sample: Callable[..., Tensor]) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER of the host's signature (model, x, sigmas, extra_args=...) that logs what a run cost under `name`."""
+
+    def counted(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, **rest: Any) -> Tensor:
         tally = Tally()
         tally.watch(extra_args["model_options"])
-        # Without the mask: the host would blend the picture in once more, at the wrong place in the loop.
-        result = loop(denoiser(model, x, {**extra_args, "denoise_mask": None}), x, sigmas, scene, callback)
+        result = sample(model, x, sigmas, extra_args=extra_args, **rest)
         logging.info("Boxwright %s: %d steps, %d model evaluations", name, len(sigmas) - 1, tally.rows)
         return result
 
-    return comfy.samplers.KSAMPLER(sample)
+    return comfy.samplers.KSAMPLER(counted)
 
 
 def denoiser(model: Any, x: Tensor, extra_args: dict[str, Any]) -> Denoiser:

@@ -162,6 +162,11 @@ def test_prompts_that_do_not_differ_are_refused(models):
         mask_of(models, "sd15", pictures("sd15"), source=1, target=1)
 
 
+def test_predictions_that_are_no_numbers_are_refused(models):
+    with pytest.raises(BoxwrightError, match="no numbers"):
+        mask_of(models, "sd15", pictures("sd15") * float("nan"))
+
+
 def test_it_can_be_interrupted_and_shows_its_progress(models, monkeypatch):
     seen = []
     monkeypatch.setattr(host_diff_mask, "_draws_that_fit", lambda *args: 1)
@@ -256,12 +261,14 @@ def test_outside_the_mask_the_latent_comes_back(models, family, size):
         close(sample(model, family, alone, sigmas, latent[part], positive=4), edited[part], 0.02)
 
 
-def test_the_one_call_edit_is_the_sampler(models):
+def test_the_one_call_edit_is_the_sampler(models, caplog):
     model, latent = models["sd15"], pictures("sd15")
     sigmas = schedule(model, "normal", 3, 1.0)
     path = inverted(model, "sd15", latent, sigmas)
     found, evaluations = edit(model, latent, path, left_mask(), prompt("sd15", 4), prompt("sd15", 2), 3.0, sigmas)
-    expected = sample(model, "sd15", diff_edit_sampler(path, left_mask()), sigmas, latent, positive=4)
+    with caplog.at_level(logging.INFO):
+        expected = sample(model, "sd15", diff_edit_sampler(path, left_mask()), sigmas, latent, positive=4)
+    assert "DiffEdit: 3 steps, 6 model evaluations" in caplog.text
     close(found, expected, 1e-5)
     assert evaluations == 2 * 3
 

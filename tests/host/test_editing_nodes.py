@@ -1,5 +1,7 @@
 """The editing nodes as a graph calls them, on a tiny model and a VAE that only averages."""
 
+import logging
+
 import pytest
 import tiny_models
 import torch
@@ -147,7 +149,7 @@ def test_invert_feeds_the_samplers(model):
         BoxwrightDiffEditSampler.execute(trajectory, torch.ones(3, 8, 8))
 
 
-def test_direct_inversion_redraws_the_picture_beside_its_edit(model):
+def test_direct_inversion_redraws_the_picture_beside_its_edit(model, caplog):
     import comfy.sample
 
     latent = VAE.encode(image())
@@ -163,7 +165,9 @@ def test_direct_inversion_redraws_the_picture_beside_its_edit(model):
             model, torch.zeros_like(pair), 3.0, sampler, sigmas, both, prompt(2), pair, disable_pbar=True, seed=1
         )
 
-    redrawn = draw(BoxwrightDirectInversionSampler.execute(trajectory)[0])
+    with caplog.at_level(logging.INFO):
+        redrawn = draw(BoxwrightDirectInversionSampler.execute(trajectory)[0])
+    assert "Direct Inversion: 3 steps, 12 model evaluations" in caplog.text
     torch.testing.assert_close(redrawn[0], latent[0], atol=1e-4, rtol=0)
     assert (redrawn[1] - latent[0]).abs().mean() > 0.05
     target = BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8))[0]
