@@ -305,6 +305,22 @@ def test_negative_phrases_count_in_the_negatives_rows_and_only_there(models, lay
     assert not torch.allclose(both[1], alone[1], atol=1e-2)
 
 
+def test_the_empty_prompt_of_perp_neg_is_no_negative(models, layout):
+    """At a scale of 0 the negative has no effect; nor may its phrases have one through the empty prompt."""
+
+    def out(lay):
+        model = coupled(models["sd15"], lay)
+        guider = nodes_perpneg.Guider_PerpNeg(model)
+        negative, empty = (tiny.conditioning("sd15", tiny.text(seed=s), seed=6) for s in (2, 3))
+        guider.set_conds(tiny.conditioning("sd15", lay.prompt, lay.key), negative, empty)
+        guider.set_cfg(3.0, 0.0)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 1)
+        noise = tiny.latent("sd15")
+        return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), sigmas)
+
+    close(out(replace(layout, region_negatives=(None, tiny.text(seed=40)))), out(layout))
+
+
 def test_without_a_negative_prompt_that_is_said(models, layout):
     said = []
     opposed = replace(layout, region_negatives=(None, tiny.text(seed=40)))
