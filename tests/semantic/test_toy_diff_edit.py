@@ -16,7 +16,7 @@ def test_the_mask_finds_the_object_that_the_edit_names(toy):
 
 
 def test_the_named_object_changes_and_the_rest_stays(toy):
-    scores = [edit_picture(toy, edit(number), number, steps=8, draws=4) for number in (17, 18)]
+    scores = [edit_picture(toy, edit(number), number, steps=10, draws=4) for number in (17, 18)]
     pasted, edited, plain = ([score[name] for score in scores] for name in scores[0])
     for name in scores[0]:
         summary(name, [score[name] for score in scores])
