@@ -11,6 +11,7 @@ from pack.attention_patches.box_constraint import preset
 from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.host.run import install
 from pack.attention_patches.region_prompt import RegionPrompt
+from torch import Tensor
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS, Layout
 from toyworld.scenes import COLORS, TEXTURES
@@ -36,16 +37,33 @@ SWAPS = (
     *_swapped("striped purple house", "plain green heart", "gray"),
 )
 
+
+def boxed(layout, _):
+    return preset("standard", "boxdiff").guides(layout)
+
+
+def coupled(layout, texts, **settings):
+    return RegionPrompt(**settings).edits(layout, texts)
+
+
+# Name -> (layout, a sentence for each region, encoded) -> edits.
 METHODS: dict[str, Callable] = {
-    "unpatched": lambda layout: [],
-    "couple": lambda layout: RegionPrompt().edits(layout),
-    "dense": lambda layout: DenseDiffusion().edits(layout),
-    "couple + bound": lambda layout: [*RegionPrompt().edits(layout), *BoundedAttention().edits(layout)],
-    "box constraint": lambda layout: preset("standard", "boxdiff").guides(layout),
-    "couple + box constraint": lambda layout: [
-        *RegionPrompt().edits(layout), *preset("standard", "boxdiff").guides(layout),
-    ],
-}  # fmt: skip
+    "unpatched": lambda layout, texts: [],
+    "couple": coupled,
+    "dense": lambda layout, texts: DenseDiffusion().edits(layout),
+    "couple + bound": lambda layout, texts: [*coupled(layout, texts), *BoundedAttention().edits(layout)],
+    "box constraint": boxed,
+    "couple + box constraint": lambda layout, texts: [*coupled(layout, texts), *boxed(layout, texts)],
+}
+
+
+def sentences(clip, case: Layout) -> list[Tensor]:
+    """What a user writes into a region: "a red circle on a white background", encoded. Phrases alone are no sentences
+    to this model: it was trained on whole ones."""
+    background = case.prompt[case.prompt.index(" on a ") :]
+    articles = ["an" if phrase[0] in "aeiou" else "a" for phrase, _ in case.regions]
+    texts = [f"{article} {phrase}{background}" for article, (phrase, _) in zip(articles, case.regions)]
+    return [sampling.encode(clip, text)[0][0] for text in texts]
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ def score(toy, edits_of: Callable, cases, seeds) -> dict[str, float]:
     start = time.process_time()
     for case in cases:
         positive, layout = layout_of(clip, case.prompt, case.regions)
-        patched = install(model, layout, edits_of(layout))
+        patched = install(model, layout, edits_of(layout, sentences(clip, case)))
         drawn = sampling.sample(patched, vae, positive, sampling.encode(clip, ""), list(seeds))
         images.append(drawn)
         for image in drawn:
