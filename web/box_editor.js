@@ -14,6 +14,7 @@ const MIN_HEIGHT = 420;
 const MAX_SIDE = 8192;
 const MAX_HISTORIES = 64; // nodes whose steps are remembered
 const AFTERLIFE = 3000; // ms: how long the host may take to put a new node in the place of an old one
+const FRAMES = 20; // the same for its element
 
 const histories = new Map(); // node of a graph -> history; outlives the node, which the host's undo makes anew
 const editors = new Set();
@@ -71,7 +72,7 @@ function tie(node) {
     };
     chain(node, "onConfigure", () => {
         editor.sync();
-        takePlace(editor, node);
+        takePlace(editor, node, FRAMES);
     });
     chain(node, "onAdded", begin);
     chain(node, "onResize", () => editor.render());
@@ -79,11 +80,7 @@ function tie(node) {
     chain(node, "onRemoved", () => {
         editors.delete(live);
         resizes.disconnect();
-        const key = keyOf(node);
-        if (editor.stage.hadFocus()) focusWanted.set(key, performance.now());
-        if (!editor.element.isConnected) return;
-        leftBehind.set(key, editor.element);
-        setTimeout(() => leftBehind.get(key) === editor.element && leftBehind.delete(key), AFTERLIFE);
+        if (editor.stage.hadFocus()) focusWanted.set(keyOf(node), performance.now());
     });
     begin();
     editor.element.addEventListener("wheel", (event) => wheel(event, editor), { passive: false });
@@ -91,7 +88,6 @@ function tie(node) {
 }
 
 const focusWanted = new Map(); // node -> when it went away with the focus on its canvas
-const leftBehind = new Map(); // node -> its editor's element when it went away
 
 /** Focus the canvas if the node that it replaces had the focus. */
 function takeFocus(editor, node) {
@@ -101,17 +97,16 @@ function takeFocus(editor, node) {
 }
 
 /**
- * The host's undo makes every node anew. Nodes 2.0 then keeps the old node's element on the page, as it tells nodes apart
- * by their number only; the new element takes its place, within the next frames.
+ * Nodes 2.0 tells nodes apart by their number only: after an undo, or between a graph and its subgraph, it may keep the
+ * editor of another node with our number on the page. Ours takes its place. The host needs some frames.
  */
-function takePlace(editor, node, frames = 20) {
-    const old = leftBehind.get(keyOf(node));
-    if (!old || editor.element.isConnected || frames === 0) {
-        leftBehind.delete(keyOf(node));
-        return;
+function takePlace(editor, node, frames = 0) {
+    if (editor.element.isConnected) return;
+    if (node.graph && node.graph === app.canvas?.graph) {
+        const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .bw-editor`);
+        shown?.replaceWith(editor.element);
     }
-    if (old.isConnected) old.replaceWith(editor.element);
-    requestAnimationFrame(() => takePlace(editor, node, frames - 1));
+    if (frames > 0) requestAnimationFrame(() => takePlace(editor, node, frames - 1));
 }
 
 /** The editor writes this widget; people need not see its text. Both renderers look at different places. */
@@ -272,6 +267,7 @@ function takeOutput(editor, node, output) {
 
 /** What changes without telling: the zoom, the theme, a widget, the text. */
 function beat(editor, node) {
+    takePlace(editor, node);
     if (!editor.element.isConnected || editor.stage.gesture || editor.stage.nudging) return;
     const theme = isLight(editor) ? "light" : "dark";
     editor.element.classList.toggle("bw-light", theme === "light");
