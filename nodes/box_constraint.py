@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..attention_patches.box_constraint import PRESETS, BoxConstraint, Competition, Mode
 from ..attention_patches.box_constraint import preset as numbers_of
 from ..attention_patches.host.run import install
 from ..attention_patches.types import StepWindow
 from . import schema
+from .progress import progress_reporter
 
 Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.box_constraint.BoxConstraint
 DEFAULT = PRESETS["standard"]
-
-
-def progress_reporter(node_id: str | None) -> Callable[[str], None] | None:
-    """Shows a line of text on a node while it works; None where no server listens."""
-    server = getattr(PromptServer, "instance", None)
-    if server is None or node_id is None:
-        return None
-    return lambda line: server.send_progress_text(line, node_id)
 
 
 class BoxwrightBoxConstraint(io.ComfyNode):

@@ -13,8 +13,8 @@ from ..attention_patches.host.run import install
 from ..attention_patches.region_prompt import Overlap, RegionPrompt
 from ..attention_patches.types import BoxwrightError, Layout, StepWindow
 from . import schema
-from .box_constraint import progress_reporter
 from .boxes import counted, shortened
+from .progress import progress_reporter
 
 Mode = Literal["couple", "dense"]
 Bound = Literal["off", "coarse", "all"]
