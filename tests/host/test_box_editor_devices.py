@@ -1,6 +1,7 @@
 """The box editor under a finger and a pen, on a sharp screen, in another language; and all the way to a picture."""
 import io
 import json
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -94,8 +95,16 @@ def test_two_drawn_boxes_are_obeyed_by_the_model(chromium, server):
         draw_and_run(bench)
 
 
+def muted(graph, title):
+    """The same graph without the node of this title and all that it feeds: they do not run."""
+    found = {each["id"] for each in graph["nodes"] if each.get("title") == title}
+    for _ in graph["nodes"]:
+        found |= {target for _, origin, _, target, *_ in graph["links"] if origin in found}
+    return {**graph, "nodes": [{**each, "mode": 2} if each["id"] in found else each for each in graph["nodes"]]}
+
+
 def draw_and_run(bench):
-    graph = load_workflow(ROOT / "example_workflows" / "rectified_attention.json")
+    graph = muted(load_workflow(ROOT / "example_workflows" / "rectified_attention.json"), "KSampler (unpatched)")
     for each in graph["nodes"]:
         if each["type"] == "BoxwrightBoxEditor":
             number = each["id"]
@@ -122,18 +131,16 @@ def draw_and_run(bench):
     assert run(bench) == ["execution_success", ""]
     history = json.loads(urllib.request.urlopen(f"{bench.url}/history").read())
     outputs = list(history.values())[-1]["outputs"]
-    shown = {"unpatched": [], "patched": []}
-    for output in outputs.values():
-        for image in output.get("images", []):
-            if image["type"] == "output":
-                name = image["filename"].split("_")[0]
-                query = "&".join(f"{key}={image[key]}" for key in ("filename", "subfolder", "type"))
-                file = urllib.request.urlopen(f"{bench.url}/view?{query}")
-                shown[name].append(np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"), np.float32) / 255)
+    files = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
+    assert len(files) == 2 and all(image["filename"].startswith("patched") for image in files)
     expected = [scorer.expected_object(phrase, rect) for phrase, rect in drawn.items()]
-    scores = {name: [scorer.score_image(image, expected) for image in images] for name, images in shown.items()}
-    inside = {name: np.mean([each.inside_mass for score in some for each in score.objects])
-              for name, some in scores.items()}
-    print(inside)
+    scores = [scorer.score_image(picture(bench, image), expected) for image in files]
     bench.shot("obeyed")
-    assert inside["patched"] > inside["unpatched"] + 0.2
+    # As measured with these seeds: 0.24 of each thing inside its box without the patch, 0.70 with it.
+    assert np.mean([each.inside_mass for score in scores for each in score.objects]) > 0.5
+
+
+def picture(bench, image):
+    query = urllib.parse.urlencode({key: image[key] for key in ("filename", "subfolder", "type")})
+    with urllib.request.urlopen(f"{bench.url}/view?{query}") as file:
+        return np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"), np.float32) / 255

@@ -424,6 +424,11 @@ def test_wrong_types_in_the_saved_node_do_no_harm(bench):
         broken["properties"]["boxwright.view"] = {"grid": "x", "snap": 3, "behind": {}}
         bench.load(broken)
         bench.frames(3)
+        assert bench.part(".bw-trouble").is_visible() == (value is not None), value
+    bench.button("startOver").click()
+    bench.drag((0.1, 0.1), (0.4, 0.4))
+    bench.press("Escape")
+    assert bench.rects() == [near([0.1, 0.1, 0.3, 0.3])]
     assert bench.errors == []
 
 
