@@ -8,8 +8,19 @@ from typing import Any
 
 import torch
 from measure import Job, Time, memory_of, time_of
-from pack.attention_patches.host.run import install
-from shapes import KEY, METHODS, SHAPES, Shape, attention_layers, build, conditioning, prompt, random_layout, regions_of
+from shapes import (
+    KEY,
+    METHODS,
+    ROWS,
+    SHAPES,
+    Shape,
+    attention_layers,
+    build,
+    conditioning,
+    prompt,
+    random_layout,
+    regions_of,
+)
 
 MIB = 2**20
 
@@ -50,45 +61,60 @@ def measure_shape(name: str, dtype: torch.dtype, repeats: int | None, methods: s
     """
     shape = SHAPES[name]
     model = build(shape, dtype)
-    job, patched = prepare(shape, model, methods)
-    time_of(job, model)  # warm-up: loads the model
+    cells = prepare(shape, model, methods)
+    if not cells:
+        return [], 0.0
+    first = next(iter(cells.values()))[0]
+    time_of(first, model)  # warm-up: loads the model
     # In pairs: the host's attention takes larger pieces the more memory is free, and that changes meanwhile.
-    memory = {cell: (memory_of(job, variant), memory_of(job, model)) for cell, variant in patched.items()}
-    unpatched = [time_of(job, model)]
-    ratios: dict[tuple[str, int], list[tuple[float, ...]]] = {cell: [] for cell in patched}
+    memory = {cell: (memory_of(job, variant), memory_of(job, model)) for cell, (job, variant) in cells.items()}
+    unpatched: dict[int, list[Time]] = {}  # by the job's number of pictures
+    ratios: dict[tuple[str, int], list[tuple[float, ...]]] = {cell: [] for cell in cells}
+    last = None
     for _ in range(repeats or shape.repeats):
-        for cell, variant in patched.items():
+        for cell, (job, variant) in cells.items():
+            times = unpatched.setdefault(len(job.noise), [])
+            if job is not last:
+                times.append(time_of(job, model))
+                last = job
             taken = time_of(job, variant)
-            unpatched.append(time_of(job, model))
-            ratios[cell].append(compare(taken, unpatched[-2:]))
+            times.append(time_of(job, model))
+            ratios[cell].append(compare(taken, times[-2:]))
     one_per_score = shape.heads * shape.tokens * shape.text * 4
     rows = [
         Row(
             name, *cell, *(Spread.of(list(kind)) for kind in zip(*ratios[cell])),
-            (with_edits.peak, without.peak), (with_edits.largest, without.largest), max(without.largest, one_per_score),
+            (with_edits.peak, without.peak), (with_edits.largest, without.largest),
+            max(without.largest, one_per_score * len(cells[cell][0].noise)),
         )
         for cell, (with_edits, without) in memory.items()
     ]  # fmt: skip
-    return rows, median(time.wall for time in unpatched)
+    return rows, median(time.wall for time in unpatched[len(first.noise)])
 
 
-def prepare(shape: Shape, model: Any, methods: str) -> tuple[Job, dict[tuple[str, int], Any]]:
-    """What every evaluation shares, and the patched MODEL of each (method, number of regions)."""
-    encoded = prompt(shape, seed=1)
-    job = Job(
-        positive=conditioning(shape, encoded, KEY),
+def prepare(shape: Shape, model: Any, methods: str) -> dict[tuple[str, int], tuple[Job, Any]]:
+    """(method, number of regions) -> what its evaluations are of, and the patched MODEL."""
+    encoded, jobs = prompt(shape, seed=1), {}
+    cells = {}
+    for method, patch in METHODS.items():
+        rows = ROWS.get(method, 1)
+        for regions in regions_of(method, shape) if method.startswith(methods) else ():
+            if rows not in jobs:
+                jobs[rows] = job_of(shape, model, rows)
+            cells[method, regions] = jobs[rows], patch(model, random_layout(encoded, regions))
+    return cells
+
+
+def job_of(shape: Shape, model: Any, rows: int) -> Job:
+    """An evaluation of `rows` pictures, each conditioned and unconditioned."""
+    return Job(
+        positive=conditioning(shape, prompt(shape, seed=1), KEY, rows),
         negative=conditioning(shape, prompt(shape, seed=2), None),
-        noise=torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0)),
+        noise=torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0)).repeat(rows, 1, 1, 1),
         cfg=shape.cfg,
         layers=attention_layers(model),
         device=model.load_device,
     )
-    patched = {}
-    for method, edits in METHODS.items():
-        for regions in regions_of(method, shape) if method.startswith(methods) else ():
-            layout = random_layout(encoded, regions)
-            patched[method, regions] = install(model, layout, edits(layout))
-    return job, patched
 
 
 def compare(patched: Time, unpatched: list[Time]) -> tuple[float, float, float]:

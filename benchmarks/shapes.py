@@ -12,13 +12,25 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sampler_helpers
 import comfy.supported_models
 import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
+from comfy.patcher_extension import WrappersMP
+from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.box_constraint import preset
+from pack.attention_patches.dense_diffusion import DenseDiffusion
+from pack.attention_patches.host.prompt_to_prompt import edited
+from pack.attention_patches.host.recorder import recorded
+from pack.attention_patches.host.region_prompt import RegionConditioning
+from pack.attention_patches.host.run import install
 from pack.attention_patches.host.tokenizers import LAYOUT_KEY
+from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
+from pack.attention_patches.recorder import AttentionRecord, Recording
 from pack.attention_patches.rectified_attention import PUBLISHED
+from pack.attention_patches.region_prompt import RegionPrompt
 from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.token_alignment import token_alignment
 from pack.attention_patches.types import (
     AttentionEdit,
     Box,
@@ -27,6 +39,8 @@ from pack.attention_patches.types import (
     LatentGuide,
     Layout,
     Region,
+    StepWindow,
+    TextMix,
     TokenMap,
 )
 
@@ -175,15 +189,19 @@ def random_layout(encoded: EncodedText, regions: int) -> Layout:
     return Layout(encoded, tuple(boxes), columns, (encoded,) * regions, KEY)
 
 
-def conditioning(shape: Shape, encoded: EncodedText, key: str | None) -> list:
-    """CONDITIONING as a text encode node returns it; with `key`, as Layout Prompt marks it."""
+def conditioning(shape: Shape, encoded: EncodedText, key: str | None, rows: int = 1) -> list:
+    """CONDITIONING as a text encode node returns it; with `key`, as Layout Prompt marks it.
+
+    `rows`: prompts side by side, as Prompt to Prompt has them (what they say does not count here).
+    """
     values: dict[str, Any] = {} if key is None else {LAYOUT_KEY: key}
     if shape.pooled:
-        values["pooled_output"] = torch.randn(1, shape.pooled, generator=torch.Generator().manual_seed(3))
-    return [[encoded.embedding, values]]
+        pooled = torch.randn(1, shape.pooled, generator=torch.Generator().manual_seed(3))
+        values["pooled_output"] = pooled.repeat(rows, 1)
+    return [[encoded.embedding.repeat(rows, 1, 1), values]]
 
 
-Edits = list[AttentionEdit | ContextEdit | LatentGuide]
+Edits = list[AttentionEdit | ContextEdit | LatentGuide | TextMix]
 
 
 def rectified(layout: Layout) -> Edits:
@@ -197,20 +215,76 @@ def reweighted(layout: Layout, renormalize: bool) -> Edits:
     return Reweight(words, renormalize=renormalize).edits(layout)
 
 
-METHODS: dict[str, Callable[[Layout], Edits]] = {
-    "rectified": rectified,
-    "rectified + reweight, renormalised": lambda layout: rectified(layout) + reweighted(layout, renormalize=True),
-    "reweight as published (explicit)": lambda layout: reweighted(layout, renormalize=False),
-    "box constraint": lambda layout: preset("standard", "boxdiff").guides(layout),
-    "box constraint without early exit": lambda layout: [
-        replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)
-    ],
-    "box constraint, fast": lambda layout: preset("standard", "fast").guides(layout),
+def record_words(model: Any, layout: Layout) -> Any:
+    """Every word, on all grids but the finest: two in SD1.5."""
+    return recorded(model, layout, AttentionRecord(layout.prompt.tokens, Recording(resolutions="all but finest")))
+
+
+def prompt_to_prompt(model: Any, layout: Layout) -> Any:
+    """Source and target side by side, with local blend; all at the default settings but for the blended word."""
+    tokens = layout.prompt.tokens
+    prompts = Prompts(layout, (tokens,), (token_alignment(tokens, tokens),))
+    return edited(model, prompts, PromptToPrompt(blend=LocalBlend(("w3",))))
+
+
+def host_masks(model: Any, layout: Layout) -> Any:
+    """The same regions as the host's own conditioning, a pass of the model for each; nothing is patched."""
+
+    def with_masks(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        (base,) = guider.conds["positive"]
+        own = {name: value for name, value in base.items() if name not in ("cross_attn", "model_conds", "uuid")}
+        entry = [[base["cross_attn"], own]]
+        combined = RegionConditioning().combined(entry, layout.regions, [entry] * len(layout.regions))
+        guider.conds["positive"] = comfy.sampler_helpers.convert_cond(combined)
+        return executor(*args, **kwargs)
+
+    masked = model.clone()
+    masked.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "benchmark", with_masks)
+    return masked
+
+
+def with_edits(edits: Callable[[Layout], Edits]) -> Callable[[Any, Layout], Any]:
+    return lambda model, layout: install(model, layout, edits(layout))
+
+
+# Name -> (MODEL, layout) -> patched MODEL.
+METHODS: dict[str, Callable[[Any, Layout], Any]] = {
+    "rectified": with_edits(rectified),
+    "rectified + reweight, renormalised": with_edits(
+        lambda layout: rectified(layout) + reweighted(layout, renormalize=True)
+    ),
+    "reweight as published (explicit)": with_edits(lambda layout: reweighted(layout, renormalize=False)),
+    "box constraint": with_edits(lambda layout: preset("standard", "boxdiff").guides(layout)),
+    "box constraint without early exit": with_edits(
+        lambda layout: [
+            replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)
+        ]
+    ),
+    "box constraint, fast": with_edits(lambda layout: preset("standard", "fast").guides(layout)),
+    "couple": with_edits(lambda layout: RegionPrompt().edits(layout)),
+    "couple, feathered": with_edits(lambda layout: RegionPrompt(feather=0.1).edits(layout)),
+    "host's Conditioning (Set Mask)": host_masks,
+    "dense": with_edits(lambda layout: DenseDiffusion().edits(layout)),
+    "dense, text alone": with_edits(lambda layout: DenseDiffusion(self_weight=0.0).edits(layout)),
+    "bound": with_edits(lambda layout: BoundedAttention().edits(layout)),
+    "bound, all grids": with_edits(lambda layout: BoundedAttention(StepWindow(), "all").edits(layout)),
+    "recorder": record_words,
+    "prompt to prompt": prompt_to_prompt,
 }
+ROWS = {"prompt to prompt": 2}  # pictures in the batch, patched and unpatched, where it is not one
 
 
 def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
-    """With how many regions a method is measured; the cost of a gradient hardly depends on it. None on Flux."""
+    """With how many regions a method is measured; some costs hardly depend on it. None where Flux cannot have it."""
+    if method in ("couple", "host's Conditioning (Set Mask)"):
+        return () if shape.config == "Flux" else (1, 2, 4, 8, 16)
+    if method.startswith(("dense", "bound")):
+        return (4,)
+    if method == "couple, feathered":
+        return () if shape.config == "Flux" else (4,)
+    if method in ("recorder", "prompt to prompt"):
+        return (0,)
     if method.startswith("box constraint"):
         return () if shape.config == "Flux" else (4,)
     return (1, 4, 16)
