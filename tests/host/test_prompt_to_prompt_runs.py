@@ -281,10 +281,12 @@ def test_part_of_a_schedule_and_latents_as_they_come(models):
 
 
 def test_paired_latents_get_the_same_noise_from_the_host():
-    latent = {"samples": torch.zeros(2, 4, 8, 8), "noise_mask": torch.rand(2, 1, 64, 64), "other": 1}
+    latent = {"samples": torch.rand(2, 4, 8, 8), "noise_mask": torch.rand(2, 1, 64, 64), "other": 1}
     paired = paired_latent(latent, 3)
     assert paired["samples"].shape[0] == 6 and paired["batch_index"] == [0, 0, 0, 1, 1, 1] and paired["other"] == 1
-    assert torch.equal(paired["noise_mask"][0], paired["noise_mask"][2])
+    for row in range(6):
+        assert torch.equal(paired["samples"][row], latent["samples"][row // 3])
+        assert torch.equal(paired["noise_mask"][row], latent["noise_mask"][row // 3])
     noise = comfy.sample.prepare_noise(paired["samples"], 5, paired["batch_index"])
     stock = comfy.sample.prepare_noise(latent["samples"], 5)
     assert all(torch.equal(noise[row], stock[row // 3]) for row in range(6))
