@@ -26,7 +26,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
             display_name="Box Constraint (Boxwright)",
             category=schema.CATEGORY,
             description="Moves the latent so that each phrase is drawn in its box (BoxDiff, arXiv 2307.10816), with "
-            "any sampler but uni_pc. Costs about one more model call per step in the first half of the schedule. "
+            "nearly any sampler. Costs about one more model call per step in the first half of the schedule. "
             "Stable Diffusion UNets only. While sampling, the node shows how far each phrase is from its box.",
             search_aliases=["boxdiff", "attend and excite", "layout guidance", "bounding box", "ilgd", "place objects"],
             inputs=[

@@ -421,13 +421,15 @@ def _probabilities(queries: _Call, block: _Block, part: slice, edited: bool = Tr
 
 
 def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) -> Tensor:
-    """Run the edits of one stage over their columns of `values` [B, H, n, keys], in place but for autograd."""
-    if items and values.requires_grad:
-        values = values.clone()
+    """Run the edits of one stage over their columns of `values` [B, H, n, keys]; in place but for autograd."""
     for item in items:
         site = block.site(item, block.tokens(part))
         for columns in block.columns(item):
-            values[..., columns] = item.edit.fn(values[..., columns], site)
+            edited = item.edit.fn(values[..., columns], site)
+            if values.requires_grad:  # the edit's own backward needs what it was given
+                values = torch.cat([values[..., : columns.start], edited, values[..., columns.stop :]], dim=-1)
+            else:
+                values[..., columns] = edited
     return values
 
 

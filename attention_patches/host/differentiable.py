@@ -34,7 +34,7 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
             if not hasattr(layer, "comfy_cast_weights"):
                 continue
             owned.add(id(layer))
-            if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            if _is_plainly_linear(layer):
                 stack.enter_context(_replaced(layer, "forward", _frozen(layer, layer.forward)))
             elif isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
                 stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward)))
@@ -46,6 +46,13 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
             if id(layer) not in owned:
                 stack.enter_context(_normal_tensors(layer))
         yield
+
+
+def _is_plainly_linear(layer: torch.nn.Module) -> bool:
+    """Whether the layer is a linear map of its weight alone: with zeros around the image and no adapter beside it."""
+    if "forward" in layer.__dict__ or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return False
+    return isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
 
 
 @contextmanager

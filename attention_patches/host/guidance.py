@@ -8,7 +8,8 @@ reads. Samplers keep their latent to themselves, so the one that they hand to th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,29 @@ Loss = Callable[[Tensor, AttentionSite], AttentionLoss]
 
 COARSEST = 4  # latent cells under a token: 32 pixels, the grid that the papers read at 512 and 1024 pixels
 HALF_SCALE = 1024.0  # gradients in 16 bits are small: the loss is scaled up, and the gradient down again
-# Samplers that evaluate the end of a step before taking it: the first call at the next sigma is a trial.
-TRIES_THE_NEXT = {"sample_heun", "sample_heunpp2", "sample_exp_heun_2_x0", "sample_exp_heun_2_x0_sde"}
-# These follow sigmas of their own.
-FREE_STEPS = {"dpm_fast_function", "dpm_adaptive_function"}
-# These convert the latent into a copy for every evaluation.
-KEEPS_ITS_LATENT = {"sample_unipc", "sample_unipc_bh2"}
+# Evaluations inside a step, after the one at its start, unless the step ends at 0. Their sigma may be that of the next
+# step, and what they move would be thrown away.
+STAGES = {
+    "sample_heun": 1,
+    "sample_dpm_2": 1,
+    "sample_dpm_2_ancestral": 1,
+    "sample_dpmpp_2s_ancestral": 1,
+    "sample_dpmpp_2s_ancestral_cfg_pp": 1,
+    "sample_dpmpp_sde": 1,
+    "sample_dpmpp_sde_gpu": 1,
+    "sample_exp_heun_2_x0": 1,
+    "sample_exp_heun_2_x0_sde": 1,
+    "sample_seeds_2": 1,
+    "sample_seeds_3": 2,
+}
+# As many as it likes, the first of them at the next sigma.
+TRIES_THE_NEXT = {"sample_heunpp2"}
+# Follows sigmas of its own.
+FREE_STEPS = {"dpm_fast_function"}
+# These go on from a latent other than the one that the model is given.
+KEEPS_ITS_LATENT = {
+    "sample_unipc", "sample_unipc_bh2", "sample_sa_solver", "sample_sa_solver_pece", "dpm_adaptive_function",
+}  # fmt: skip
 
 
 class _Enough(Exception):
@@ -54,21 +72,25 @@ class _MapReader:
     def __init__(self, level: int, last: str | None) -> None:
         self.level, self.last = level, last
         self.parts: dict[str, list[Tensor]] = {}
-        self.site: AttentionSite | None = None
+        self.sites: dict[str, AttentionSite] = {}
 
     def edit(self) -> AttentionEdit:
         return AttentionEdit("maps", "read", self._read, where=lambda site: site.level == self.level)
 
     def _read(self, probs: Tensor, site: AttentionSite) -> None:
-        self.site = site
+        self.sites[site.layer] = site
         self.parts.setdefault(site.layer, []).append(probs.mean(dim=1))
         if site.layer == self.last and site.queries.stop == site.grid[0] * site.grid[1]:
             raise _Enough
 
-    def maps(self) -> Tensor:
-        """[B, T, h, w], the mean over heads and layers."""
-        layers = [torch.cat(parts, dim=1) for parts in self.parts.values()]
-        return torch.stack(layers).mean(dim=0).transpose(1, 2).unflatten(2, self.site.grid)
+    def maps(self) -> tuple[Tensor, AttentionSite]:
+        """[B, T, h, w], the mean over heads and layers, and where they are from.
+
+        A patch may shrink the features of some layers (Deep Shrink): then those of the finest grid count.
+        """
+        finest = max(self.sites.values(), key=lambda site: site.grid[0] * site.grid[1])
+        layers = [torch.cat(self.parts[name], dim=1) for name, s in self.sites.items() if s.grid == finest.grid]
+        return torch.stack(layers).mean(dim=0).transpose(1, 2).unflatten(2, finest.grid), finest
 
 
 def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: int) -> int:
@@ -103,7 +125,7 @@ def loss_gradient(
     After running out of memory once, the rows are taken one at a time.
     """
     parts = []
-    for entry in run.conditioning(item.layout):
+    for entry in _originals(run.conditioning(item.layout)):
         try:
             parts.append(_entry_gradient(run, item, loss, entry, x, sigma, options))
         except Exception as error:
@@ -121,7 +143,13 @@ def loss_gradient(
     if not found:
         return None
     worst = torch.stack([part.per_phrase for part in found]).amax(dim=0)
-    return Gradient(sum(p.values for p in found), sum(p.total for p in found), worst, found[0].phrases, found[0].notes)
+    values, total = (sum(getattr(part, name) for part in found) / len(found) for name in ("values", "total"))
+    return Gradient(values, total, worst, found[0].phrases, found[0].notes)
+
+
+def _originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the copies that the host makes of an entry for the areas of the other side: those share its text."""
+    return list({id(entry["model_conds"].get("c_crossattn", entry)): entry for entry in reversed(entries)}.values())
 
 
 def _joined(rows: list[Gradient]) -> Gradient:
@@ -150,18 +178,34 @@ def _entry_gradient(
 ) -> Gradient | None:
     reader = _reader(run, item.edit, item.edit.early_exit)
     model = run.guider.inner_model
-    entry = {name: value for name, value in entry.items() if name != "control"}
+    entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
     with differentiable(model.diffusion_model):
         latent = x.detach().clone().requires_grad_(True)
         read = Installed(item.layout, reader.edit(), graph=True)
         local = _options_for_gradient(run, options, {entry["uuid"]: (read,)})
         try:
-            comfy.samplers.calc_cond_batch(model, [[entry]], latent, sigma.detach().clone(), local)
+            with _explained():
+                comfy.samplers.calc_cond_batch(model, [[entry]], latent, sigma.detach().clone(), local)
         except _Enough:
             pass
         if not reader.parts:
             return None
-        return _differentiate(model, loss(reader.maps(), reader.site), latent)
+        return _differentiate(model, loss(*reader.maps()), latent)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Autograd's word for weights that only inference may touch, in words for a user."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Inference tensors cannot be saved" not in str(error):
+            raise
+        raise IncompatiblePatchError(
+            "Another patch adds weights of its own to this model (an adapter that bypasses a layer), which gradients "
+            "do not pass. Load it as an ordinary LoRA, remove it, or use a method without gradients (Rectified "
+            "Attention)."
+        ) from error
 
 
 def _reader(run: Run, guide: LatentGuide, early_exit: bool) -> _MapReader:
@@ -220,7 +264,7 @@ def sample_with_guided_latents(
     if function is None or name in KEEPS_ITS_LATENT:
         raise BoxwrightError(
             f'The sampler "{name}" keeps its latent where a guide cannot move it. Choose another sampler (dpmpp_2m is '
-            'the nearest to uni_pc), or the mode "fast".'
+            'near to most), or the mode "fast".'
         )
     guided = copy.copy(sampler)
     guided.sampler_function = partial(_sample, function, name)
@@ -240,7 +284,7 @@ def _sample(
 
 
 def _count(steps: _Steps, callback: Any, state: dict[str, Any]) -> None:
-    steps.finished += 1
+    steps.evaluated()
     if callback is not None:
         callback(state)
 
@@ -250,13 +294,24 @@ class _Steps:
 
     def __init__(self, sigmas: Tensor, name: str) -> None:
         self.sigmas = [float(sigma) for sigma in sigmas]
+        self.stages = STAGES.get(name, 0)
         self.tries = name in TRIES_THE_NEXT
         self.free: bool | None = True if name in FREE_STEPS else None
         self.finished = 0  # callbacks: one for each step, after its first evaluation
         self.started = -1
         self.tried = 0
+        self.to_come = 0  # evaluations of the step under way
+
+    def evaluated(self) -> None:
+        """The start of a step has been evaluated."""
+        self.finished += 1
+        ends_at = self.sigmas[self.finished] if self.finished < len(self.sigmas) else 0.0
+        self.to_come = self.stages if ends_at > 0 else 0
 
     def starts(self, sigma: float) -> bool:
+        if self.to_come:
+            self.to_come -= 1
+            return False
         if self.free is None:  # noise added before a step (churn) puts every evaluation beside the schedule
             self.free = not self._is(sigma, 0)
         if self.free:
@@ -312,7 +367,7 @@ class _GuidedModel:
         for _ in range(guide.iterations):
             found = self._step(item, guide.loss, x, sigma, kwargs, None)
         if found is not None and guide.report is not None:
-            guide.report(report_line(self._steps, found))
+            guide.report(report_line(self._steps.started, len(self._steps.sigmas) - 1, found))
 
     def _step(
         self, item: Installed, loss: Loss, x: Tensor, sigma: Tensor, kwargs: dict[str, Any], enough: float | None
@@ -357,15 +412,15 @@ def latent_change(run: Run, guide: LatentGuide, gradient: Tensor, sigma: Tensor)
     return change.clamp(-limit, limit) if limit else change
 
 
-def report_line(steps: _Steps, found: Gradient) -> str:
-    """How far each phrase is from where it should be, the mean over the batch, the worst one marked."""
+def report_line(step: int, steps: int, found: Gradient) -> str:
+    """How far each phrase is from its place at a step (0 = the first): mean over the batch, the worst one marked."""
     misses = found.per_phrase.mean(dim=0).tolist()
     worst = max(range(len(misses)), key=misses.__getitem__)
     parts = [
         f"{phrase[:40]} {miss:.0%}{' (worst)' if i == worst and len(misses) > 1 else ''}"
         for i, (phrase, miss) in enumerate(zip(found.phrases, misses, strict=True))
     ]
-    line = f"step {steps.started + 1} of {len(steps.sigmas) - 1}, missing: " + ", ".join(parts)
+    line = f"step {step + 1} of {steps}, missing: " + ", ".join(parts)
     return "; ".join([line, *found.notes])
 
 
@@ -423,16 +478,65 @@ def _guided_prediction(
         inner = local["transformer_options"]
         inner["optimized_attention_override"] = partial(_attention_with_gradient, run)
         inner[run.EXTRA] = Extra(extra, silent=False)
-        (output,) = executor(model, [entries], latent, sigma.detach().clone(), local)
+        entries = [_without_foreign_gradients(entry) for entry in entries]
+        with _explained():
+            (output,) = executor(model, [entries], latent, sigma.detach().clone(), local)
         change = torch.zeros_like(latent)
         for item, reader in readers:
             if reader.parts:
-                found = _differentiate(model, item.edit.loss(reader.maps(), reader.site), latent)
+                found = _differentiate(model, item.edit.loss(*reader.maps()), latent)
                 step = item.edit.step_size(run.progress(level)) * level**2 * (1.0 + level**2) ** 0.5
                 limit = item.edit.max_change * min(level, 1.0)  # a denoised latent has a deviation near 1
+                if item.edit.report is not None:
+                    sigmas = local["transformer_options"]["sample_sigmas"]
+                    item.edit.report(report_line(int((sigmas > level * 1.0001).sum()), len(sigmas) - 1, found))
                 moved = -step * found.values
                 change = change + (moved.clamp(-limit, limit) if limit else moved)
     return output.detach() + change.detach()
+
+
+def _without_foreign_gradients(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with a ControlNet that autograd does not follow: its weights are the host's inference tensors."""
+    if entry.get("gligen") is not None:
+        raise IncompatiblePatchError(
+            'GLIGEN puts layers without a gradient into the model. Use the mode "boxdiff", whose gradient pass leaves '
+            "them out, or remove GLIGEN."
+        )
+    control = entry.get("control")
+    return entry if control is None else {**entry, "control": _ControlOutsideGraph(control)}
+
+
+class _ControlOutsideGraph:
+    """A ControlNet as the model meets it in a pass with gradients: a constant."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+    def get_control(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            out = self._control.get_control(x.detach(), *args, **kwargs)
+        if out is None:
+            return None
+        return {name: [None if t is None else _added(t) for t in tensors] for name, tensors in out.items()}
+
+
+def _added(tensor: Tensor) -> Tensor:
+    return tensor.clone().as_subclass(_Addend)
+
+
+class _Addend(torch.Tensor):
+    """The host adds it in place to features that the gradient still needs; this makes `h += addend` a new tensor."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = [a.as_subclass(Tensor) if isinstance(a, cls) else a for a in args]
+        if func is Tensor.add_:
+            func = torch.add
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 def refuse_without_gradient(family: Any) -> None:

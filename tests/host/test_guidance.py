@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.ops
 import comfy.sample
@@ -11,11 +12,11 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import nodes_custom_sampler
+from comfy_extras import nodes_custom_sampler, nodes_model_downscale
 from pack.attention_patches.box_constraint import BoxConstraint
 from pack.attention_patches.host import adapter_for, guidance
 from pack.attention_patches.host.differentiable import differentiable
-from pack.attention_patches.host.family import Installed
+from pack.attention_patches.host.family import IncompatiblePatchError, Installed
 from pack.attention_patches.host.run import install
 from pack.attention_patches.rectified_attention import RectifiedAttention
 from pack.attention_patches.types import (
@@ -140,6 +141,35 @@ def test_the_gradient_equals_central_differences(models, layout, family):
 
     _, (numeric, exact) = gradients(family, models[family], layout, then=slope)
     assert numeric == pytest.approx(exact, rel=0.02)
+
+
+def test_layers_that_are_not_linear_in_their_weight_alone(models, layout):
+    """Seamless tiling: the edges of the image are repeated, so the backward is not that of zeros around it."""
+
+    def around(unet):
+        for layer in unet.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0):
+                layer.padding_mode = "circular"
+                layer._reversed_padding_repeated_twice = (layer.padding[1],) * 2 + (layer.padding[0],) * 2
+
+    def slope(gradient_of, x):
+        direction = gradient_of(x).values
+        direction = direction / direction.norm()
+        up, down = (gradient_of(x + sign * 0.05 * direction).total.sum() for sign in (1, -1))
+        return float((up - down) / 0.1), float((gradient_of(x).values * direction).sum())
+
+    _, (numeric, exact) = gradients("sd15", tiny.build("sd15"), layout, then=slope, before=around)
+    assert numeric == pytest.approx(exact, rel=0.01)
+
+
+def test_an_adapter_beside_a_layer_is_refused_and_never_left_out(layout):
+    """The host's LoRA loader (bypass): gradients of the layer alone would be wrong."""
+    model = tiny.build("sd15")
+    layer = next(m for name, m in model.model.diffusion_model.named_modules() if name.endswith("to_q"))
+    adapter, plain = torch.nn.Linear(layer.in_features, layer.out_features), layer.forward
+    layer.forward = lambda x: plain(x) + adapter(x)
+    with pytest.raises(IncompatiblePatchError, match="adapter"):
+        run("sd15", install(model, layout, [GUIDE]), layout)
 
 
 HALF = [(family, torch.float16) for family in UNETS]
@@ -340,8 +370,9 @@ def test_a_published_step_is_the_same_step_in_the_hosts_scale(models, layout):
     assert checked
 
 
-# dpm_fast and dpm_adaptive follow sigmas of their own; uni_pc is refused.
-SAMPLERS = [name for name in comfy.samplers.KSAMPLER_NAMES if not name.startswith("uni_pc")]
+REFUSED = ["uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece", "dpm_adaptive"]
+# dpm_fast follows sigmas of its own.
+SAMPLERS = [name for name in comfy.samplers.KSAMPLER_NAMES if name not in REFUSED]
 DELTA_SCALE = 0.3
 
 
@@ -373,7 +404,7 @@ def test_every_sampler_takes_the_move(models, layout, sampler, masked, monkeypat
     options = {"sampler": sampler, "steps": 3, "noise_mask": mask}
     guided = run("sd15", install(models["sd15"], layout, [guide]), layout, noise=noise, **options)
     plain = run("sd15", models["sd15"], layout, noise=noise, **options)
-    assert len(calls) == 1 or sampler == "dpm_adaptive"  # which takes many small steps to begin with
+    assert len(calls) == 1
     assert not torch.allclose(guided, plain, atol=1e-3)
     model_sampling = models["sd15"].model.model_sampling
     sigma = float(comfy.samplers.calculate_sigmas(model_sampling, "simple", 3)[0])
@@ -391,10 +422,42 @@ def test_every_sampler_is_moved_once_a_step(models, layout, sampler, monkeypatch
     sigmas = comfy.samplers.KSampler(
         models["sd15"], 4, torch.device("cpu"), sampler, "simple", model_options={}
     ).sigmas[:-1].tolist()  # fmt: skip
-    if sampler in ("dpm_fast", "dpm_adaptive"):  # at most once in each interval of the schedule
+    if sampler == "dpm_fast":  # at most once in each interval of the schedule
         assert 0 < len(calls) <= len(sigmas)
     else:
         assert calls == pytest.approx(sigmas, rel=1e-4)
+
+
+TELLS_NOTHING = {"dpm_fast", "ipndm", "ipndm_v", "deis"}  # their callbacks get the noise that the run began with
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in TELLS_NOTHING])
+def test_every_sampler_goes_on_from_the_latent_that_was_moved(models, layout, sampler, monkeypatch):
+    """A push at the second step is in what the sampler itself calls the latent of that step, in full."""
+    delta, states = 0.5 * tiny.latent("sd15", seed=9), {}
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    negative = tiny.conditioning("sd15", tiny.text(seed=2), seed=6)
+    model = install(models["sd15"], layout, [GUIDE])
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+
+    def sample(amount):
+        moved = []
+
+        def second(run, guide, gradient, sigma):
+            moved.append(sigma)
+            return amount * delta.to(gradient) if len(moved) == 2 else torch.zeros_like(gradient)
+
+        monkeypatch.setattr(guidance, "latent_change", second)
+        comfy.sample.sample_custom(
+            model, tiny.latent("sd15"), 4.0, comfy.samplers.sampler_object(sampler), sigmas, positive, negative,
+            torch.zeros_like(delta), disable_pbar=True, seed=1,
+            callback=lambda step, denoised, x, total: states.update({(amount, step): x.clone()}),
+        )  # fmt: skip
+
+    sample(0.0)
+    sample(1.0)
+    torch.testing.assert_close(states[1.0, 0], states[0.0, 0])
+    torch.testing.assert_close(states[1.0, 1] - states[0.0, 1], delta, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "exp_heun_2_x0", "dpm_2"])
@@ -441,7 +504,7 @@ def test_outside_an_inpaint_mask_the_samplers_latent_stays(models, layout, monke
     assert not torch.isclose(seen["plain"][..., :12], seen["guided"][..., :12]).any()
 
 
-@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
+@pytest.mark.parametrize("sampler", REFUSED)
 def test_a_sampler_that_keeps_its_latent_is_refused(models, layout, sampler):
     patched = install(models["sd15"], layout, [GUIDE])
     with pytest.raises(BoxwrightError, match="keeps its latent.*dpmpp_2m.*fast"):
@@ -586,6 +649,75 @@ def test_readers_hear_of_the_ordinary_pass_only_and_without_a_graph(models, layo
     assert len(seen) == alone and not any(probs.requires_grad for probs in seen)
 
 
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_with_score_edits_that_need_their_input_in_the_backward(models, layout, moves):
+    """DenseDiffusion's kind."""
+    squash = AttentionEdit("squash", "scores", lambda scores, site: scores * torch.tanh(scores))
+    model = install(models["sd15"], layout, [squash])
+    guide = replace(GUIDE, moves=moves)
+    assert not torch.equal(run("sd15", install(model, layout, [guide]), layout), run("sd15", model, layout))
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_with_deep_shrink(models, layout, moves):
+    """Layers of one level then have grids of several sizes."""
+    node = nodes_model_downscale.PatchModelAddDownscale
+    model = node.execute(models["sd15"], 1, 1.5, 0.0, 0.35, True, "bicubic", "bicubic")[0]
+    guide, options = replace(GUIDE, moves=moves), {"noise": tiny.latent("sd15", size=(64, 64)), "steps": 1}
+    guided = run("sd15", install(model, layout, [guide]), layout, **options)
+    assert bool(guided.isfinite().all()) and not torch.equal(guided, run("sd15", model, layout, **options))
+
+
+class Control(comfy.controlnet.ControlBase):
+    """A network of inference tensors whose output the host adds to the model's features."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def get_control(self, x, *args):
+        value = self.net(x).mean().expand(1, 1, 1, 1)
+        return {"input": [], "middle": [value], "output": [value, value]}
+
+    def copy(self):
+        return self
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_with_a_controlnet(models, layout, moves):
+    """Its weights are inference tensors and its output is added in place: the pass with gradients can have neither."""
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key, control=Control(), control_apply_to_uncond=True)
+    plain = tiny.run("sd15", models["sd15"], positive)
+    assert not torch.equal(plain, run("sd15", models["sd15"], layout)), "the ControlNet does nothing"
+    guided = tiny.run("sd15", install(models["sd15"], layout, [replace(GUIDE, moves=moves)]), positive)
+    assert not torch.equal(guided, plain)
+
+
+def test_entries_of_one_layout_share_the_move(models, layout):
+    """As many as there are (the host copies them for areas of the negative too), the latent moves by as much."""
+    once = tiny.conditioning("sd15", layout.prompt, layout.key)
+    negative = tiny.conditioning("sd15", tiny.text(seed=2), seed=6)
+    area = [[text, {**more, "area": (8, 12, 0, 0), "strength": 1.0}] for text, more in negative]
+    changes = []
+
+    def change_of(positive, negative):
+        def spy(executor, x, timestep, options, seed):
+            attached = options["transformer_options"]["boxwright_run"]
+            found = guidance.loss_gradient(attached, Installed(layout, GUIDE), GUIDE.loss, x, timestep, options)
+            changes.append(found)
+            return executor(x, timestep, options, seed)
+
+        model = install(models["sd15"], layout, [replace(GUIDE, window=StepWindow(0.999, 1.0))])
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
+        tiny.run("sd15", model, positive, negative=negative, steps=1)
+        return changes.pop()
+
+    alone = change_of(once, negative)
+    for found in (change_of([*once, *once], negative), change_of(once, area)):
+        torch.testing.assert_close(found.values, alone.values)
+        torch.testing.assert_close(found.total, alone.total)
+
+
 def test_with_an_image_prompt_that_replaces_the_cross_attention(models, layout):
     """IPAdapter's way; the guide reads its queries and keys, and the gradient passes through it."""
 
@@ -708,9 +840,10 @@ def test_families_without_gradients_are_refused_when_installing(layout):
         install(tiny.build("flux"), layout, [GUIDE])
 
 
-def test_the_report_names_every_phrase_and_the_worst(models, layout):
+@pytest.mark.parametrize("mode", ["boxdiff", "fast"])
+def test_the_report_names_every_phrase_and_the_worst(models, layout, mode):
     lines = []
-    (guide,) = BoxConstraint().guides(layout)
+    (guide,) = BoxConstraint(mode=mode).guides(layout)
     run("sd15", install(models["sd15"], layout, [replace(guide, report=lines.append)]), layout, steps=2)
     assert lines and lines[0].startswith("step 1 of 2") and lines[0].count("(worst)") == 1
     assert all(region.phrase in lines[0] for region in layout.regions)

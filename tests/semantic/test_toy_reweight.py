@@ -8,7 +8,7 @@ from pack.attention_patches.reweight import Reweight
 from toyworld import sampling, scorer
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-FACTORS = (-1.0, 0.0, 0.5, 1.0, 2.0) if FULL else (-1.0, 1.0, 2.0)
+FACTORS = (-1.0, 0.0, 0.5, 1.0, 2.0) if FULL else (-1.0, 2.0)
 SEEDS = range(8 if FULL else 4)
 
 
