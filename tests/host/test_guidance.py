@@ -743,10 +743,27 @@ def test_with_an_image_prompt_that_replaces_the_cross_attention(models, layout):
     assert not torch.equal(run("sd15", install(model, layout, [GUIDE]), layout), run("sd15", model, layout))
 
 
-def test_the_negative_and_a_foreign_prompt_are_never_guided(models, layout):
+def test_a_foreign_prompt_is_refused(models, layout):
     patched = install(models["sd15"], layout, [GUIDE])
     with pytest.raises(BoxwrightError, match="No positive conditioning"):
         tiny.run("sd15", patched, tiny.conditioning("sd15", tiny.text(seed=8)))
+
+
+def test_the_negative_is_never_guided(models, layout):
+    """Not even where it was encoded with the same layout: only the positive's entry is differentiated."""
+    positive, negative = (tiny.conditioning("sd15", layout.prompt, layout.key) for _ in range(2))
+    seen = []
+
+    def spy(executor, x, timestep, options, seed):
+        attached = options["transformer_options"]["boxwright_run"]
+        seen.append((attached.conditioning(layout), attached.guider.conds["positive"]))
+        return executor(x, timestep, options, seed)
+
+    patched = install(models["sd15"], layout, [GUIDE])
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
+    tiny.run("sd15", patched, positive, negative=negative, steps=1)
+    [(guided, positives)] = seen
+    assert [entry["uuid"] for entry in guided] == [entry["uuid"] for entry in positives]
 
 
 @pytest.mark.parametrize("guider", ["dual", "perp"])
@@ -856,3 +873,14 @@ def test_the_report_names_every_phrase_and_the_worst(models, layout, mode):
     run("sd15", install(models["sd15"], layout, [replace(guide, report=lines.append)]), layout, steps=2)
     assert lines and lines[0].startswith("step 1 of 2") and lines[0].count("(worst)") == 1
     assert all(region.phrase in lines[0] for region in layout.regions)
+
+
+def test_a_run_behind_the_window_says_so(models, layout):
+    lines = []
+    guide = replace(GUIDE, window=StepWindow(0.0, 0.3), report=lines.append)
+    model = install(models["sd15"], layout, [guide])
+    assert torch.equal(run("sd15", model, layout, denoise=0.3), run("sd15", models["sd15"], layout, denoise=0.3))
+    assert len(lines) == 1 and "nothing is moved" in lines[0] and "denoise" in lines[0]
+    lines.clear()
+    run("sd15", model, layout)
+    assert not any("nothing is moved" in line for line in lines)
