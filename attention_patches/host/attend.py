@@ -76,9 +76,7 @@ class _Call:
         mask = self.mask
         if mask is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
             mask = mask[rows]
-        return _Call(
-            self.host, self.q[rows], self.k[rows], self.v[rows], self.heads, mask, self.rest, self.options
-        )
+        return _Call(self.host, self.q[rows], self.k[rows], self.v[rows], self.heads, mask, self.rest, self.options)
 
     def queries(self, part: slice) -> _Call:
         axis, count = self.token_axis, self.q.shape[self.token_axis]

@@ -21,6 +21,7 @@ from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Lay
 from . import adapter_for, guidance
 from .attend import BiasCache, edited_attention, read_only
 from .family import CALL, MEMO, Chunk, Extra, Family, IncompatiblePatchError, Installed, ModelCall
+from .gradient import refuse_without_gradient
 from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
@@ -51,7 +52,7 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:
-        guidance.refuse_without_gradient(family)
+        refuse_without_gradient(family)
     if any(guide.moves == "latent" for guide in guides):
         _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
     _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
@@ -194,8 +195,7 @@ class Run:
         extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
         rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
         chunks = tuple(
-            entry.chunk(part, progress, self.image, extra, key) if entry
-            else Chunk(part, (), context.shape[1], (0, 0))
+            entry.chunk(part, progress, self.image, extra, key) if entry else Chunk(part, (), context.shape[1], (0, 0))
             for part, entry, key in zip(rows, entries, uuids, strict=True)
         )
         if not any(chunk.edits for chunk in chunks):

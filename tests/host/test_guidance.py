@@ -1,10 +1,9 @@
-"""Gradients through the real host, in inference mode as its executor runs, and samplers whose latent is moved."""
+"""Samplers whose latent, or prediction, is moved along a gradient in the real host."""
 
 from dataclasses import replace
 
 import comfy.controlnet
 import comfy.model_management
-import comfy.ops
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -13,23 +12,14 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale
+from guides import GUIDE, UNETS, gradients, left_mass, relative, run
 from pack.attention_patches.box_constraint import BoxConstraint
-from pack.attention_patches.host import adapter_for, guidance
-from pack.attention_patches.host.differentiable import differentiable
-from pack.attention_patches.host.family import IncompatiblePatchError, Installed
+from pack.attention_patches.host import guidance
+from pack.attention_patches.host.family import Installed
+from pack.attention_patches.host.gradient import Gradient, loss_gradient
 from pack.attention_patches.host.run import install
 from pack.attention_patches.rectified_attention import RectifiedAttention
-from pack.attention_patches.types import (
-    AttentionEdit,
-    AttentionLoss,
-    BoxwrightError,
-    LatentGuide,
-    StepWindow,
-    UnsupportedModelError,
-)
-
-UNETS = ["sd15", "sd2", "sdxl"]
-SIGMA = 5.0
+from pack.attention_patches.types import AttentionEdit, BoxwrightError, StepWindow
 
 
 @pytest.fixture(scope="module")
@@ -40,306 +30,6 @@ def models():
 @pytest.fixture
 def layout():
     return tiny.layout()
-
-
-def left_mass(maps, site):
-    """How much of the first region's words lies in the right half: smooth, every cell counts."""
-    owned = [2, 3]
-    share = maps[:, owned].sum(1)
-    share = share / share.flatten(1).sum(1)[:, None, None]
-    right = share[..., share.shape[-1] // 2 :].flatten(1).sum(1)
-    return AttentionLoss(right, right.detach()[:, None], ("w1 w2",))
-
-
-GUIDE = LatentGuide("left", left_mass, lambda progress: 30.0)
-
-
-def run(family, model, layout, **options):
-    positive = tiny.conditioning(family, layout.prompt, layout.key)
-    return tiny.run(family, model, positive, **{"steps": 2, **options})
-
-
-def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then=None, before=None):
-    """The gradient as a run meets it: inside the sampler, at the first step. `then(gradient_of, x)` sees more."""
-    found = []
-
-    def spy(executor, x, timestep, options, seed):
-        if not found:
-            attached = options["transformer_options"]["boxwright_run"]
-            at = torch.full_like(timestep, SIGMA)
-            if before is not None:  # loading resets what a test would do to the layers
-                before(attached.guider.inner_model.diffusion_model)
-
-            def gradient_of(x):
-                item = Installed(layout, replace(guide, early_exit=early_exit))
-                return guidance.loss_gradient(attached, item, guide.loss, x, at[: x.shape[0]], options)
-
-            found.append(gradient_of(x))
-            if then is not None:
-                found.append(then(gradient_of, x))
-        return executor(x, timestep, options, seed)
-
-    # A guide that is never active makes the run known without moving anything.
-    patched = install(model, layout, [replace(guide, window=StepWindow(0.999, 1.0))])
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
-    run(family, patched, layout, steps=1, noise=tiny.latent(family, batch=batch))
-    return found
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
-
-
-def plain_weights(family):
-    """The same model with ordinary tensors for weights, which autograd differentiates without any help."""
-    with torch.inference_mode(False):
-        return tiny.build(family)
-
-
-def without_recipe(monkeypatch):
-    import contextlib
-
-    @contextlib.contextmanager
-    def plainly(module):
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-
-    monkeypatch.setattr(guidance, "differentiable", plainly)
-
-
-# --- the gradient is right ---
-
-
-@pytest.mark.parametrize("family", UNETS)
-def test_weights_are_inference_tensors_that_autograd_refuses(models, layout, family, monkeypatch):
-    """The obstacle itself; else the other tests would prove nothing."""
-    assert all(p.is_inference() for p in models[family].model.diffusion_model.parameters())
-    without_recipe(monkeypatch)
-    with pytest.raises(IncompatiblePatchError) as caught:
-        gradients(family, models[family], layout)
-    assert "Inference tensors cannot be saved" in str(caught.value.__cause__)
-
-
-@pytest.mark.parametrize("early_exit", [True, False])
-@pytest.mark.parametrize("family", UNETS)
-def test_the_gradient_equals_that_of_plain_weights(models, layout, family, early_exit, monkeypatch):
-    (found,) = gradients(family, models[family], layout, early_exit=early_exit)
-    without_recipe(monkeypatch)
-    (expected,) = gradients(family, plain_weights(family), layout, early_exit=False)
-    assert expected.values.norm() > 1e-4
-    assert relative(found.values, expected.values) < 1e-4
-    torch.testing.assert_close(found.total, expected.total)
-
-
-@pytest.mark.parametrize("family", UNETS)
-def test_the_gradient_equals_central_differences(models, layout, family):
-    def slope(gradient_of, x):
-        direction = gradient_of(x).values
-        direction = direction / direction.norm()
-        step = 0.05
-        up, down = (gradient_of(x + sign * step * direction).total.sum() for sign in (1, -1))
-        return float((up - down) / (2 * step)), float((gradient_of(x).values * direction).sum())
-
-    _, (numeric, exact) = gradients(family, models[family], layout, then=slope)
-    assert numeric == pytest.approx(exact, rel=0.02)
-
-
-def test_layers_that_are_not_linear_in_their_weight_alone(models, layout):
-    """Seamless tiling: the edges of the image are repeated, so the backward is not that of zeros around it."""
-
-    def around(unet):
-        for layer in unet.modules():
-            if isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0):
-                layer.padding_mode = "circular"
-                layer._reversed_padding_repeated_twice = (layer.padding[1],) * 2 + (layer.padding[0],) * 2
-
-    def slope(gradient_of, x):
-        direction = gradient_of(x).values
-        direction = direction / direction.norm()
-        up, down = (gradient_of(x + sign * 0.05 * direction).total.sum() for sign in (1, -1))
-        return float((up - down) / 0.1), float((gradient_of(x).values * direction).sum())
-
-    _, (numeric, exact) = gradients("sd15", tiny.build("sd15"), layout, then=slope, before=around)
-    assert numeric == pytest.approx(exact, rel=0.01)
-
-
-def test_an_adapter_beside_a_layer_is_refused_and_never_left_out(layout):
-    """The host's LoRA loader (bypass): gradients of the layer alone would be wrong."""
-    model = tiny.build("sd15")
-    layer = next(m for name, m in model.model.diffusion_model.named_modules() if name.endswith("to_q"))
-    adapter, plain = torch.nn.Linear(layer.in_features, layer.out_features), layer.forward
-    layer.forward = lambda x: plain(x) + adapter(x)
-    with pytest.raises(IncompatiblePatchError, match="adapter"):
-        run("sd15", install(model, layout, [GUIDE]), layout)
-
-
-HALF = [(family, torch.float16) for family in UNETS]
-
-
-@pytest.mark.parametrize("family, dtype", [*HALF, ("sd15", torch.float8_e4m3fn)])
-def test_smaller_weights_cast_for_each_call(layout, family, dtype, monkeypatch):
-    """Manual cast: the parameter has 16 or 8 bits, what a layer computes with is a fresh float32 copy."""
-
-    def cast(model):
-        model.model.diffusion_model.to(dtype)
-        for module in model.model.diffusion_model.modules():
-            if hasattr(module, "comfy_cast_weights"):
-                module.comfy_cast_weights = True
-        return model
-
-    model = cast(tiny.build(family))
-    (found,) = gradients(family, model, layout)
-    assert next(model.model.diffusion_model.parameters()).dtype == dtype
-    without_recipe(monkeypatch)
-    (expected,) = gradients(family, cast(plain_weights(family)), layout, early_exit=False)
-    assert relative(found.values, expected.values) < 1e-4
-
-
-def test_a_lora_applied_on_the_fly(models, layout, monkeypatch):
-    """Offloaded layers patch their weight in every call (weight_function); the gradient sees the patched weight."""
-
-    def deltas(unet):
-        layers = [layer for name, layer in unet.named_modules() if name.endswith(("to_q", "to_k", "proj_in"))]
-        assert len(layers) > 5
-        for i, layer in enumerate(layers):
-            yield layer, 0.2 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(i))
-
-    def on_the_fly(unet):
-        for layer, delta in deltas(unet):
-            layer.weight_function = [lambda weight, delta=delta: weight + delta.to(weight)]
-
-    def merged(unet):
-        with torch.inference_mode(False), torch.no_grad():
-            for layer, delta in deltas(unet):
-                layer.weight.add_(delta)
-
-    (plain,) = gradients("sd15", models["sd15"], layout)
-    (found,) = gradients("sd15", tiny.build("sd15"), layout, before=on_the_fly)
-    without_recipe(monkeypatch)
-    (expected,) = gradients("sd15", plain_weights("sd15"), layout, early_exit=False, before=merged)
-    assert relative(found.values, expected.values) < 1e-4
-    assert relative(found.values, plain.values) > 0.01
-
-
-def test_offloaded_weights_that_share_one_buffer(models, layout, monkeypatch):
-    """Partial load: the host copies each weight into one reused buffer. A kept reference would see another layer's."""
-    (expected,) = gradients("sd15", models["sd15"], layout)
-    with torch.inference_mode():
-        buffer = torch.empty(max(p.numel() for p in models["sd15"].model.diffusion_model.parameters()))
-    original = comfy.ops.cast_bias_weight
-
-    def through_the_buffer(layer, *args, **kwargs):
-        weight, bias, *rest = original(layer, *args, **kwargs)
-        if not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):  # the host clones those after the copy
-            return (weight, bias, *rest)
-        view = buffer[: weight.numel()].view(weight.shape)
-        view.copy_(weight)
-        used.append(layer)
-        return (view, bias, *rest)
-
-    monkeypatch.setattr(comfy.ops, "cast_bias_weight", through_the_buffer)
-    used = []
-
-    def offloaded(unet):
-        for module in unet.modules():
-            if hasattr(module, "comfy_cast_weights"):
-                module.comfy_cast_weights = True
-
-    (found,) = gradients("sd15", tiny.build("sd15"), layout, before=offloaded)
-    assert len(used) > 20
-    assert relative(found.values, expected.values) < 1e-4
-
-
-def test_two_models_in_one_process_and_a_reload(models, layout):
-    (first,) = gradients("sd15", models["sd15"], layout)
-    (other,) = gradients("sd15", tiny.build("sd15", seed=4), layout)
-    gradients("sdxl", models["sdxl"], layout)
-    models["sd15"].unpatch_model(torch.device("cpu"))
-    comfy.model_management.unload_all_models()
-    (again,) = gradients("sd15", models["sd15"], layout)
-    assert torch.equal(first.values, again.values)
-    assert relative(other.values, first.values) > 0.1
-
-
-def test_a_batch_has_the_gradients_of_its_rows(models, layout):
-    noise = tiny.latent("sd15", batch=3)
-
-    def alone(gradient_of, x):
-        return [gradient_of(x[i : i + 1]).values for i in range(3)]
-
-    whole, rows = gradients("sd15", models["sd15"], layout, batch=3, then=alone)
-    assert noise.shape[0] == 3
-    assert relative(torch.cat(rows), whole.values) < 1e-4
-
-
-def test_the_model_is_as_it_was_afterwards(models, layout):
-    unet = models["sd15"].model.diffusion_model
-    layers = {name: dict(layer.__dict__) for name, layer in unet.named_modules()}
-    plain = run("sd15", models["sd15"], layout)
-    weights = {name: (p.data_ptr(), p.is_inference()) for name, p in unet.named_parameters()}
-    guided = run("sd15", install(models["sd15"], layout, [GUIDE]), layout)
-    assert not torch.equal(guided, plain)
-    assert {name: (p.data_ptr(), p.is_inference()) for name, p in unet.named_parameters()} == weights
-    after = {name: dict(layer.__dict__) for name, layer in unet.named_modules()}
-    assert {n: sorted(d) for n, d in after.items()} == {n: sorted(d) for n, d in layers.items()}
-    assert torch.equal(run("sd15", models["sd15"], layout), plain)
-
-
-def test_a_failure_restores_the_model(models):
-    unet = models["sd15"].model.diffusion_model
-    with pytest.raises(KeyError), differentiable(unet):
-        assert any("forward" in layer.__dict__ for layer in unet.modules())
-        raise KeyError
-    assert not any("forward" in layer.__dict__ for layer in unet.modules())
-    assert torch.is_inference_mode_enabled() and all(p.is_inference() for p in unet.parameters())
-
-
-def test_early_exit_runs_no_layer_after_the_last_that_is_read(models, layout):
-    """Layers behind it are not even called; the grid read is the coarsest that is fine enough."""
-    called = []
-
-    def count(early):
-        called.clear()
-        unet = models["sd15"].model.diffusion_model
-        handles = [
-            layer.register_forward_hook(lambda *_, name=name: called.append(name))
-            for name, layer in unet.named_modules()
-        ]
-        try:
-            gradients("sd15", models["sd15"], layout, replace(GUIDE, smallest_side=8), early_exit=early)
-        finally:
-            for handle in handles:
-                handle.remove()
-        # The run's own step follows the gradient: its 2 rows come once.
-        return len(called)
-
-    assert count(True) < count(False)
-
-
-@pytest.mark.parametrize("family", UNETS)
-def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, family):
-    model = models[family].model.diffusion_model
-    adapter = adapter_for(models[family])
-    for level in range(len(adapter.factors(model))):
-        reader = guidance._MapReader(level, None)
-        run(family, install(models[family], layout, [reader.edit()]), layout, steps=1)
-        assert list(reader.parts)[-1] == adapter.last_layer(model, level)
-
-
-@pytest.mark.parametrize(
-    "factors, latent, level",
-    [
-        ((1, 2, 4, 8), (64, 64), 2),  # SD 1.5 at 512: 16 x 16
-        ((1, 2, 4, 8), (96, 96), 2),  # at 768: 24 x 24
-        ((1, 2, 4, 8), (128, 128), 2),  # at 1024: 32 x 32
-        ((2, 4), (128, 128), 1),  # SDXL at 1024: 32 x 32
-        ((2, 4), (64, 64), 1),  # SDXL at 512: 16 x 16
-        ((1, 2, 4), (32, 32), 1),  # the toy at 256: 16 x 16
-        ((2, 4), (16, 24), 0),  # nothing is fine enough: the finest
-    ],
-)
-def test_the_grid_follows_from_the_latent(factors, latent, level):
-    assert guidance.map_level(factors, latent, 16) == level
 
 
 # --- the latent is moved ---
@@ -394,7 +84,7 @@ def no_gradient(monkeypatch):
 
     def nothing(run, item, loss, x, sigma, options):
         rows = torch.zeros(x.shape[0])
-        return guidance.Gradient(torch.zeros_like(x), rows, rows[:, None], ("w1 w2",), ())
+        return Gradient(torch.zeros_like(x), rows, rows[:, None], ("w1 w2",), ())
 
     monkeypatch.setattr(guidance, "loss_gradient", nothing)
 
@@ -561,7 +251,7 @@ def test_the_prediction_moves_by_the_gradient_of_the_ordinary_pass(models, layou
         if "boxwright_run" in options["transformer_options"] and not found:
             attached = options["transformer_options"]["boxwright_run"]
             item = attached.guides[0]
-            gradient = guidance.loss_gradient(attached, item, item.edit.loss, x, timestep, options)
+            gradient = loss_gradient(attached, item, item.edit.loss, x, timestep, options)
             found.append((float(timestep[0]), gradient.values))
         return out
 
@@ -712,7 +402,7 @@ def test_entries_of_one_layout_share_the_move(models, layout):
     def change_of(positive, negative):
         def spy(executor, x, timestep, options, seed):
             attached = options["transformer_options"]["boxwright_run"]
-            found = guidance.loss_gradient(attached, Installed(layout, GUIDE), GUIDE.loss, x, timestep, options)
+            found = loss_gradient(attached, Installed(layout, GUIDE), GUIDE.loss, x, timestep, options)
             changes.append(found)
             return executor(x, timestep, options, seed)
 
@@ -795,28 +485,6 @@ def test_guiders_that_order_their_prompts_differently(models, layout, guider):
 # --- what can go wrong ---
 
 
-def test_out_of_memory_is_tried_once_more_a_row_at_a_time(models, layout, monkeypatch):
-    noise = tiny.latent("sd15", batch=3)
-    patched = install(models["sd15"], layout, [GUIDE])
-    whole = run("sd15", patched, layout, noise=noise, steps=1)
-    original, rows = guidance._entry_gradient, []
-
-    def small_memory(run, item, loss, entry, x, *rest):
-        rows.append(x.shape[0])
-        if x.shape[0] > limit:
-            raise torch.OutOfMemoryError("emulated")
-        return original(run, item, loss, entry, x, *rest)
-
-    monkeypatch.setattr(guidance, "_entry_gradient", small_memory)
-    limit = 1
-    split = run("sd15", patched, layout, noise=noise, steps=1)
-    assert rows == [3, 1, 1, 1]
-    torch.testing.assert_close(split, whole, rtol=0, atol=1e-3 * float(whole.abs().max()))
-    limit = 0
-    with pytest.raises(torch.OutOfMemoryError):
-        run("sd15", patched, layout, noise=noise, steps=1)
-
-
 def test_interrupting_stops_at_once(models, layout):
     steps = []
 
@@ -829,41 +497,6 @@ def test_interrupting_stops_at_once(models, layout):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run("sd15", patched, layout)
     assert len(steps) == 1
-
-
-def test_a_gradient_that_is_not_finite_is_refused(models, layout):
-    def broken(maps, site):
-        found = left_mass(maps, site)
-        return replace(found, total=found.total * torch.inf)
-
-    with pytest.raises(BoxwrightError, match="not finite"):
-        run("sd15", install(models["sd15"], layout, [replace(GUIDE, loss=broken)]), layout)
-
-
-def test_weights_without_a_backward_are_refused(layout):
-    model = tiny.build("sd15")
-    layer = model.model.diffusion_model.middle_block[0].in_layers[2]
-    original = layer.forward
-
-    class Packed(type(layer)):
-        """A layer of another pack that unpacks its weights by itself."""
-
-        def forward(self, x):
-            return original(x)
-
-    layer.__class__ = Packed
-    layer._parameters["weight"] = torch.nn.Parameter(torch.zeros(7, dtype=torch.uint8), requires_grad=False)
-    layer._parameters["weight"].data = torch.zeros(7, dtype=torch.uint8)
-    with torch.inference_mode():
-        weight = torch.randn(layer.out_channels, layer.in_channels, 3, 3) * 0.01
-    original = lambda x: torch.nn.functional.conv2d(x, weight, None, padding=1)  # noqa: E731
-    with pytest.raises(UnsupportedModelError, match="quantised format"):
-        run("sd15", install(model, layout, [replace(GUIDE, smallest_side=1)]), layout)
-
-
-def test_families_without_gradients_are_refused_when_installing(layout):
-    with pytest.raises(UnsupportedModelError, match="do(es)? not take through Flux"):
-        install(tiny.build("flux"), layout, [GUIDE])
 
 
 @pytest.mark.parametrize("mode", ["boxdiff", "fast"])

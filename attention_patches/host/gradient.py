@@ -1,0 +1,283 @@
+"""The gradient of a loss on attention maps by the latent.
+
+Twice as costly as it must be is what one gets by differentiating a whole model call: here only the layout's own rows
+are run, without ControlNets and other packs' wrappers, and the run stops after the last attention layer that the loss
+reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..types import AttentionEdit, AttentionLoss, AttentionSite, BoxwrightError, LatentGuide, UnsupportedModelError
+from .differentiable import differentiable
+from .family import Extra, IncompatiblePatchError, Installed
+
+if TYPE_CHECKING:
+    from .run import Run
+
+Loss = Callable[[Tensor, AttentionSite], AttentionLoss]
+
+COARSEST = 4  # latent cells under a token: 32 pixels, the grid that the papers read at 512 and 1024 pixels
+HALF_SCALE = 1024.0  # gradients in 16 bits are small: the loss is scaled up, and the gradient down again
+
+
+class _Enough(Exception):
+    """The last layer that is needed has been read."""
+
+
+# --- attention maps ---------------------------------------------------------------------------------------------------
+
+
+class MapReader:
+    """The attention maps of one conditioning entry on one grid."""
+
+    def __init__(self, level: int, last: str | None) -> None:
+        self.level, self.last = level, last
+        self.parts: dict[str, list[Tensor]] = {}
+        self.sites: dict[str, AttentionSite] = {}
+
+    def edit(self) -> AttentionEdit:
+        return AttentionEdit("maps", "read", self._read, where=lambda site: site.level == self.level)
+
+    def _read(self, probs: Tensor, site: AttentionSite) -> None:
+        self.sites[site.layer] = site
+        self.parts.setdefault(site.layer, []).append(probs.mean(dim=1))
+        if site.layer == self.last and site.queries.stop == site.grid[0] * site.grid[1]:
+            raise _Enough
+
+    def maps(self) -> tuple[Tensor, AttentionSite]:
+        """[B, T, h, w], the mean over heads and layers, and where they are from.
+
+        A patch may shrink the features of some layers (Deep Shrink): then those of the finest grid count.
+        """
+        finest = max(self.sites.values(), key=lambda site: site.grid[0] * site.grid[1])
+        layers = [torch.cat(self.parts[name], dim=1) for name, s in self.sites.items() if s.grid == finest.grid]
+        return torch.stack(layers).mean(dim=0).transpose(1, 2).unflatten(2, finest.grid), finest
+
+
+def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: int) -> int:
+    """Which attention grid a loss reads: the coarsest that has `smallest_side` cells and shows 32 pixels per cell.
+
+    `factors` are latent cells per token, finest first. 16 x 16 for SD 1.5 at 512 and 32 x 32 for SDXL at 1024 pixels;
+    the finest grid where none is fine enough.
+    """
+    fine = [f for f in factors if f <= COARSEST and min(latent) // f >= smallest_side]
+    return factors.index(max(fine)) if fine else 0
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Gradient:
+    """By the latent, float32 in its shape, and the loss it belongs to."""
+
+    values: Tensor
+    total: Tensor  # [B]
+    per_phrase: Tensor  # [B, phrases]
+    phrases: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def loss_gradient(
+    run: Run, item: Installed, loss: Loss, x: Tensor, sigma: Tensor, options: dict[str, Any]
+) -> Gradient | None:
+    """d loss / d x for the guide's conditioning, row by row; None where that takes no part at this sigma.
+
+    After running out of memory once, the rows are taken one at a time.
+    """
+    parts = []
+    for entry in _originals(run.conditioning(item.layout)):
+        try:
+            parts.append(_entry_gradient(run, item, loss, entry, x, sigma, options))
+        except Exception as error:
+            if x.shape[0] == 1 or not comfy.model_management.is_oom(error):
+                raise
+            comfy.model_management.soft_empty_cache()
+        else:
+            continue
+        rows = [
+            _entry_gradient(run, item, loss, _row(entry, i, x.shape[0]), x[i : i + 1], sigma[i : i + 1], options)
+            for i in range(x.shape[0])
+        ]
+        parts.append(None if rows[0] is None else _joined(rows))
+    found = [part for part in parts if part is not None]
+    if not found:
+        return None
+    worst = torch.stack([part.per_phrase for part in found]).amax(dim=0)
+    values, total = (sum(getattr(part, name) for part in found) / len(found) for name in ("values", "total"))
+    return Gradient(values, total, worst, found[0].phrases, found[0].notes)
+
+
+def _originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the copies that the host makes of an entry for the areas of the other side: those share its text."""
+    return list({id(entry["model_conds"].get("c_crossattn", entry)): entry for entry in reversed(entries)}.values())
+
+
+def _joined(rows: list[Gradient]) -> Gradient:
+    fields = [torch.cat([getattr(row, name) for row in rows]) for name in ("values", "total", "per_phrase")]
+    return Gradient(*fields, rows[0].phrases, rows[0].notes)
+
+
+def _row(entry: dict[str, Any], row: int, batch: int) -> dict[str, Any]:
+    """The conditioning of one row of the batch."""
+    inputs = {}
+    for name, cond in entry["model_conds"].items():
+        value = getattr(cond, "cond", None)
+        per_row = torch.is_tensor(value) and value.ndim > 0 and value.shape[0] == batch
+        inputs[name] = cond._copy_with(value[row : row + 1]) if per_row else cond
+    return {**entry, "model_conds": inputs}
+
+
+def _entry_gradient(
+    run: Run,
+    item: Installed,
+    loss: Loss,
+    entry: dict[str, Any],
+    x: Tensor,
+    sigma: Tensor,
+    options: dict[str, Any],
+) -> Gradient | None:
+    reader = reader_of(run, item.edit, item.edit.early_exit)
+    model = run.guider.inner_model
+    entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
+    with differentiable(model.diffusion_model):
+        latent = x.detach().clone().requires_grad_(True)
+        read = Installed(item.layout, reader.edit(), graph=True)
+        local = _options_for_gradient(run, options, {entry["uuid"]: (read,)})
+        try:
+            with explained():
+                comfy.samplers.calc_cond_batch(model, [[entry]], latent, sigma.detach().clone(), local)
+        except _Enough:
+            pass
+        if not reader.parts:
+            return None
+        return differentiate(model, loss(*reader.maps()), latent)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Autograd's word for weights that only inference may touch, in words for a user."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Inference tensors cannot be saved" not in str(error):
+            raise
+        raise IncompatiblePatchError(
+            "Another patch adds weights of its own to this model (an adapter that bypasses a layer), which gradients "
+            "do not pass. Load it as an ordinary LoRA, remove it, or use a method without gradients (Rectified "
+            "Attention)."
+        ) from error
+
+
+def reader_of(run: Run, guide: LatentGuide, early_exit: bool) -> MapReader:
+    level = map_level(run.factors, run.image, guide.smallest_side)
+    last = run.family.last_layer(run.guider.inner_model.diffusion_model, level) if early_exit else None
+    return MapReader(level, last)
+
+
+def _options_for_gradient(run: Run, options: dict[str, Any], extra: dict[Any, tuple[Installed, ...]]) -> dict[str, Any]:
+    """Model options without anybody's caches, wrappers and further devices, and with attention that has a gradient."""
+    local = comfy.model_patcher.create_model_options_clone(options)
+    for name in ("multigpu_clones", "model_function_wrapper", "context_handler"):
+        local.pop(name, None)
+    inner = local["transformer_options"]
+    inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
+    inner["optimized_attention_override"] = partial(attention_with_gradient, run)
+    inner[run.EXTRA] = Extra(extra, silent=True)
+    return local
+
+
+def attention_with_gradient(run: Run, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """optimized_attention_override: some of the host's kernels, and other packs' overrides, have no backward."""
+    return run.attention(None, attention_pytorch, *args, **kwargs)
+
+
+def differentiate(model: Any, loss: AttentionLoss, latent: Tensor) -> Gradient:
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    scale = HALF_SCALE if dtype in (torch.float16, torch.bfloat16) else 1.0
+    try:
+        (gradient,) = torch.autograd.grad(loss.total.sum() * scale, latent)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise IncompatiblePatchError(
+            "Another patch on this model writes into tensors that the gradient still needs. Remove that patch, or use "
+            "a method without gradients (Rectified Attention)."
+        ) from error
+    gradient = gradient.float() / scale
+    if not bool(torch.isfinite(gradient).all()):
+        raise BoxwrightError(
+            f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. Run the model in "
+            "bfloat16 or float32, or choose a method without gradients (Rectified Attention)."
+        )
+    return Gradient(gradient.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, loss.notes)
+
+
+# --- what has no gradient ---------------------------------------------------------------------------------------------
+
+
+def without_foreign_gradients(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with a ControlNet that autograd does not follow: its weights are the host's inference tensors."""
+    if entry.get("gligen") is not None:
+        raise IncompatiblePatchError(
+            'GLIGEN puts layers without a gradient into the model. Use the mode "boxdiff", whose gradient pass leaves '
+            "them out, or remove GLIGEN."
+        )
+    control = entry.get("control")
+    return entry if control is None else {**entry, "control": _ControlOutsideGraph(control)}
+
+
+class _ControlOutsideGraph:
+    """A ControlNet as the model meets it in a pass with gradients: a constant."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+    def get_control(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            out = self._control.get_control(x.detach(), *args, **kwargs)
+        if out is None:
+            return None
+        return {name: [None if t is None else _added(t) for t in tensors] for name, tensors in out.items()}
+
+
+def _added(tensor: Tensor) -> Tensor:
+    return tensor.clone().as_subclass(_Addend)
+
+
+class _Addend(torch.Tensor):
+    """The host adds it in place to features that the gradient still needs; this makes `h += addend` a new tensor."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = [a.as_subclass(Tensor) if isinstance(a, cls) else a for a in args]
+        if func is Tensor.add_:
+            func = torch.add
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def refuse_without_gradient(family: Any) -> None:
+    """Raises UnsupportedModelError for a family whose layers have no gradient here."""
+    if not hasattr(family, "last_layer"):
+        raise UnsupportedModelError(
+            f"Guides need gradients, which Boxwright does not take through {family.name} yet. Use a Stable Diffusion "
+            "UNet (SD 1.x, SD 2.x, SDXL), or a method without gradients (Rectified Attention)."
+        )
