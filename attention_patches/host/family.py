@@ -32,7 +32,7 @@ class Extra:
     """Edits of one model call on top of the run's own."""
 
     items: dict[Any, tuple[Installed, ...]]  # uuid of a conditioning entry -> edits of its rows
-    silent: bool  # a call beside the run's own: the run's readers must not hear of it
+    aside: bool  # a call beside the run's own, for a gradient: without the run's readers and further texts
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def _options_for_gradient(run: Run, options: dict[str, Any], extra: dict[Any, tu
     inner = local["transformer_options"]
     inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
     inner["optimized_attention_override"] = partial(attention_with_gradient, run)
-    inner[run.EXTRA] = Extra(extra, silent=True)
+    inner[run.EXTRA] = Extra(extra, aside=True)
     return local
 
 

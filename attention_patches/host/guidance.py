@@ -296,7 +296,7 @@ def _guided_prediction(
         local = comfy.model_patcher.create_model_options_clone(options)
         inner = local["transformer_options"]
         inner["optimized_attention_override"] = partial(attention_with_gradient, run)
-        inner[run.EXTRA] = Extra(extra, silent=False)
+        inner[run.EXTRA] = Extra(extra, aside=False)
         entries = [without_foreign_gradients(entry) for entry in entries]
         with explained():
             (output,) = executor(model, [entries], latent, sigma.detach().clone(), local)

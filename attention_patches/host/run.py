@@ -25,7 +25,7 @@ from .gradient import refuse_without_gradient
 from .tokenizers import LAYOUT_KEY
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
-NOTHING = Extra({}, silent=False)
+NOTHING = Extra({}, aside=False)
 RUN = "boxwright_run"  # key of the Run in transformer_options
 WRAPPER = "boxwright"
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
@@ -96,8 +96,16 @@ class _Entry:
     def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any) -> Chunk:
         edits = (item for item in self.edits if not isinstance(item.edit, LatentGuide))
         active = (item for item in edits if item.edit.window.contains(progress))
-        heard = (item for item in active if not (extra.silent and getattr(item.edit, "stage", None) == "read"))
-        return Chunk(rows, (*heard, *extra.items.get(key, ())), self.text_length, self.crop(image)[2:])
+        kept = (item for item in active if not (extra.aside and _not_for_guides(item.edit)))
+        return Chunk(rows, (*kept, *extra.items.get(key, ())), self.text_length, self.crop(image)[2:])
+
+
+def _not_for_guides(edit: Any) -> bool:
+    """Readers, which hear of the run's own calls, and further texts: a guide asks what the prompt itself does.
+
+    Where a region reads a text of its own it holds what the prompt wants there, wherever the model would draw it.
+    """
+    return isinstance(edit, TextMix) or getattr(edit, "stage", None) == "read"
 
 
 class Run:

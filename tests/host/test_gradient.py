@@ -12,6 +12,7 @@ from pack.attention_patches.host import adapter_for, gradient
 from pack.attention_patches.host.differentiable import differentiable
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
+from pack.attention_patches.region_prompt import RegionPrompt
 from pack.attention_patches.types import BoxwrightError, UnsupportedModelError
 
 
@@ -205,6 +206,14 @@ def test_a_batch_has_the_gradients_of_its_rows(models, layout):
     whole, rows = gradients("sd15", models["sd15"], layout, batch=3, then=alone)
     assert noise.shape[0] == 3
     assert relative(torch.cat(rows), whole.values) < 1e-4
+
+
+def test_texts_of_regions_are_left_out(models, layout):
+    """A guide asks where the prompt itself puts a phrase; with its own text a region holds the phrase already."""
+    coupled = install(models["sd15"], layout, RegionPrompt(confine=False).edits(layout))
+    assert not torch.equal(run("sd15", coupled, layout, steps=1), run("sd15", models["sd15"], layout, steps=1))
+    (with_texts,), (without,) = gradients("sd15", coupled, layout), gradients("sd15", models["sd15"], layout)
+    assert torch.equal(with_texts.values, without.values)
 
 
 def test_the_model_is_as_it_was_afterwards(models, layout):
