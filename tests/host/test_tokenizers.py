@@ -592,6 +592,8 @@ def test_key_tells_layouts_of_one_prompt_apart(toy):
     areas = [Box(0, 0, 0.5, 1), Box(0.5, 0, 0.5, 1), painted, painted.T]
     made = [[Region("circle", area)] for area in areas]
     made += [[Region("circle", areas[0], 0.5)], [Region("red", areas[0])]]
+    own = ({"start": 0.1}, {"end": 0.5}, {"feather": 0.1}, {"negative": "red"}, {"negative": "blue"})
+    made += [[Region("circle", areas[0], extra=extra)] for extra in own]
     keys = {tokenizers.layout(toy[1], "a red circle", own, True)[1].key for own in made}
     assert len(keys) == len(made)
     again = tokenizers.layout(toy[1], "a red circle", [Region("circle", painted.clone())], True)[1].key
