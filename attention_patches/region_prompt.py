@@ -4,8 +4,9 @@
 2401.11708): in every cross-attention the image tokens of a region attend to the region's text instead of the prompt's.
 Here with exact weights: coverage of each cell, feather, strength, order or blending of overlaps and a share of the base
 prompt make one convex combination of attentions for every image token, so that soft edges need no rounding and what no
-region covers reads the base prompt (or a background text), in which the words of a region are invisible outside it
-(rectified attention): else the prompt draws its objects once more between the regions.
+region covers reads the base prompt (or a background text), in which the words of a region are invisible outside it at
+first (rectified attention): else the prompt draws its objects once more between the regions. Invisible to the end,
+objects that the noise does not favour in their regions would be missing (docs/results.md).
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ class RegionPrompt:
 
     strength: float = 1.0  # 0 = off; every region's own strength multiplies it
     base_ratio: float = 0.2  # share of the base prompt inside the regions: 0 = none, 1 = nothing else
-    confine: bool = True  # the base prompt's own words for a region are invisible outside it
+    confine_end: float = 0.3  # until when the base prompt's words for a region are invisible outside it; 0 = never
     overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()
 
     def __post_init__(self) -> None:
-        for name in ("strength", "base_ratio", "feather"):
+        for name in ("strength", "base_ratio", "confine_end", "feather"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise BoxwrightError(f"{name} {value:g} is outside 0 to 1; choose a number in between.")
@@ -68,10 +69,14 @@ class RegionPrompt:
         own = list(texts) if texts is not None else [text.embedding for text in layout.region_texts]
         negatives = [text and text.embedding for text in layout.region_negatives or (None,) * len(layout.regions)]
         mixes = [*self._mix(layout, [*own, background], "layout"), *self._mix(layout, [*negatives, None], "negative")]
-        if not mixes or not self.confine:
-            return [replace(mix, report=report) for mix in mixes]
-        confined = RectifiedAttention(self.strength, self.window, self.feather)
-        return [*confined.edits(layout), *(replace(mix, report=report) for mix in mixes)]
+        confined = self._confined(layout) if mixes else []
+        return [*confined, *(replace(mix, report=report) for mix in mixes)]
+
+    def _confined(self, layout: Layout) -> list[AttentionEdit | ContextEdit]:
+        """Rectified attention in the base prompt, in the part of the window before `confine_end`."""
+        edits = RectifiedAttention(self.strength, self.window, self.feather).edits(layout)
+        start, end = edits[0].window.start, min(edits[0].window.end, self.confine_end)
+        return [replace(edit, window=StepWindow(start, end)) for edit in edits] if start < end else []
 
     def _mix(self, layout: Layout, texts: list[Tensor | None], rows: Rows) -> list[TextMix]:
         """The mix of the texts of every region and of the background, None for those that read the row's own text."""

@@ -63,12 +63,15 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                     tooltip="couple: share of the prompt inside the regions. 0 = regions know only their own words, "
                     "1 = they know the prompt alone (off).",
                 ),
-                io.Boolean.Input(
-                    "confine",
-                    default=COUPLE.confine,
-                    tooltip="couple: On = in the prompt, the words of a region are invisible outside it, so that its "
-                    "object is not drawn between the regions once more. Off = the rest of the image reads all of the "
-                    "prompt.",
+                io.Float.Input(
+                    "confine_end",
+                    default=COUPLE.confine_end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="couple: until when the prompt's words for a region are invisible outside it, so that its "
+                    "object is not drawn between the regions once more. 0 = never; 1 = to the end: least is drawn "
+                    "outside, but more objects go missing.",
                 ),
                 io.Combo.Input(
                     "overlap",
@@ -154,12 +157,12 @@ class BoxwrightRegionPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, layout, mode, strength, base_ratio, confine, overlap, feather, start, end, bound, bound_end,
+        cls, model, layout, mode, strength, base_ratio, confine_end, overlap, feather, start, end, bound, bound_end,
         dense_end, cross_weight, self_weight, region_texts=None, background=None,
     ) -> io.NodeOutput:  # fmt: skip
         window = StepWindow(start, end)
         if mode == "couple":
-            method = RegionPrompt(strength, base_ratio, confine, overlap, feather, window)
+            method = RegionPrompt(strength, base_ratio, confine_end, overlap, feather, window)
             own = None if region_texts is None else texts.region_texts(region_texts, layout)
             rest = None if background is None else texts.background_text(background, layout)
             edits = method.edits(layout, own, rest, progress_reporter(cls.hidden.unique_id))
@@ -173,7 +176,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             edits = [*edits, *bounded.edits(layout)]
         notes = [
             summary(layout, mode, bool(edits)),
-            *without_effect(layout, mode, base_ratio, confine, feather, bound, region_texts, background),
+            *without_effect(layout, mode, base_ratio, confine_end, feather, bound, region_texts, background),
             *model_notes(model, mode, layout),
         ]
         report = "\n".join(notes)
@@ -195,7 +198,7 @@ def summary(layout: Layout, mode: Mode, on: bool) -> str:
     return f"{mode}: {counted(len(active), 'region')} in one pass of the model."
 
 
-def without_effect(layout, mode, base_ratio, confine, feather, bound, region_texts, background) -> list[str]:
+def without_effect(layout, mode, base_ratio, confine_end, feather, bound, region_texts, background) -> list[str]:
     """Which options of the node and the regions do nothing here, a sentence each."""
     notes = [
         f'Region {number} ("{shortened(region.phrase, 40)}") has strength 0 and takes no part.'
@@ -204,7 +207,7 @@ def without_effect(layout, mode, base_ratio, confine, feather, bound, region_tex
     negatives = [str(number) for number, text in enumerate(layout.region_negatives, 1) if text is not None]
     if mode == "dense":
         used = {"base_ratio": base_ratio != COUPLE.base_ratio, "feather": feather != COUPLE.feather}
-        used |= {"confine": confine != COUPLE.confine}
+        used |= {"confine_end": confine_end != COUPLE.confine_end}
         used |= {"region_texts": region_texts is not None, "background": background is not None}
         used |= {"the regions' negative phrases": bool(negatives)}
         idle = [name for name, given in used.items() if given]

@@ -210,7 +210,7 @@ def test_a_batch_has_the_gradients_of_its_rows(models, layout):
 
 def test_texts_of_regions_are_left_out(models, layout):
     """A guide asks where the prompt itself puts a phrase; with its own text a region holds the phrase already."""
-    coupled = install(models["sd15"], layout, RegionPrompt(confine=False).edits(layout))
+    coupled = install(models["sd15"], layout, RegionPrompt(confine_end=0.0).edits(layout))
     assert not torch.equal(run("sd15", coupled, layout, steps=1), run("sd15", models["sd15"], layout, steps=1))
     (with_texts,), (without,) = gradients("sd15", coupled, layout), gradients("sd15", models["sd15"], layout)
     assert torch.equal(with_texts.values, without.values)

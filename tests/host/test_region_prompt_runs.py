@@ -20,7 +20,7 @@ from pack.attention_patches.types import AttentionEdit, Box, StepWindow, Unsuppo
 
 FAMILIES = ["sd15", "sd2", "sdxl"]  # sd2 predicts v
 every_family = pytest.mark.parametrize("family", FAMILIES)
-NO_BASE = RegionPrompt(base_ratio=0.0, confine=False)
+NO_BASE = RegionPrompt(base_ratio=0.0, confine_end=0.0)
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
@@ -119,7 +119,7 @@ def halves(grid):
 @pytest.mark.parametrize("lengths", [(77, 77), (154, 77)])
 def test_two_halves_equal_the_layers_computed_by_hand(models, layout, family, lengths):
     texts = [tiny.text(n, seed=50 + n).embedding for n in lengths]
-    method = RegionPrompt(base_ratio=0.25, confine=False)
+    method = RegionPrompt(base_ratio=0.25, confine_end=0.0)
     expected = run(
         family, hand_wired(models[family], layout.prompt, texts, lambda grid: 0.75 * halves(grid)), layout,
         noise=tiny.latent(family, batch=2),
@@ -393,7 +393,7 @@ def test_the_couple_stands_on_what_other_edits_make_of_the_prompt(models, layout
         return run("sd15", install(models["sd15"], layout, [*rectified, *method.edits(layout)]), layout)
 
     close(with_edits(NO_BASE), run("sd15", coupled(models["sd15"], layout), layout))
-    half = RegionPrompt(base_ratio=0.5, confine=False)
+    half = RegionPrompt(base_ratio=0.5, confine_end=0.0)
     assert not torch.allclose(with_edits(half), run("sd15", coupled(models["sd15"], layout, half), layout), atol=1e-3)
 
 

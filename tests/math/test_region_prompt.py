@@ -12,7 +12,7 @@ from pack.attention_patches.types import Box, BoxwrightError, Region, StepWindow
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]
 MIDDLE = Box(0.25, 0.0, 0.5, 1.0)
-NO_BASE = RegionPrompt(base_ratio=0.0, confine=False)
+NO_BASE = RegionPrompt(base_ratio=0.0, confine_end=0.0)
 
 
 def two(areas=(LEFT, RIGHT), strengths=None, **extra):
@@ -92,7 +92,7 @@ def test_feather_is_a_ramp_outside_and_a_regions_own_comes_first():
 def test_windows_say_when_and_a_regions_own_comes_first():
     lay = two()
     lay = replace(lay, regions=(replace(lay.regions[0], extra={"start": 0.6, "end": 0.8}), lay.regions[1]))
-    (mix,) = RegionPrompt(confine=False, window=StepWindow(0.0, 0.5)).edits(lay)
+    (mix,) = RegionPrompt(confine_end=0.0, window=StepWindow(0.0, 0.5)).edits(lay)
     assert (mix.window.start, mix.window.end) == (0.0, 0.8)
     for progress, read in ((0.1, [False, True]), (0.55, [False, False]), (0.7, [True, False])):
         weights = mix.weigh(replace(site(lay), progress=progress))
@@ -123,7 +123,7 @@ def test_regions_read_their_phrases_or_other_texts_and_the_rest_a_background():
 
 def test_confined_words_are_those_of_rectified_attention():
     lay = two()
-    edit, mix = RegionPrompt(strength=0.7, window=StepWindow(0.0, 0.5), feather=0.5).edits(lay)
+    edit, mix = RegionPrompt(strength=0.7, confine_end=1.0, window=StepWindow(0.0, 0.5), feather=0.5).edits(lay)
     (expected,) = RectifiedAttention(0.7, StepWindow(0.0, 0.5), 0.5).edits(lay)
     assert isinstance(mix, TextMix) and edit.window == expected.window
     zeros = torch.zeros(1, 1, 16, 16)
@@ -131,17 +131,28 @@ def test_confined_words_are_those_of_rectified_attention():
     assert expected.fn(zeros, site(lay)).min() < 0
 
 
+def test_words_are_confined_at_the_start_of_the_window():
+    def confined(lay, **settings):
+        return [edit.window for edit in RegionPrompt(**settings).edits(lay) if not isinstance(edit, TextMix)]
+
+    lay = two()
+    assert confined(lay) == [StepWindow(0.0, 0.3)]
+    assert confined(lay, window=StepWindow(0.1, 0.2)) == [StepWindow(0.1, 0.2)]
+    assert confined(lay, window=StepWindow(0.5, 1.0)) == confined(lay, confine_end=0.0) == []
+    assert confined(two(start=0.2, end=0.9)) == [StepWindow(0.2, 0.3)]  # regions' own windows
+
+
 def test_negatives_are_read_in_the_negatives_rows_where_their_region_is():
     lay = two([LEFT, MIDDLE])
     against = lay.region_texts[1]
     opposed = replace(lay, region_negatives=(None, against))
-    mixes = RegionPrompt(base_ratio=0.25, confine=False).edits(opposed, report=print)
+    mixes = RegionPrompt(base_ratio=0.25, confine_end=0.0).edits(opposed, report=print)
     assert [mix.rows for mix in mixes] == ["layout", "negative"] and mixes[1].report is print
     assert mixes[1].texts == (against.embedding,)
     torch.testing.assert_close(mixes[1].weigh(site(lay)).view(4, 4)[0], torch.tensor([0.0, 0.75, 0.75, 0.0]))
 
 
-@pytest.mark.parametrize("name", ["strength", "base_ratio", "feather"])
+@pytest.mark.parametrize("name", ["strength", "base_ratio", "confine_end", "feather"])
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(BoxwrightError, match=f"{name} 1.5 is outside 0 to 1"):
         RegionPrompt(**{name: 1.5})
