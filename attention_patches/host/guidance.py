@@ -84,22 +84,27 @@ def _sample(
     options = kwargs["extra_args"]["model_options"]
     steps = _Steps(sigmas, name)
     run = options["transformer_options"]["boxwright_run"]
-    _tell_idle_guides(run, steps)
     guided = _GuidedModel(model, run, steps)
     callback = kwargs.get("callback")
     kwargs["callback"] = partial(_count, steps, callback)
     return function(guided, x, sigmas, *args, **kwargs)
 
 
-def _tell_idle_guides(run: Run, steps: _Steps) -> None:
+def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
     """A run of less noise (img2img, the later part of a schedule) may lie behind a guide's window as a whole."""
-    for item in run.guides:
-        guide, starts = item.edit, [run.progress(sigma) for sigma in steps.sigmas[:-1]]
-        if guide.moves == "latent" and guide.report is not None and not any(map(guide.window.contains, starts)):
+    points = [run.progress(sigma) for sigma in sigmas.tolist()]
+    for guide in (item.edit for item in run.guides):
+        if guide.report is not None and points and not _acts(guide, points):
             guide.report(
                 f"nothing is moved: no step of this run lies between {guide.window.start:g} and {guide.window.end:g} "
                 "of the noise schedule; raise denoise, or the end of the window"
             )
+
+
+def _acts(guide: LatentGuide, points: list[float]) -> bool:
+    if guide.moves == "prediction":  # also in evaluations on the way of a step
+        return points[0] < guide.window.end and points[-1] > guide.window.start
+    return any(map(guide.window.contains, points[:-1]))
 
 
 def _count(steps: _Steps, callback: Any, state: dict[str, Any]) -> None:

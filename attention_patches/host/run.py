@@ -74,7 +74,9 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
-    Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:])).attach(options)
+    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:]))
+    run.attach(options)
+    guidance.tell_idle_guides(run, sigmas)
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
 
 

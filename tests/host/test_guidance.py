@@ -508,9 +508,10 @@ def test_the_report_names_every_phrase_and_the_worst(models, layout, mode):
     assert all(region.phrase in lines[0] for region in layout.regions)
 
 
-def test_a_run_behind_the_window_says_so(models, layout):
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_a_run_behind_the_window_says_so(models, layout, moves):
     lines = []
-    guide = replace(GUIDE, window=StepWindow(0.0, 0.3), report=lines.append)
+    guide = replace(GUIDE, window=StepWindow(0.0, 0.3), report=lines.append, moves=moves)
     model = install(models["sd15"], layout, [guide])
     assert torch.equal(run("sd15", model, layout, denoise=0.3), run("sd15", models["sd15"], layout, denoise=0.3))
     assert len(lines) == 1 and "nothing is moved" in lines[0] and "denoise" in lines[0]
