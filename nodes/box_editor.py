@@ -13,10 +13,11 @@ from torch import Tensor
 from ..attention_patches.grids import coverage, feathered
 from ..attention_patches.types import Box, BoxwrightError, Region
 from . import schema
-from .boxes import from_anything, parse_drawing, regions_to_json
+from .boxes import from_anything
 from .boxes import to_bounding_boxes as pixel_boxes
 from .drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
 from .regions import BoundingBoxes, Elements
+from .regions_json import parse_drawing, regions_to_json
 
 MAX_PICTURE = 8192  # pixels each way
 MAX_MASK_VALUES = 2**27  # of all masks together: half a gigabyte

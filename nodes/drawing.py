@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from ..attention_patches.types import Box, BoxwrightError, Region
-from .boxes import shortened
+from .checks import shortened
 
 MIN_SIDE, MAX_SIDE = 64, 4096  # pixels of the picture
 FILL = 0.45  # opacity of an area

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention_patches.recorder import resized, stretched
 from ..attention_patches.types import BoxwrightError
-from .boxes import shortened
+from .checks import shortened
 
 MAX_PIXELS = 2**26  # of one grid: 64 megapixels
 LABEL_LETTERS = 60

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..attention_patches.host import tokenizers
 from ..attention_patches.types import Layout
 from . import schema
-from .boxes import counted, shortened
+from .checks import counted, shortened
 
 MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
 

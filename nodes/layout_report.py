@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attention_patches.grids import coverage
 from ..attention_patches.types import Box, Region
-from .boxes import counted, shortened
+from .checks import counted, shortened
 
 MASK_GRID = 256  # painted masks are measured on this many cells each way
 MIN_OVERLAP = 0.01  # of the image

@@ -12,7 +12,7 @@ from ..attention_patches.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBle
 from ..attention_patches.token_alignment import Mode, alignment_report
 from ..attention_patches.types import BoxwrightError
 from . import schema
-from .boxes import shortened
+from .checks import shortened
 from .phrases import parse_phrases, parse_windows, window_or_none
 from .reweight import parse_weights
 

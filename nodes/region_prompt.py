@@ -13,7 +13,7 @@ from ..attention_patches.host.run import install
 from ..attention_patches.region_prompt import Overlap, RegionPrompt
 from ..attention_patches.types import BoxwrightError, Layout, StepWindow
 from . import schema
-from .boxes import counted, shortened
+from .checks import counted, shortened
 from .progress import progress_reporter
 
 Mode = Literal["couple", "dense"]

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..attention_patches.types import MAX_REGIONS, BoxwrightError
 from . import schema
-from .boxes import EXAMPLE_REGIONS, collect_regions, parse_regions_json, regions_to_json
+from .boxes import EXAMPLE_REGIONS, collect_regions
+from .regions_json import parse_regions_json, regions_to_json
 
 # The host's own classes for these two exist only in recent versions; the type names are all that matters on a wire.
 BoundingBoxes = io.Custom("BOUNDING_BOX")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from pack.attention_patches.types import Box, Region
-from pack.nodes import box_editor, boxes, drawing
+from pack.nodes import box_editor, drawing, regions_json
 from pack.nodes.box_editor import BoxwrightBoxEditor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,7 @@ STAR = {"phrase": "blue star", "x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}
 
 
 def text(*regions, **more):
-    return json.dumps({"type": boxes.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
+    return json.dumps({"type": regions_json.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
 
 
 def run(regions_json="", width=64, height=128, prompt="a red heart", image_opacity=0.5, **sockets):
@@ -104,7 +104,7 @@ def test_connected_boxes_replace_the_drawing_once():
     first = run(text(HEART), boxes=cat)
     assert [region.phrase for region in first[0]] == ["cat"]
     incoming, mark = first.ui["boxwright_upstream"]
-    assert boxes.parse_regions_json(incoming) == first[0]
+    assert regions_json.parse_regions_json(incoming) == first[0]
     edited = text(HEART, upstream=mark)
     second = run(edited, boxes=cat)
     assert [region.phrase for region in second[0]] == ["red heart"] and "boxwright_upstream" not in second.ui
@@ -115,7 +115,7 @@ def test_connected_boxes_replace_the_drawing_once():
 def test_connected_boxes_without_words_reach_the_browser_to_be_named():
     found = run("", boxes=torch.ones(1, 8, 8))
     assert isinstance(found[0], ExecutionBlocker)
-    [region] = boxes.parse_drawing(found.ui["boxwright_upstream"][0]).regions
+    [region] = regions_json.parse_drawing(found.ui["boxwright_upstream"][0]).regions
     assert region == Region("", Box(0.0, 0.0, 1.0, 1.0))
 
 

@@ -3,27 +3,27 @@ import json
 
 import pytest
 import torch
-from pack.attention_patches.types import Box, BoxwrightError, Region, StepWindow
-from pack.nodes import boxes
+from pack.attention_patches.types import Box, BoxwrightError, Region, StepWindow, window_of
+from pack.nodes import boxes, regions_json
 
 HEART = {"phrase": "red heart", "x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}
 
 
 def text(*regions, **more):
-    return json.dumps({"type": boxes.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
+    return json.dumps({"type": regions_json.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
 
 
 def test_options_are_checked_and_kept_in_extra():
     given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "color": "#E69f00", "enabled": True,
              "locked": True, "hidden": False, "theirs": {"a": [1]}}
-    [region] = boxes.parse_regions_json(text(HEART | given))
+    [region] = regions_json.parse_regions_json(text(HEART | given))
     assert region.extra == given | {"negative": "blurry"}
-    assert [type(region.extra[key]) for key in boxes.FRACTIONS] == [float] * 3
-    assert boxes.parse_regions_json(boxes.regions_to_json([region])) == (region,)
+    assert [type(region.extra[key]) for key in regions_json.FRACTIONS] == [float] * 3
+    assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 
 
 def test_a_null_option_is_an_absent_one():
-    [region] = boxes.parse_regions_json(text(HEART | dict.fromkeys(("negative", "color", "start", "enabled"))))
+    [region] = regions_json.parse_regions_json(text(HEART | dict.fromkeys(("negative", "color", "start", "enabled"))))
     assert region.extra == {}
 
 
@@ -43,38 +43,38 @@ def test_a_null_option_is_an_absent_one():
 ])
 def test_a_bad_option_names_box_value_and_remedy(option, words):
     with pytest.raises(BoxwrightError, match=words) as refused:
-        boxes.parse_drawing(text(HEART, HEART | option))
+        regions_json.parse_drawing(text(HEART, HEART | option))
     assert "Region 2" in str(refused.value)
 
 
 def test_a_region_that_is_switched_off_takes_no_part():
     off = HEART | {"phrase": "off", "enabled": False}
-    assert [region.phrase for region in boxes.parse_regions_json(text(off, HEART))] == ["red heart"]
-    assert boxes.parse_drawing(text(off, HEART)).count == 2
-    assert boxes.parse_drawing(text(off)).regions == ()
+    assert [region.phrase for region in regions_json.parse_regions_json(text(off, HEART))] == ["red heart"]
+    assert regions_json.parse_drawing(text(off, HEART)).count == 2
+    assert regions_json.parse_drawing(text(off)).regions == ()
     with pytest.raises(BoxwrightError, match="switched off"):
-        boxes.parse_regions_json(text(off))
+        regions_json.parse_regions_json(text(off))
 
 
 def test_a_drawing_may_be_empty_and_unnamed_but_regions_may_not():
-    assert boxes.parse_drawing("") == boxes.parse_drawing("  ") == boxes.Drawing((), 0, "")
-    assert boxes.parse_drawing(text(upstream="mark")).upstream == "mark"
-    assert boxes.parse_drawing(text(upstream=5)).upstream == ""
-    assert boxes.parse_drawing(text(HEART | {"phrase": ""})).regions[0].phrase == ""
+    assert regions_json.parse_drawing("") == regions_json.parse_drawing("  ") == regions_json.Drawing((), 0, "")
+    assert regions_json.parse_drawing(text(upstream="mark")).upstream == "mark"
+    assert regions_json.parse_drawing(text(upstream=5)).upstream == ""
+    assert regions_json.parse_drawing(text(HEART | {"phrase": ""})).regions[0].phrase == ""
     for bad in (text(), text(HEART | {"phrase": ""})):
         with pytest.raises(BoxwrightError):
-            boxes.parse_regions_json(bad)
+            regions_json.parse_regions_json(bad)
     with pytest.raises(BoxwrightError, match="is empty"):
-        boxes.parse_drawing(text(HEART | {"phrase": "  "}))
+        regions_json.parse_drawing(text(HEART | {"phrase": "  "}))
 
 
 def test_a_regions_own_window_goes_before_the_methods():
     window = StepWindow(0.2, 0.6)
     box = Box(0.0, 0.0, 1.0, 1.0)
-    assert boxes.region_window(Region("a", box), window) == window
-    assert boxes.region_window(Region("a", box, extra={"end": 0.9}), window) == StepWindow(0.2, 0.9)
+    assert window_of(Region("a", box), window) == window
+    assert window_of(Region("a", box, extra={"end": 0.9}), window) == StepWindow(0.2, 0.9)
     with pytest.raises(BoxwrightError, match="empty"):
-        boxes.region_window(Region("a", box, extra={"start": 0.7}), window)
+        window_of(Region("a", box, extra={"start": 0.7}), window)
 
 
 PIXELS = {"x": 64, "y": 32, "width": 128, "height": 64, "label": "cat"}
@@ -84,7 +84,7 @@ ELEMENT = {"bbox": [125, 250, 375, 750], "desc": "cat"}
 
 @pytest.mark.parametrize("value", [
     PIXELS, [PIXELS], [[PIXELS], [HEART]], ELEMENT, [ELEMENT], CAT, list(CAT), json.dumps(PIXELS),
-    json.dumps([[PIXELS]]), json.dumps([ELEMENT]), boxes.regions_to_json(CAT),
+    json.dumps([[PIXELS]]), json.dumps([ELEMENT]), regions_json.regions_to_json(CAT),
 ], ids=range(11))  # fmt: skip
 def test_boxes_are_taken_in_any_form(value):
     assert boxes.from_anything(value, 256, 256) == CAT
@@ -109,11 +109,12 @@ def test_anything_else_is_refused(value):
 
 
 def test_boxes_in_pixels_are_inside_the_picture_and_read_back():
-    regions = boxes.parse_regions_json(text(HEART | {"color": "#112233"}, HEART | {"x": 0.9999, "width": 0.0001}))
+    written = text(HEART | {"color": "#112233"}, HEART | {"x": 0.9999, "width": 0.0001})
+    regions = regions_json.parse_regions_json(written)
     [[first, second]] = boxes.to_bounding_boxes(regions, 100, 50)
     assert {key: first[key] for key in ("x", "y", "width", "height")} == {"x": 10, "y": 10, "width": 30, "height": 20}
     assert first["metadata"] == {"type": "obj", "text": "", "desc": "red heart", "palette": ["#112233"]}
     assert second["x"] + second["width"] <= 100 and second["width"] == 1
-    thin = boxes.parse_regions_json(text(HEART | {"x": 0.501, "width": 0.001}))
+    thin = regions_json.parse_regions_json(text(HEART | {"x": 0.501, "width": 0.001}))
     assert boxes.to_bounding_boxes(thin, 100, 50)[0][0]["width"] == 1
     assert boxes.from_bounding_boxes([[first]], 100, 50)[0].area == Box(0.1, 0.2, 0.3, 0.4)

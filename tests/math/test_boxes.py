@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pack.attention_patches.types import MAX_REGIONS, Box, BoxwrightError, Region
-from pack.nodes import boxes
+from pack.nodes import boxes, checks, regions_json
 
 
 def layout_text(*regions, **top):
@@ -36,27 +36,27 @@ def refused(*words):
 
 def test_json_becomes_regions():
     text = layout_text(entry(), entry(phrase="  blue star ", strength=0.5))
-    assert boxes.parse_regions_json(text) == (
+    assert regions_json.parse_regions_json(text) == (
         Region("red heart", Box(0.1, 0.2, 0.3, 0.4)),
         Region("blue star", Box(0.1, 0.2, 0.3, 0.4), 0.5),
     )
 
 
 def test_whole_numbers_and_the_whole_image():
-    (region,) = boxes.parse_regions_json(layout_text(entry(x=0, y=0, width=1, height=1, strength=0)))
+    (region,) = regions_json.parse_regions_json(layout_text(entry(x=0, y=0, width=1, height=1, strength=0)))
     assert region == Region("red heart", Box(0.0, 0.0, 1.0, 1.0), 0.0)
 
 
 def test_unknown_keys_survive_the_round_trip():
     text = layout_text(entry(locked=True, note={"by": ["Ann", None, 1.5]}))
-    (region,) = boxes.parse_regions_json(text)
+    (region,) = regions_json.parse_regions_json(text)
     assert region.extra == {"locked": True, "note": {"by": ["Ann", None, 1.5]}}
-    assert boxes.parse_regions_json(boxes.regions_to_json([region])) == (region,)
+    assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 
 
 def test_unknown_keys_never_overrule_known_ones():
     region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"x": 0.9, "phrase": "wolf", "note": 1})
-    (read,) = boxes.parse_regions_json(boxes.regions_to_json([region]))
+    (read,) = regions_json.parse_regions_json(regions_json.regions_to_json([region]))
     assert (read.phrase, read.area, read.extra) == (region.phrase, region.area, {"note": 1})
 
 
@@ -70,22 +70,22 @@ def test_round_trip_of_random_layouts():
             width, height = (1.0 - x) * rng.uniform(0.01, 1.0), (1.0 - y) * rng.uniform(0.01, 1.0)
             phrase = "p" + "".join(rng.choices(letters, k=rng.randint(0, 30))) + "q"
             regions.append(Region(phrase, Box(x, y, width, height), rng.random(), {"seed": rng.random()}))
-        text = boxes.regions_to_json(regions)
-        read = boxes.parse_regions_json(text)
+        text = regions_json.regions_to_json(regions)
+        read = regions_json.parse_regions_json(text)
         assert read == tuple(regions)
-        assert boxes.regions_to_json(read) == text
+        assert regions_json.regions_to_json(read) == text
 
 
 def test_example_is_valid_and_has_one_line_per_region():
-    text = boxes.regions_to_json(boxes.EXAMPLE_REGIONS)
-    assert boxes.parse_regions_json(text) == boxes.EXAMPLE_REGIONS
+    text = regions_json.regions_to_json(boxes.EXAMPLE_REGIONS)
+    assert regions_json.parse_regions_json(text) == boxes.EXAMPLE_REGIONS
     assert [json.loads(line.strip(" ,"))["phrase"] for line in text.splitlines()[1:-1]] == ["red heart", "blue star"]
 
 
 def test_masks_cannot_be_written():
     painted = Region("cloud", torch.ones(4, 4))
     with refused("Region 2", "cloud", "mask"):
-        boxes.regions_to_json([*boxes.EXAMPLE_REGIONS[:1], painted])
+        regions_json.regions_to_json([*boxes.EXAMPLE_REGIONS[:1], painted])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_masks_cannot_be_written():
     ],
 )
 def test_float_rounding_is_clamped(changes):
-    (region,) = boxes.parse_regions_json(layout_text(entry(**changes)))
+    (region,) = regions_json.parse_regions_json(layout_text(entry(**changes)))
     box = region.area
     assert 0.0 <= box.x < box.x + box.width <= 1.0
     assert 0.0 <= box.y < box.y + box.height <= 1.0
@@ -127,7 +127,7 @@ def test_float_rounding_is_clamped(changes):
 )
 def test_bad_numbers_are_refused_by_region_value_and_rule(changes, words):
     with refused("Region 2", "red heart", *words):
-        boxes.parse_regions_json(layout_text(entry(phrase="fine"), entry(**changes)))
+        regions_json.parse_regions_json(layout_text(entry(phrase="fine"), entry(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_bad_numbers_are_refused_by_region_value_and_rule(changes, words):
 )
 def test_bad_phrases_are_refused(phrase, words):
     with refused("phrase of region 1", *words):
-        boxes.parse_regions_json(layout_text(entry(phrase=phrase)))
+        regions_json.parse_regions_json(layout_text(entry(phrase=phrase)))
 
 
 def test_phrase_of_the_greatest_length_is_read():
-    (region,) = boxes.parse_regions_json(layout_text(entry(phrase="a" * 1000)))
+    (region,) = regions_json.parse_regions_json(layout_text(entry(phrase="a" * 1000)))
     assert len(region.phrase) == 1000
 
 
@@ -155,14 +155,14 @@ def test_phrase_of_the_greatest_length_is_read():
 @pytest.mark.parametrize("key", ["x", "unknown_key"])
 def test_numbers_that_are_none_are_refused_everywhere(digits, key):
     with refused("regions_json holds", digits.lstrip("-")):
-        boxes.parse_regions_json(layout_text(entry(**{key: 5150515})).replace("5150515", digits))
+        regions_json.parse_regions_json(layout_text(entry(**{key: 5150515})).replace("5150515", digits))
 
 
 def test_missing_keys_are_named():
     with refused("Region 1", "lacks phrase, height"):
-        boxes.parse_regions_json(layout_text({"x": 0, "y": 0, "width": 1}))
+        regions_json.parse_regions_json(layout_text({"x": 0, "y": 0, "width": 1}))
     with refused("Region 1", "must be an object", "'red heart'"):
-        boxes.parse_regions_json(layout_text("red heart"))
+        regions_json.parse_regions_json(layout_text("red heart"))
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_missing_keys_are_named():
 )
 def test_text_that_is_no_layout_is_refused(text, words):
     with refused("regions_json", *words):
-        boxes.parse_regions_json(text)
+        regions_json.parse_regions_json(text)
 
 
 def test_as_many_regions_as_allowed():
-    assert len(boxes.parse_regions_json(layout_text(*[entry()] * MAX_REGIONS))) == MAX_REGIONS
+    assert len(regions_json.parse_regions_json(layout_text(*[entry()] * MAX_REGIONS))) == MAX_REGIONS
 
 
 # BOUNDING_BOX
@@ -463,5 +463,5 @@ def test_more_regions_than_allowed_over_all_inputs():
 
 
 def test_shortened_is_one_printable_line():
-    assert boxes.shortened("a\x00b\n\tc\u202e d", 40) == "a b c d"
-    assert boxes.shortened("abcdefghij", 8) == "abcde..."
+    assert checks.shortened("a\x00b\n\tc\u202e d", 40) == "a b c d"
+    assert checks.shortened("abcdefghij", 8) == "abcde..."
