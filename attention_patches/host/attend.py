@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ..types import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
+from .attention_call import Attention, AttentionCall, additive
 from .family import Chunk, Installed, ModelCall, Place, view_of
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
-
-Attention = Callable[..., Tensor]
 
 
 class BiasCache:
@@ -49,74 +48,6 @@ class BiasCache:
         if key not in self._masks:
             self._masks[key] = make()
         return self._masks[key]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one attention call, for any rows and queries of it."""
-
-    host: Attention
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    mask: Tensor | None
-    rest: tuple[Any, ...]
-    options: dict[str, Any]
-
-    @property
-    def token_axis(self) -> int:
-        return 2 if self.options.get("skip_reshape", False) else 1
-
-    @property
-    def out_axis(self) -> int:
-        return 2 if self.options.get("skip_output_reshape", False) else 1
-
-    def rows(self, rows: slice) -> _Call:
-        mask = self.mask
-        if mask is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = mask[rows]
-        return _Call(self.host, self.q[rows], self.k[rows], self.v[rows], self.heads, mask, self.rest, self.options)
-
-    def queries(self, part: slice) -> _Call:
-        axis, count = self.token_axis, self.q.shape[self.token_axis]
-        if part == slice(0, count):
-            return self
-        mask = self.mask
-        if mask is not None and mask.shape[-2] == count:
-            mask = mask[..., part, :]
-        q = self.q.narrow(axis, part.start, part.stop - part.start)
-        return _Call(self.host, q, self.k, self.v, self.heads, mask, self.rest, self.options)
-
-    def chosen(self, index: Tensor) -> _Call:
-        """The queries at these places of the query axis."""
-        axis, mask = self.token_axis, self.mask
-        if mask is not None and mask.shape[-2] == self.q.shape[axis]:
-            mask = mask.index_select(-2, index)
-        q = self.q.index_select(axis, index)
-        return _Call(self.host, q, self.k, self.v, self.heads, mask, self.rest, self.options)
-
-    def keys(self, part: slice) -> _Call:
-        axis, mask = self.token_axis, self.mask
-        count, width = self.k.shape[axis], part.stop - part.start
-        if mask is not None and mask.shape[-1] == count:
-            mask = mask[..., part]
-        k, v = (t.narrow(axis, part.start, width) for t in (self.k, self.v))
-        return _Call(self.host, self.q, k, v, self.heads, mask, self.rest, self.options)
-
-    def fused(self, bias: Tensor | None = None) -> Tensor:
-        mask = self.mask
-        if bias is not None:
-            mask = bias if mask is None else _additive(mask, bias.dtype) + bias
-        if mask is None and not self.rest:
-            return self.host(self.q, self.k, self.v, self.heads, **self.options)
-        return self.host(self.q, self.k, self.v, self.heads, mask, *self.rest, **self.options)
-
-    def by_head(self, t: Tensor) -> Tensor:
-        """[B, heads, tokens, channels] of q, k or v; grouped keys and values repeated for every query head."""
-        if not self.options.get("skip_reshape", False):
-            t = t.unflatten(-1, (-1, self.q.shape[-1] // self.heads)).transpose(1, 2)
-        return t if t.shape[1] == self.heads else t.repeat_interleave(self.heads // t.shape[1], dim=1)
 
 
 @dataclass(frozen=True)
@@ -218,8 +149,8 @@ def edited_attention(
     mask = args[4] if len(args) > 4 else options.pop("mask", None)
     if mask is not None and mask.ndim == 3:
         mask = mask.unsqueeze(1)  # [rows, queries, keys]: the same for all heads
-    whole = _own(_Call(host, q, k, v, heads, mask, args[5:], options), call, place)
-    everything = _Call(plain or host, q, k, v, heads, mask, args[5:], options)
+    whole = _own(AttentionCall(host, q, k, v, heads, mask, args[5:], options), call, place)
+    everything = AttentionCall(plain or host, q, k, v, heads, mask, args[5:], options)
     blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
     for block in blocks:
         _read(whole.rows(block.chunk.rows), block)
@@ -240,7 +171,7 @@ def read_only(
     call: ModelCall, place: Place, cache: BiasCache, q: Tensor, k: Tensor, heads: int, options: dict[str, Any]
 ) -> bool:
     """Show readers an attention call that somebody else makes. False, with nothing done, if an edit would change it."""
-    whole = _own(_Call(None, q, k, k, heads, None, (), options), call, place)
+    whole = _own(AttentionCall(None, q, k, k, heads, None, (), options), call, place)
     blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
     if any(block.changes for block in blocks):
         return False
@@ -249,7 +180,7 @@ def read_only(
     return True
 
 
-def _own(everything: _Call, call: ModelCall, place: Place) -> _Call:
+def _own(everything: AttentionCall, call: ModelCall, place: Place) -> AttentionCall:
     """The call without the keys of further texts."""
     if place.text is None or not call.further_length:
         return everything
@@ -266,7 +197,7 @@ def _merge_unchanged(blocks: list[_Block]) -> list[tuple[slice, _Block]]:
     return merged
 
 
-def _attend(rows: _Call, block: _Block) -> Tensor:
+def _attend(rows: AttentionCall, block: _Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
     if not block.edited:
         return rows.fused()
@@ -282,7 +213,7 @@ def _attend(rows: _Call, block: _Block) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
 
 
-def _attend_in_one_piece(whole: _Call, blocks: list[_Block]) -> Tensor:
+def _attend_in_one_piece(whole: AttentionCall, blocks: list[_Block]) -> Tensor:
     queries, keys = whole.q.shape[whole.token_axis], whole.k.shape[whole.token_axis]
     biased = [block for block in blocks if block.biased]
     mask = whole.q.new_zeros(whole.q.shape[0], 1, queries, keys) if biased else None
@@ -323,7 +254,7 @@ def _shares(block: _Block, item: Installed, device: torch.device) -> _Shares:
     return _Shares(own.to(device), tuple(readers))
 
 
-def _mixed(out: Tensor, rows: _Call, block: _Block) -> Tensor:
+def _mixed(out: Tensor, rows: AttentionCall, block: _Block) -> Tensor:
     """The attention of some rows to their own text, with what they read in the further texts of the block's mixes.
 
     Queries that read nothing of a text are left out there, so that the cost goes with the area of the regions.
@@ -341,7 +272,7 @@ def _mixed(out: Tensor, rows: _Call, block: _Block) -> Tensor:
     return out
 
 
-def _read(rows: _Call, block: _Block) -> None:
+def _read(rows: AttentionCall, block: _Block) -> None:
     """Show readers what the attention is going to be, and guides what it would be without edits."""
     shown = [(block.guides, False)]
     if not block.explicit:  # else on the way, from the same probabilities
@@ -352,7 +283,7 @@ def _read(rows: _Call, block: _Block) -> None:
                 _show(readers, _probabilities(rows.queries(part), block, part, edited), block, part)
 
 
-def _query_parts(rows: _Call, block: _Block, explicit: bool) -> list[tuple[slice, bool]]:
+def _query_parts(rows: AttentionCall, block: _Block, explicit: bool) -> list[tuple[slice, bool]]:
     """The query axis cut into (slice, holds image tokens); image tokens in pieces that bound the memory they take."""
     count, keys = rows.q.shape[rows.token_axis], rows.k.shape[rows.token_axis]
     if explicit:
@@ -369,7 +300,7 @@ def _query_parts(rows: _Call, block: _Block, explicit: bool) -> list[tuple[slice
     return [*before, *parts, *after]
 
 
-def _bias(queries: _Call, block: _Block, part: slice) -> Tensor:
+def _bias(queries: AttentionCall, block: _Block, part: slice) -> Tensor:
     """The sum of all bias edits for some image queries, [1, 1, n, keys of the call]."""
     keys, tokens = queries.k.shape[queries.token_axis], block.tokens(part)
     text = block.cache.get(block, like=queries.q)[:, :, tokens] if block.text_bias else None
@@ -395,7 +326,7 @@ def _text_bias(block: _Block) -> Tensor:
     return total.clamp_min(NEVER)
 
 
-def _explicit(queries: _Call, block: _Block, part: slice) -> Tensor:
+def _explicit(queries: AttentionCall, block: _Block, part: slice) -> Tensor:
     """Attention of some image queries of one chunk with its bias, score and probability edits, softmax in float32."""
     probs = _probabilities(queries, block, part)
     _show(block.read, probs, block, part)
@@ -405,12 +336,12 @@ def _explicit(queries: _Call, block: _Block, part: slice) -> Tensor:
     return out if queries.options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
 
 
-def _probabilities(queries: _Call, block: _Block, part: slice, edited: bool = True) -> Tensor:
+def _probabilities(queries: AttentionCall, block: _Block, part: slice, edited: bool = True) -> Tensor:
     """What some image queries attend to, `edited` by biases and scores or not: float32 [B, H, n, keys of the call]."""
     q, k = queries.by_head(queries.q), queries.by_head(queries.k)
     scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
     if queries.mask is not None:
-        scores = scores + _additive(queries.mask, torch.float32)
+        scores = scores + additive(queries.mask, torch.float32)
     if edited:
         if block.biased:
             scores = scores + _bias(queries, block, part).float()
@@ -443,9 +374,3 @@ def _show(readers: list[Installed], probs: Tensor, block: _Block, part: slice) -
 
 def _width(keys: slice) -> int:
     return keys.stop - keys.start
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, NEVER)
