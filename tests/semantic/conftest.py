@@ -1,6 +1,10 @@
-"""What several methods are compared with."""
+"""What several methods are compared with; and which files draw tables of hours, for docs/results.md alone."""
+
+import os
 
 import pytest
+
+collect_ignore_glob = [] if os.environ.get("BOXWRIGHT_FULL") else ["test_full_*.py"]
 
 
 @pytest.fixture(scope="session")

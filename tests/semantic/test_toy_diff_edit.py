@@ -1,4 +1,4 @@
-"""Difference masks, inversion and DiffEdit on the toy model, against exact truth; full_diff_edit.py has the table."""
+"""Difference masks, inversion and DiffEdit on the toy model, against exact truth (table: test_full_diff_edit.py)."""
 
 from statistics import mean
 

@@ -1,4 +1,4 @@
-"""Prompt-to-Prompt and the recorder on the toy model; `full_prompt_to_prompt.py` draws the tables of docs/results.md.
+"""Prompt-to-Prompt and the recorder on the toy model; the tables: test_full_prompt_to_prompt.py.
 
 Thresholds lie well inside what was measured (docs/results.md).
 """

@@ -1,6 +1,6 @@
 """Region prompts on the toy model: attributes stay with their regions.
 
-Thresholds lie well inside what was measured (docs/results.md); the full tables: full_region_prompt.py.
+Thresholds lie well inside what was measured (docs/results.md); the full tables: test_full_region_prompt.py.
 """
 
 import pytest

@@ -1,6 +1,6 @@
-"""The tables of docs/results.md; not part of the suite (its name keeps it out), about half an hour on a quiet core.
+"""The tables of docs/results.md; part of the suite with BOXWRIGHT_FULL=1 only, about half an hour on a quiet core.
 
-    python tools/workbench.py test -- tests/semantic/full_diff_edit.py -s
+    BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_diff_edit.py -s
 """
 
 from statistics import mean

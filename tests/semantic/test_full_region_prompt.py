@@ -1,6 +1,6 @@
-"""The tables of docs/results.md; not part of the suite (its name keeps it out), about an hour on a quiet core.
+"""The tables of docs/results.md; part of the suite with BOXWRIGHT_FULL=1 only, about an hour on a quiet core.
 
-    python tools/workbench.py test -- tests/semantic/full_region_prompt.py -s
+    BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_region_prompt.py -s
 """
 
 import pytest
