@@ -42,7 +42,7 @@ class RegionPrompt:
 
     strength: float = 1.0  # 0 = off; every region's own strength multiplies it
     base_ratio: float = 0.2  # share of the base prompt inside the regions: 0 = none, 1 = nothing else
-    confine_end: float = 0.3  # until when the base prompt's words for a region are invisible outside it; 0 = never
+    confine_end: float = 0.4  # until when the base prompt's words for a region are invisible outside it; 0 = never
     overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()

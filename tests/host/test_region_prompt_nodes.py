@@ -19,7 +19,7 @@ PROMPT = "a red circle and a blue star"
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.25, 0.5, 0.75)
 REGIONS = (Region("red circle", LEFT), Region("blue star", RIGHT, 0.5, {"negative": "red heart", "end": 0.5}))
 OPTIONS = dict(
-    mode="couple", strength=1.0, base_ratio=0.2, confine_end=0.3, overlap="order", feather=0.0, start=0.0, end=1.0,
+    mode="couple", strength=1.0, base_ratio=0.2, confine_end=0.4, overlap="order", feather=0.0, start=0.0, end=1.0,
     bound="off", bound_end=0.5, dense_end=0.3, cross_weight=1.0, self_weight=0.3,
 )  # fmt: skip
 CONDITIONED = dict(method="mask", strength=1.0, base="everywhere", base_strength=1.0, feather=0.0, start=0.0, end=1.0)

@@ -136,10 +136,10 @@ def test_words_are_confined_at_the_start_of_the_window():
         return [edit.window for edit in RegionPrompt(**settings).edits(lay) if not isinstance(edit, TextMix)]
 
     lay = two()
-    assert confined(lay) == [StepWindow(0.0, 0.3)]
+    assert confined(lay) == [StepWindow(0.0, 0.4)]
     assert confined(lay, window=StepWindow(0.1, 0.2)) == [StepWindow(0.1, 0.2)]
     assert confined(lay, window=StepWindow(0.5, 1.0)) == confined(lay, confine_end=0.0) == []
-    assert confined(two(start=0.2, end=0.9)) == [StepWindow(0.2, 0.3)]  # regions' own windows
+    assert confined(two(start=0.2, end=0.9)) == [StepWindow(0.2, 0.4)]  # regions' own windows
 
 
 def test_negatives_are_read_in_the_negatives_rows_where_their_region_is():
