@@ -5,6 +5,8 @@ Thresholds lie well inside what was measured (docs/results.md); the full tables:
 
 import pytest
 from attributes import HEAD, METHODS, SWAPS, line, score
+from measure import SEEDS
+from toyworld.layouts import LAYOUTS
 
 FEW = (0,)
 
@@ -26,4 +28,13 @@ def test_what_a_region_shows_has_the_attributes_of_its_phrase(found):
 
 
 def test_colours_stay_in_their_regions(found):
-    assert found["couple"]["leakage"] < found["unpatched"]["leakage"] - 0.3
+    assert found["couple"]["leakage"] < found["unpatched"]["leakage"] - 0.2
+
+
+def test_with_a_box_constraint_objects_come_into_their_boxes(toy, unpatched):
+    """The guide asks what the prompt alone would draw: a region's own text would satisfy it wherever the object is."""
+    both = score(toy, METHODS["couple + box constraint"], LAYOUTS, SEEDS)
+    print(f"\n{HEAD}\n{line('both', both)}")
+    assert both["iou"] > unpatched["iou"][0] + 0.2
+    assert both["presence"] > 0.7
+    assert both["leakage"] < 0.5
