@@ -35,6 +35,6 @@ def test_with_a_box_constraint_objects_come_into_their_boxes(toy, unpatched):
     """The guide asks what the prompt alone would draw: a region's own text would satisfy it wherever the object is."""
     both = score(toy, METHODS["couple + box constraint"], LAYOUTS, SEEDS)
     print(f"\n{HEAD}\n{line('both', both)}")
-    assert both["iou"] > unpatched["iou"][0] + 0.2
+    assert both["iou"] > unpatched["iou"][0] + 0.25
     assert both["presence"] > 0.7
     assert both["leakage"] < 0.5
