@@ -221,8 +221,9 @@ class LatentGuide:
     """Moves the latent (or the prediction) of the layout's rows down the gradient of a loss on attention maps.
 
     loss(maps [B, T, h, w], site) -> AttentionLoss. The maps are the mean over heads and layers of the layout's
-    image-to-text probabilities on one grid, float32; site says which grid. They are taken before the layer's own edits:
-    a method that confines a phrase to its box would hide from the loss that the model wants it elsewhere.
+    image-to-text probabilities on one grid, float32; site says which grid. They are taken before the layer's own edits,
+    and for a latent's move without TextMix edits: a method that confines a phrase to its box, or lets the box read the
+    phrase alone, would hide from the loss that the model wants it elsewhere.
     Step sizes are in the units of the diffusers latent, z = x / sqrt(1 + sigma^2), whatever the host's scale.
     """
 
