@@ -3,8 +3,9 @@ those of another, so that neighbours of the same kind do not merge.
 
 The paper's mask of self-attention: a region's tokens see each other and the background, the background sees everything.
 In both halves of classifier-free guidance. Departures: coarse grids only and the first part of the schedule by default
-(cut everywhere to the end, pictures fall apart into panels); tokens in an overlap see all regions they belong to; no
-guidance by gradients and no refinement of the masks by clustering (Box Constraint moves objects).
+(cut everywhere to the end, pictures fall apart into panels); tokens in an overlap see all regions they belong to; a
+region that holds another one whole counts as background; no guidance by gradients and no refinement of the masks by
+clustering (Box Constraint moves objects).
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ class BoundedAttention:
         """Whether the site's queries must not see an image token, bool [n, N]: both in regions, none in common."""
         cells = torch.stack([visible_cells(covered(region, site)).flatten() for region in site.layout.regions])
         cells &= torch.tensor(regions_at_work(site, self.window))[:, None]
+        cells &= ~backgrounds(cells)[:, None]
         inside = cells.any(dim=0)
         together = cells[:, site.queries].float().T @ cells.float() > 0
         return inside[site.queries, None] & inside & ~together
+
+
+def backgrounds(cells: Tensor) -> Tensor:
+    """Which of some regions, bool [R, N], hold another one with cells whole, and more than that; bool [R]."""
+    holds = (cells[:, None] | ~cells[None]).all(dim=2)
+    return (holds & ~holds.T & cells.any(dim=1)).any(dim=1)

@@ -17,8 +17,9 @@ that joins text and image in one row (Flux) has the range of each part by itself
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from .types import (
     Layout,
     StepWindow,
     widest_window,
+    window_of,
 )
 
 FADING = 5  # the power of t / 1000
@@ -65,7 +67,15 @@ class DenseDiffusion:
         edits = [AttentionEdit("dense", "scores", self._modulate(w), window, kind) for kind, w in weights]
         if not self.own_phrases:
             return edits
-        return [ContextEdit("dense: phrases", own_phrases, window), *edits]
+        return [*self._phrases(layout), *edits]
+
+    def _phrases(self, layout: Layout) -> Iterator[ContextEdit]:
+        """Every phrase as it is encoded alone, by the strength of its region and in its window."""
+        for number, region in enumerate(layout.regions):
+            strength = self.strength * region.strength
+            if strength > 0:
+                own = partial(own_phrase, number=number, strength=strength)
+                yield ContextEdit("dense: phrases", own, window_of(region, self.window))
 
     def _weights(self) -> list[tuple[str, float]]:
         return [("image_text", self.cross_weight), ("image_image", self.self_weight)]
@@ -140,16 +150,16 @@ def fading(progress: float) -> float:
     return (1.0 - progress) ** FADING
 
 
-def own_phrases(context: Tensor, layout: Layout) -> Tensor:
-    """The encoded prompt [B, T, C] with every phrase's columns as the phrase is encoded alone.
+def own_phrase(context: Tensor, layout: Layout, number: int, strength: float) -> Tensor:
+    """The encoded prompt [B, T, C] with a region's columns moved by `strength` to its phrase as that is encoded alone.
 
     Columns that are not a whole number of the phrase's words stay as they are (tokenizers that join words).
     """
-    result = context.clone()
-    for region, columns, text in zip(layout.regions, layout.columns, layout.region_texts, strict=True):
-        places = columns.nonzero()[:, 0]
-        words = [i for i, role in enumerate(text.tokens.roles) if role == "word"]
-        if region.strength > 0 and words and len(places) % len(words) == 0:
-            own = text.embedding[0, words].to(result).repeat(len(places) // len(words), 1)
-            result[:, places.to(result.device)] = own
+    text, places = layout.region_texts[number], layout.columns[number].nonzero()[:, 0]
+    words = [i for i, role in enumerate(text.tokens.roles) if role == "word"]
+    if not words or len(places) % len(words):
+        return context
+    result, places = context.clone(), places.to(context.device)
+    own = text.embedding[0, words].to(result).repeat(len(places) // len(words), 1)
+    result[:, places] = torch.lerp(result[:, places], own.expand_as(result[:, places]), strength)
     return result

@@ -29,6 +29,7 @@ from .types import (
     Rows,
     StepWindow,
     TextMix,
+    ending,
     widest_window,
     window_of,
 )
@@ -69,14 +70,8 @@ class RegionPrompt:
         own = list(texts) if texts is not None else [text.embedding for text in layout.region_texts]
         negatives = [text and text.embedding for text in layout.region_negatives or (None,) * len(layout.regions)]
         mixes = [*self._mix(layout, [*own, background], "layout"), *self._mix(layout, [*negatives, None], "negative")]
-        confined = self._confined(layout) if mixes else []
-        return [*confined, *(replace(mix, report=report) for mix in mixes)]
-
-    def _confined(self, layout: Layout) -> list[AttentionEdit | ContextEdit]:
-        """Rectified attention in the base prompt, in the part of the window before `confine_end`."""
-        edits = RectifiedAttention(self.strength, self.window, self.feather).edits(layout)
-        start, end = edits[0].window.start, min(edits[0].window.end, self.confine_end)
-        return [replace(edit, window=StepWindow(start, end)) for edit in edits] if start < end else []
+        confined = RectifiedAttention(self.strength, self.window, self.feather).edits(layout) if mixes else []
+        return [*ending(confined, self.confine_end), *(replace(mix, report=report) for mix in mixes)]
 
     def _mix(self, layout: Layout, texts: list[Tensor | None], rows: Rows) -> list[TextMix]:
         """The mix of the texts of every region and of the background, None for those that read the row's own text."""
@@ -89,6 +84,8 @@ class RegionPrompt:
             return self.weights(site)[heard]
 
         window = widest_window(layout, self.window)
+        if heard[-1] == len(texts) - 1:  # the background's time is the method's, whatever the regions have
+            window = StepWindow(min(window.start, self.window.start), max(window.end, self.window.end))
         return [TextMix("region prompt", tuple(texts[i] for i in heard), weigh, window, rows)]
 
     def weights(self, site: AttentionSite) -> Tensor:
@@ -101,8 +98,9 @@ class RegionPrompt:
             shares = alpha * through[1:]
             rest = through[:1]
         else:
-            rest = (1.0 - alpha).prod(dim=0, keepdim=True)
-            shares = (1.0 - rest) * alpha / alpha.sum(dim=0, keepdim=True).clamp_min(1e-9)
+            total = alpha.sum(dim=0, keepdim=True)
+            shares = alpha / total.clamp_min(1.0)
+            rest = (1.0 - total).clamp_min(0.0)
         active = self.window.contains(site.progress)
         background = rest * (self.strength if active else 0.0)
         return torch.cat([shares, background]) * (1.0 - self.base_ratio)

@@ -6,8 +6,8 @@ conditioning), R regions, C channels. Positions are fractions of the image: orig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -55,7 +55,7 @@ class View:
 
 @dataclass(frozen=True)
 class Region:
-    """"This phrase belongs here"."""
+    """ "This phrase belongs here"."""
 
     phrase: str
     area: Box | Tensor  # Tensor: painted mask [H_img, W_img], float32 in [0, 1]
@@ -125,6 +125,12 @@ def window_of(region: Region, default: StepWindow) -> StepWindow:
         raise BoxwrightError(f'Region "{region.phrase}": {error}') from error
 
 
+def ending(edits: Iterable[Any], end: float) -> list[Any]:
+    """Edits that stop at `end` of the schedule at the latest; those that would begin there or later are left out."""
+    early = [edit for edit in edits if edit.window.start < end]
+    return [replace(edit, window=StepWindow(edit.window.start, min(edit.window.end, end))) for edit in early]
+
+
 def widest_window(layout: Layout, default: StepWindow) -> StepWindow:
     """From the first to the last moment at which one of the layout's regions is at work."""
     windows = [window_of(region, default) for region in layout.regions] or [default]
@@ -163,7 +169,7 @@ class AttentionEdit:
                Must depend on the site alone (not on the scores): adapters cache it for the step.
       "read"   fn(probabilities [B, H, n, K], site) -> anything: it looks at what the model attends to after all bias
                and score edits, and changes nothing: the attention itself runs as if it were not there.
-      "scores" fn(scaled scores [B, H, n, K], site) -> same shape, before the softmax over the whole row.
+      "scores" fn(scaled scores [B, H, n, K], site) -> same shape, before any bias and the softmax over the whole row.
       "probs"  fn(probabilities [B, H, n, K], site) -> same shape, after it. Rows need not sum to 1 again, and adapters
                do not renormalise them.
     All float32. Queries come in pieces (site.queries) that bound the memory; edits of one stage run in list order.

@@ -11,7 +11,7 @@ from ..attention_patches.dense_diffusion import DenseDiffusion
 from ..attention_patches.host import region_prompt as texts
 from ..attention_patches.host.run import install
 from ..attention_patches.region_prompt import Overlap, RegionPrompt
-from ..attention_patches.types import BoxwrightError, Layout, StepWindow
+from ..attention_patches.types import BoxwrightError, Layout, StepWindow, ending
 from . import schema
 from .checks import counted, shortened
 from .progress import progress_reporter
@@ -167,53 +167,60 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             rest = None if background is None else texts.background_text(background, layout)
             edits = method.edits(layout, own, rest, progress_reporter(cls.hidden.unique_id))
         else:
-            method = DenseDiffusion(
-                strength, cross_weight, self_weight, overlap=overlap, window=until(window, dense_end, "dense_end")
-            )
-            edits = method.edits(layout)
+            check_end(window, dense_end, "dense_end")
+            method = DenseDiffusion(strength, cross_weight, self_weight, overlap=overlap, window=window)
+            edits = ending(method.edits(layout), dense_end)
+        on = bool(edits)
         if bound != "off" and strength > 0:
-            bounded = BoundedAttention(until(window, bound_end, "bound_end"), bound)
-            edits = [*edits, *bounded.edits(layout)]
+            check_end(window, bound_end, "bound_end")
+            edits = [*edits, *ending(BoundedAttention(window, bound).edits(layout), bound_end)]
+        couple_only = {"base_ratio": base_ratio, "confine_end": confine_end, "feather": feather}
+        dense_only = {"dense_end": dense_end, "cross_weight": cross_weight, "self_weight": self_weight}
         notes = [
-            summary(layout, mode, bool(edits)),
-            *without_effect(layout, mode, base_ratio, confine_end, feather, bound, region_texts, background),
+            summary(layout, mode, on),
+            *without_effect(layout, mode, couple_only, dense_only, bound, bound_end, region_texts, background),
             *model_notes(model, mode, layout),
         ]
         report = "\n".join(notes)
         return io.NodeOutput(install(model, layout, edits), report, ui=ui.PreviewText(report))
 
 
-def until(window: StepWindow, end: float, name: str) -> StepWindow:
-    """The part of a window before `end`. Raises BoxwrightError where nothing is left."""
+def check_end(window: StepWindow, end: float, name: str) -> None:
+    """Raises BoxwrightError where nothing of the window is left before `end`."""
     if end <= window.start:
         raise BoxwrightError(f"{name} {end:g} is not after start {window.start:g}; raise {name} or lower start.")
-    return StepWindow(window.start, min(window.end, end))
 
 
 def summary(layout: Layout, mode: Mode, on: bool) -> str:
     """What was set up, in a sentence."""
     active = [region for region in layout.regions if region.strength > 0]
     if not on:
-        return "Off: nothing is changed (strength or weights of 0, a base_ratio of 1, or regions of strength 0)."
+        return f"{mode} is off (strength or weights of 0, a base_ratio of 1, or regions of strength 0)."
     return f"{mode}: {counted(len(active), 'region')} in one pass of the model."
 
 
-def without_effect(layout, mode, base_ratio, confine_end, feather, bound, region_texts, background) -> list[str]:
+def without_effect(layout, mode, couple_only, dense_only, bound, bound_end, region_texts, background) -> list[str]:
     """Which options of the node and the regions do nothing here, a sentence each."""
     notes = [
         f'Region {number} ("{shortened(region.phrase, 40)}") has strength 0 and takes no part.'
         for number, region in enumerate(layout.regions, 1) if region.strength == 0
     ]  # fmt: skip
-    negatives = [str(number) for number, text in enumerate(layout.region_negatives, 1) if text is not None]
+    negatives = [
+        str(number) for number, (region, text) in enumerate(zip(layout.regions, layout.region_negatives), 1)
+        if text is not None and region.strength > 0
+    ]  # fmt: skip
     if mode == "dense":
-        used = {"base_ratio": base_ratio != COUPLE.base_ratio, "feather": feather != COUPLE.feather}
-        used |= {"confine_end": confine_end != COUPLE.confine_end}
-        used |= {"region_texts": region_texts is not None, "background": background is not None}
-        used |= {"the regions' negative phrases": bool(negatives)}
-        idle = [name for name, given in used.items() if given]
+        idle = [name for name, value in couple_only.items() if value != getattr(COUPLE, name)]
+        idle += [name for name, value in (("region_texts", region_texts), ("background", background)) if value]
+        idle += ["the regions' negative phrases"] if negatives else []
+        idle += ["the regions' own feather"] if any("feather" in region.extra for region in layout.regions) else []
         if idle:
             notes.append(f"dense does not use {', '.join(idle)}; couple does.")
     else:
+        defaults = {"dense_end": DENSE.window.end, "cross_weight": DENSE.cross_weight, "self_weight": DENSE.self_weight}
+        idle = [name for name, value in dense_only.items() if value != defaults[name]]
+        if idle:
+            notes.append(f"couple does not use {', '.join(idle)}; dense does.")
         if negatives:
             notes.append(
                 f"Negative phrases of regions {', '.join(negatives)} replace the negative prompt there. They need a "
@@ -222,6 +229,8 @@ def without_effect(layout, mode, base_ratio, confine_end, feather, bound, region
         ignored = texts.left_out([*(region_texts or ()), *(background or ())])
         if ignored:
             notes.append(f"Of region_texts and background, {', '.join(ignored)} cannot count in one pass: left out.")
+    if bound == "off" and bound_end != BOUND.window.end:
+        notes.append("bound is off, so that bound_end does nothing.")
     if bound != "off" and sum(region.strength > 0 for region in layout.regions) < 2:
         notes.append("bound does nothing: it keeps regions apart, and there are fewer than two.")
     return notes

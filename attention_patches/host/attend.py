@@ -340,12 +340,12 @@ def _probabilities(queries: AttentionCall, block: _Block, part: slice, edited: b
     """What some image queries attend to, `edited` by biases and scores or not: float32 [B, H, n, keys of the call]."""
     q, k = queries.by_head(queries.q), queries.by_head(queries.k)
     scores = (q.float() @ k.float().transpose(-1, -2)) * queries.options.get("scale", q.shape[-1] ** -0.5)
+    if edited:  # before any mask: what is hidden has no score of its own
+        scores = _edit(scores, block.scores, block, part)
     if queries.mask is not None:
         scores = scores + additive(queries.mask, torch.float32)
-    if edited:
-        if block.biased:
-            scores = scores + _bias(queries, block, part).float()
-        scores = _edit(scores, block.scores, block, part)
+    if edited and block.biased:
+        scores = scores + _bias(queries, block, part).float()
     return scores.softmax(dim=-1)
 
 

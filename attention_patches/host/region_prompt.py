@@ -14,6 +14,9 @@ from ..types import Box, BoxwrightError, Layout, Region, StepWindow, window_of
 from .tokenizers import check_phrases, escaped
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent
+# Weight of a base prompt where it should not count: the host divides by the sum of weights, so that it takes over where
+# no region counts after all (outside their time, beside the cells of an area).
+FALLBACK = 1e-4
 # What the host reads from a conditioning and one pass for all regions cannot follow.
 ONE_PASS_IGNORES = {
     "area": "its area", "mask": "its mask", "strength": "its strength", "control": "its ControlNet",
@@ -88,7 +91,8 @@ class RegionConditioning:
 
         Raises BoxwrightError for painted regions as areas.
         """
-        heard = [(r, text) for r, text in zip(regions, texts, strict=True) if text is not None and r.strength > 0]
+        pairs = zip(regions, texts, strict=True) if self.strength > 0 else ()
+        heard = [(region, text) for region, text in pairs if text is not None and region.strength > 0]
         result = self._base(base, [region for region, _ in heard])
         for region, text in heard:
             result = result + self._of_region(region, text)
@@ -98,8 +102,9 @@ class RegionConditioning:
         if self.base_strength != 1.0:
             base = _with(base, {"strength": self.base_strength})
         if self.base == "outside" and regions:
-            outside = 1.0 - torch.stack([self._mask(region) for region in regions]).amax(dim=0)
-            base = _masked(base, outside[None], 1.0)
+            sides = (MASK_SIDE, MASK_SIDE)
+            inside = torch.stack([self._feathered(coverage(region.area, sides), region) for region in regions])
+            base = _masked(base, (1.0 - inside.amax(dim=0)).clamp_min(FALLBACK)[None], 1.0)
         return base
 
     def _of_region(self, region: Region, text: list) -> list:
@@ -123,10 +128,14 @@ class RegionConditioning:
 
     def _mask(self, region: Region) -> Tensor:
         """[H, W] in 0..1: painted masks in their own size."""
+        painted = not isinstance(region.area, Box)
+        return self._feathered(
+            region.area.float().cpu() if painted else coverage(region.area, (MASK_SIDE, MASK_SIDE)), region
+        )
+
+    def _feathered(self, mask: Tensor, region: Region) -> Tensor:
         own = region.extra.get("feather")
         feather = self.feather if own is None else own
-        painted = not isinstance(region.area, Box)
-        mask = region.area.float().cpu() if painted else coverage(region.area, (MASK_SIDE, MASK_SIDE))
         return feathered(mask, (feather * mask.shape[0], feather * mask.shape[1]))
 
 
@@ -145,7 +154,7 @@ def encoded_phrases(clip: Any, regions: Sequence[Region], negative: bool) -> lis
     check_phrases([region.phrase for region in regions])
     phrases = [region.extra.get("negative") if negative else region.phrase for region in regions]
     encoded = {
-        phrase: clip.encode_from_tokens_scheduled(clip.tokenize(escaped(phrase)))
+        phrase: clip.encode_from_tokens_scheduled(clip.tokenize(phrase if negative else escaped(phrase)))
         for phrase in dict.fromkeys(phrases) if phrase
     }  # fmt: skip
     return [encoded[phrase] if phrase else None for phrase in phrases]

@@ -77,7 +77,9 @@ def _sample_with_edits(
     run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:]))
     run.attach(options)
     guidance.tell_idle_guides(run, sigmas)
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    run.report_unheard()
+    return result
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Run:
         self.factors = family.factors(guider.inner_model.diffusion_model)
         self.image = image
         self.entries = _entries_with_edits(guider.conds, installed)
-        _report_unheard(guider, installed)
+        self.installed = installed
+        self.met: set[Any] = set()  # uuids of the entries that the model was run on
         self.cache = BiasCache()
         self.steps: dict[float, float] = {}
 
@@ -192,6 +195,7 @@ class Run:
         entries = [self.entries.get(key) for key in uuids]
         if context is None or not any(entries):
             return None
+        self.met.update(uuids)
         latent, size = tuple(x.shape[-2:]), x.shape[0] // len(entries)
         for entry in entries:
             if entry and entry.crop(self.image)[:2] != latent:
@@ -213,6 +217,14 @@ class Run:
         references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
         further = _further_texts(chunks, context)
         return ModelCall(chunks, latent, self.image, context.shape[1], references, progress, self.factors, further)
+
+    def report_unheard(self) -> None:
+        """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
+        heard = {id(item) for key, entry in self.entries.items() if key in self.met for item in entry.edits}
+        for item in self.installed:
+            report = None if _of_layout(item) else getattr(item.edit, "report", None)
+            if report is not None and id(item) not in heard:
+                report("negative phrases had no effect: this run evaluated no negative prompt (CFG 1)")
 
     def progress(self, sigma: float) -> float:
         """`schedule_progress`, worked out once for a step: on a GPU every look-up waits for the device."""
@@ -247,15 +259,6 @@ def _further_texts(chunks: Sequence[Chunk], context: Tensor) -> Tensor | None:
             further[chunk.rows, start : start + text.shape[1]] = text.to(context)
             start += text.shape[1]
     return further
-
-
-def _report_unheard(guider: Any, installed: Sequence[Installed]) -> None:
-    """Mixes of the negative prompt's rows learn that this run has none."""
-    if guider.conds.get("negative") and getattr(guider, "cfg", None) != 1.0:
-        return
-    for item in installed:
-        if not _of_layout(item) and getattr(item.edit, "report", None) is not None:
-            item.edit.report("negative phrases have no effect: this run evaluates no negative prompt (CFG 1)")
 
 
 def _of_layout(item: Installed) -> bool:

@@ -358,9 +358,11 @@ def layout(clip: Any, prompt: str, regions: Sequence[Region], append_missing: bo
     encoded, conditioning, key = encode_with(reader, with_phrases(prompt, missing))
     columns = region_columns(encoded.tokens, phrases)
     negatives = [region.extra.get("negative") or "" for region in regions]
-    alone = {text: encode_with(reader, escaped(text))[0] for text in dict.fromkeys([*phrases, *negatives]) if text}
+    alone = {text: encode_with(reader, escaped(text))[0] for text in dict.fromkeys(phrases)}
     texts = tuple(alone[phrase] for phrase in phrases)
-    against = tuple(alone.get(negative) for negative in negatives)
+    # Nobody looks for a negative phrase in a prompt: it is a prompt itself, emphasis and all.
+    opposed = {text: encode_with(reader, text)[0] for text in dict.fromkeys(negatives) if text}
+    against = tuple(opposed.get(negative) for negative in negatives)
     key = hashlib.sha256(f"{key}{regions_digest(regions)}".encode()).hexdigest()
     positive = [[c, {**d, LAYOUT_KEY: key}] for c, d in conditioning]
     return positive, Layout(encoded, regions, columns, texts, key, against if any(against) else ())

@@ -68,7 +68,7 @@ def test_the_node_changes_the_picture_and_strength_0_does_not(toy, encoded, mode
     on, notes = run_node(toy, layout, mode=mode, bound="coarse")
     assert not torch.equal(draw(toy, on, positive), plain) and f"{mode}: 2 regions" in notes
     off, notes = run_node(toy, layout, mode=mode, bound="coarse", strength=0.0)
-    assert torch.equal(draw(toy, off, positive), plain) and notes.startswith("Off")
+    assert torch.equal(draw(toy, off, positive), plain) and f"{mode} is off" in notes
 
 
 def test_other_texts_and_a_background(toy, encoded):
@@ -116,6 +116,28 @@ def test_what_is_refused(toy, encoded):
         run_node(toy, layout, mode="dense", start=0.5, dense_end=0.2)
     with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
         BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **OPTIONS)
+
+
+def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
+    """A late region is not held back by what ends before it, and an early one does not keep it up."""
+    windows = ({"end": 0.9}, {"start": 0.6})
+    regions = tuple(replace(region, extra=extra) for region, extra in zip(REGIONS, windows))
+    layout = tokenizers.layout(toy[1], PROMPT, regions, append_missing=False)[1]
+    for mode in ("couple", "dense"):
+        model, _ = run_node(toy, layout, mode=mode, bound="all")
+        installed = model.model_options["transformer_options"]["boxwright_edits"]
+        ends = {item.edit.name: item.edit.window.end for item in installed}
+        assert ends["bounded attention"] == 0.5
+        assert mode == "couple" or ends["dense"] == 0.3
+
+
+def test_options_of_the_other_mode_are_named(toy, encoded):
+    layout = encoded[1]
+    couple = run_node(toy, layout, dense_end=0.5, self_weight=0.1, bound_end=0.9)[1]
+    assert "couple does not use dense_end, self_weight" in couple and "bound_end does nothing" in couple
+    dense = run_node(toy, layout, mode="dense", base_ratio=0.5, bound="coarse", cross_weight=0.0, self_weight=0.0)[1]
+    assert "dense does not use base_ratio, the regions' negative phrases" in dense and "dense is off" in dense
+    assert "does not use" not in run_node(toy, layout)[1]
 
 
 # --- Region Conditioning ---
@@ -169,8 +191,39 @@ def test_the_same_as_the_hosts_nodes_wired_by_hand_to_the_last_bit(toy, method):
 def test_outside_the_base_counts_where_no_region_is(toy):
     positive = conditioned(toy, base="outside", base_strength=0.5)[0]
     mask, strength = positive[0][1]["mask"][0], positive[0][1]["strength"]
-    assert strength == 0.5 and torch.equal(mask, 1.0 - torch.maximum(mask_of(LEFT), mask_of(RIGHT))[0])
+    outside = 1.0 - torch.maximum(mask_of(LEFT), mask_of(RIGHT))[0]
+    assert strength == 0.5 and torch.equal(mask, outside.clamp_min(1e-4))
     assert "mask" not in conditioned(toy)[0][0][1]
+
+
+@pytest.mark.parametrize("changes", [{"end": 0.3}, {"strength": 0.0}, {"method": "area"}], ids=["late", "off", "area"])
+def test_outside_the_base_takes_over_where_no_region_counts(toy, changes):
+    """Where no conditioning counts at all the host predicts 0, and guidance the negative turned round."""
+    regions = (Region("red circle", Box(0.15, 0.0, 0.4, 1.0)),)  # its area ends a cell before its mask
+    positive = conditioned(toy, regions, base="outside", **changes)[0]
+    predicted = []
+    model = toy[0].clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: predicted.append(args["conds_out"][0]) or args["conds_out"])
+    draw(toy, model, positive, steps=4)
+    columns = [prediction.abs().amax(dim=(0, 1, 2)) for prediction in predicted]
+    assert min(float(column.min()) for column in columns) > 0.05
+
+
+def test_outside_of_painted_regions_of_any_size(toy):
+    painted = torch.zeros(64, 96)
+    painted[:, :48] = 1.0
+    regions = (Region("red circle", painted), Region("blue star", Box(0.5, 0.0, 0.25, 1.0)))
+    mask = conditioned(toy, regions, base="outside")[0][0][1]["mask"][0]
+    assert mask[:, :380].max() < 1e-3 and torch.equal(mask[:, 390:], torch.ones(512, 122))
+
+
+def test_negative_phrases_are_prompts_with_emphasis(toy, encoded):
+    regions = (REGIONS[0], replace(REGIONS[1], extra={"negative": "(red:1.5) heart"}))
+    expected = sampling.encode(toy[1], "(red:1.5) heart")[0][0]
+    layout = tokenizers.layout(toy[1], PROMPT, regions, append_missing=False)[1]
+    assert torch.equal(layout.region_negatives[1].embedding, expected)
+    negative = conditioned(toy, regions)[1]
+    assert torch.equal(negative[1][0], expected)
 
 
 def test_texts_of_other_nodes_keep_their_hooks(toy):

@@ -11,6 +11,7 @@ from comfy_extras import nodes_custom_sampler, nodes_perpneg
 from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.box_constraint import preset
 from pack.attention_patches.dense_diffusion import DenseDiffusion
+from pack.attention_patches.grids import coverage
 from pack.attention_patches.host import attend
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
@@ -331,6 +332,21 @@ def test_without_a_negative_prompt_that_is_said(models, layout):
     assert len(said) == 1 and "CFG 1" in said[0]
 
 
+def test_guiders_with_scales_of_their_own_do_hear_the_negative(models, layout):
+    """The host's DualCFG leaves the one of its base class at 1."""
+    said = []
+    opposed = replace(layout, region_negatives=(None, tiny.text(seed=40)))
+    guider = nodes_custom_sampler.Guider_DualCFG(
+        install(models["sd15"], opposed, NO_BASE.edits(opposed, report=said.append))
+    )
+    middle, negative = (tiny.conditioning("sd15", tiny.text(seed=s), seed=6) for s in (2, 3))
+    guider.set_conds(tiny.conditioning("sd15", opposed.prompt, opposed.key), middle, negative)
+    guider.set_cfg(5.0, 5.0)
+    noise = tiny.latent("sd15")
+    guider.sample(noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), torch.tensor([5.0, 0.0]))
+    assert said == []
+
+
 def test_a_guide_moves_the_prompts_rows_only(models, layout):
     """Negative phrases tie the layout to the negative's rows too; the gradient is that of the prompt's."""
     opposed = replace(layout, region_negatives=(tiny.text(seed=40), None))
@@ -447,6 +463,29 @@ def test_bounded_regions_do_not_see_each_other(models, layout):
     for site, probs in seen:
         left = halves(site.grid)[0].bool()
         assert probs[..., left[site.queries], :][..., ~left].max() == 0 and probs[..., left].max() > 0
+
+
+@pytest.mark.parametrize("kind", ["image_text", "image_image"])
+def test_dense_moves_scores_within_their_own_range_whatever_is_hidden(models, kind):
+    """What a bias hides has no score of its own: taken for the row's least, it would hide all the rest too. So the odds
+    between what stays visible are those of dense alone."""
+    lay = tiny.layout(areas=(Box(0.0, 0.0, 0.4, 1.0), Box(0.6, 0.0, 0.4, 1.0)))
+    hidden = PUBLISHED.edits(lay) if kind == "image_text" else BoundedAttention(StepWindow(), "all").edits(lay)
+
+    def first_layer(*more):
+        seen = []
+        look = AttentionEdit("look", "read", lambda p, s: seen.append((s, p.clone())), kind=kind)
+        edits = [*DenseDiffusion(own_phrases=False).edits(lay), *more, look]
+        run("sd15", install(models["sd15"], lay, edits), lay, steps=1)
+        return seen[0]
+
+    (site, alone), (_, both) = first_layer(), first_layer(*hidden)
+    left, right = (coverage(region.area, site.grid).flatten() for region in lay.regions)
+    here = (left > 0.5)[site.queries]
+    own, nobodys = (lay.columns[0], slice(0, 1)) if kind == "image_text" else (left > 0.5, (left + right) == 0)
+    odds = [p[..., here, :][..., nobodys].sum(-1) / p[..., here, :][..., own].sum(-1) for p in (alone, both)]
+    assert odds[0].min() > 0 and both[..., here, :].min() == 0
+    torch.testing.assert_close(odds[1], odds[0], rtol=1e-3, atol=0)
 
 
 def test_flux_is_refused_with_a_way_out(models, layout):

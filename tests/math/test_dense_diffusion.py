@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
 from pack.attention_patches.bounded_attention import BoundedAttention
-from pack.attention_patches.dense_diffusion import DenseDiffusion, fading, modulated, own_phrases
+from pack.attention_patches.dense_diffusion import DenseDiffusion, fading, modulated, own_phrase
 from pack.attention_patches.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
@@ -136,10 +136,26 @@ def test_a_region_hidden_behind_another_keeps_its_cells():
     assert DenseDiffusion().segments(site(lay)).sum(1).tolist() == [4, 16, 0]
 
 
+def phrases_of(method, lay):
+    return [edit for edit in method.edits(lay) if isinstance(edit, ContextEdit)]
+
+
+def test_phrases_are_replaced_by_the_strength_and_in_the_window_of_their_region(case):
+    lay = case[0]
+    lay = replace(lay, regions=(replace(lay.regions[0], strength=0.5, extra={"end": 0.1}), lay.regions[1]))
+    first, second = phrases_of(DenseDiffusion(strength=0.5), lay)
+    assert (first.window.end, second.window.end) == (0.1, 0.3)
+    prompt, alone = lay.prompt.embedding, lay.region_texts[0].embedding
+    expected = 0.75 * prompt[0, OWNED[0]] + 0.25 * alone[0, 1:3]
+    torch.testing.assert_close(first.fn(prompt, lay)[0, OWNED[0]], expected)
+    assert torch.equal(first.fn(prompt, lay)[0, OWNED[1]], prompt[0, OWNED[1]])
+
+
 def test_phrases_are_read_as_encoded_alone(case):
     lay = case[0]
-    edit = next(e for e in DenseDiffusion().edits(lay) if isinstance(e, ContextEdit))
-    context = edit.fn(lay.prompt.embedding.repeat(2, 1, 1), lay)
+    context = lay.prompt.embedding.repeat(2, 1, 1)
+    for edit in phrases_of(DenseDiffusion(), lay):
+        context = edit.fn(context, lay)
     for region, columns in enumerate(OWNED):
         assert torch.equal(context[1, columns], lay.region_texts[region].embedding[0, 1:3])
     others = [i for i in range(16) if i not in (2, 3, 6, 7)]
@@ -149,7 +165,7 @@ def test_phrases_are_read_as_encoded_alone(case):
 def test_a_phrase_that_stands_twice_is_replaced_twice_and_one_cut_otherwise_stays():
     lay = layout([LEFT, RIGHT], [[2, 3, 6, 7], [4]], WORDS)
     lay = replace(lay, region_texts=(layout([LEFT], [[1, 2]], ["red", "heart"]).region_texts[0], lay.region_texts[0]))
-    context = own_phrases(lay.prompt.embedding, lay)
+    context = own_phrase(own_phrase(lay.prompt.embedding, lay, 0, 1.0), lay, 1, 1.0)
     assert torch.equal(context[0, [2, 3]], context[0, [6, 7]])
     assert torch.equal(context[0, [2, 3]], lay.region_texts[0].embedding[0, 1:3])
     assert torch.equal(context[0, 4], lay.prompt.embedding[0, 4])  # four words in one column
@@ -193,3 +209,13 @@ def test_a_region_outside_its_own_window_is_background():
     early = edit.fn(torch.zeros(1, 1, 16, 16), site(late))
     assert early.abs().max() == 0
     assert edit.fn(torch.zeros(1, 1, 16, 16), replace(site(late), progress=0.4)).min() == NEVER
+
+
+def test_a_region_around_another_one_is_background():
+    """Else a first region over the whole image would let everybody see everybody."""
+    alone = layout([LEFT, RIGHT], OWNED, WORDS)
+    whole = layout([Box(0, 0, 1, 1), LEFT, RIGHT], [[4], *OWNED], WORDS)
+    bounds = [BoundedAttention(resolutions="all").apart(site(lay)) for lay in (alone, whole)]
+    assert bounds[0].any() and torch.equal(*bounds)
+    twins = layout([LEFT, LEFT, RIGHT], [[4], *OWNED], WORDS)
+    assert torch.equal(BoundedAttention(resolutions="all").apart(site(twins)), bounds[0])

@@ -57,9 +57,18 @@ def test_in_overlaps_later_regions_lie_on_top():
 
 
 def test_blending_shares_by_strength():
-    """Together 1 - 0.4 * 0.7 of the cell, in proportion 0.6 to 0.3."""
+    """What the two leave is the base's; above the whole they share in proportion."""
     weights = rows(RegionPrompt(base_ratio=0.0, overlap="blend"), two([LEFT, LEFT], [0.6, 0.3]))[:, 0, 0]
-    torch.testing.assert_close(weights, torch.tensor([0.72 * 2 / 3, 0.72 / 3, 0.28]))
+    torch.testing.assert_close(weights, torch.tensor([0.6, 0.3, 0.1]))
+    weights = rows(RegionPrompt(base_ratio=0.0, overlap="blend"), two([LEFT, LEFT], [1.0, 0.5]))[:, 0, 0]
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 1 / 3, 0.0]))
+
+
+def test_masks_that_complete_each_other_blend_into_each_other():
+    """A soft border between two regions lets nothing of the base through."""
+    ramp = torch.linspace(0.0, 1.0, 4).repeat(4, 1)
+    weights = rows(RegionPrompt(base_ratio=0.0, overlap="blend"), two([ramp, 1.0 - ramp]))
+    torch.testing.assert_close(weights, torch.stack([ramp, 1.0 - ramp, torch.zeros(4, 4)]))
 
 
 @pytest.mark.parametrize("overlap", ["order", "blend"])
@@ -140,6 +149,14 @@ def test_words_are_confined_at_the_start_of_the_window():
     assert confined(lay, window=StepWindow(0.1, 0.2)) == [StepWindow(0.1, 0.2)]
     assert confined(lay, window=StepWindow(0.5, 1.0)) == confined(lay, confine_end=0.0) == []
     assert confined(two(start=0.2, end=0.9)) == [StepWindow(0.2, 0.4)]  # regions' own windows
+
+
+def test_the_backgrounds_time_is_the_methods():
+    """Whatever windows the regions have."""
+    lay = two(start=0.2, end=0.5)
+    (mix,) = NO_BASE.edits(lay, background=torch.ones(1, 7, 4))
+    assert mix.window == StepWindow(0.0, 1.0)
+    assert mix.weigh(replace(site(lay), progress=0.8)).sum(1).tolist() == [0.0, 0.0, 16.0]
 
 
 def test_negatives_are_read_in_the_negatives_rows_where_their_region_is():
