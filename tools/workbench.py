@@ -33,7 +33,7 @@ from wb_environment import HOSTS, Host, choose_host, environment_for
 from wb_graph import to_api
 from wb_server import running_server
 
-DEMO_WORKFLOW = ROOT / "example_workflows" / "rectified_attention.json"
+DEMO_WORKFLOW = ROOT / "example_workflows" / "region_prompt_with_box_constraint.json"
 DEMO_FOLDER = ROOT / "demo"
 
 

@@ -35,23 +35,24 @@ def test_pictures_are_drawn_with_and_without_the_patch(demo):
         pixels = np.asarray(Image.open(DEMO / name).convert("RGB"), dtype=float)
         assert pixels.shape == (256, 256, 3)
         assert pixels.std() > 10, f"{name} is blank"
-        assert pixels.mean() > 128, f"{name} does not lie on the white background that was asked for"
+        assert pixels.mean() < 64, f"{name} does not lie on the black background that was asked for"
     changes = []
     for number in range(1, 5):
         pair = [np.asarray(Image.open(DEMO / f"{kind}_{number}.png"), dtype=float) for kind in ("unpatched", "patched")]
         changes.append(np.abs(pair[0] - pair[1]).mean())
-    # One of the four has its objects in place by luck, and the patch leaves them there.
     assert min(changes) > 0.5 and sorted(changes)[1] > 5, changes
 
 
 def test_contact_sheet_holds_every_picture_with_its_boxes(demo):
     sheet = np.asarray(Image.open(DEMO / "contact_sheet.png").convert("RGB"))
     assert sheet.shape[0] > 4 * 256 and sheet.shape[1] > 2 * 256
-    picture = np.asarray(Image.open(DEMO / "patched_2.png").convert("RGB"))
-    middle = picture[118:138, 118:138]  # no box is drawn across the very middle
-    windows = np.lib.stride_tricks.sliding_window_view(sheet, middle.shape)[:, :, 0]
-    rows = [row for row in range(windows.shape[0]) if (windows[row] == middle).all(axis=(1, 2, 3)).any()]
-    assert rows, "the second patched picture is not on the sheet"
+    # In the first box, below its label and within its lines, most pictures show something.
+    shown = [np.asarray(Image.open(DEMO / f"patched_{i}.png").convert("RGB"))[70:90, 45:65] for i in range(1, 5)]
+    part = max(shown, key=lambda pixels: pixels.std())
+    assert part.std() > 20
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, part.shape)[:, :, 0]
+    rows = [row for row in range(windows.shape[0]) if (windows[row] == part).all(axis=(1, 2, 3)).any()]
+    assert rows, "a patched picture is not on the sheet"
     box_ink = (sheet == (230, 0, 120)).all(axis=2)
     left, right = box_ink[:, : sheet.shape[1] // 2], box_ink[:, sheet.shape[1] // 2 :]
     assert left.sum() > 1000 and right.sum() > 1000, "boxes must be drawn on both columns"
@@ -59,7 +60,7 @@ def test_contact_sheet_holds_every_picture_with_its_boxes(demo):
 
 def test_table_shows_that_the_patched_pictures_obey_better(demo):
     rows = re.findall(r"^(\w[\w ]*?)" + r" +(\d\.\d\d)" * 6 + "$", demo[0], re.M)
-    assert [row[0] for row in rows][-1] == "mean" and len(rows) == 3
+    assert [row[0] for row in rows][-1] == "mean" and len(rows) == 4
     for row in rows:
         assert all(0 <= float(value) <= 1 for value in row[1:])
     _, iou, inside = map(float, rows[-1][1:4])
