@@ -200,7 +200,7 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
         complain(f"failed: {', '.join(failed)} (see above); running pytest all the same", 1)
     print("== pytest", flush=True)
     if not extra:  # the whole suite: a file is the unit, since files share servers and models among their tests
-        extra = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+        extra = ["-n", "2", "--dist", "loadfile"]
         environment.setdefault("OMP_NUM_THREADS", "1")
     status = run([beside(python, "pytest"), "tests", *extra], environment, patience=30)
     return status or bool(failed)

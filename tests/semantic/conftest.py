@@ -7,11 +7,6 @@ import pytest
 collect_ignore_glob = [] if os.environ.get("BOXWRIGHT_FULL") else ["test_full_*.py"]
 
 
-def pytest_collection_modifyitems(items):
-    """These take longest, so they come first: workers side by side then end together."""
-    items.sort(key=lambda item: "semantic" not in item.path.parts)
-
-
 @pytest.fixture(scope="session")
 def unpatched(toy):
     """The toy world's layouts without any method, scored."""
