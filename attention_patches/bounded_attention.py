@@ -59,5 +59,6 @@ class BoundedAttention:
 
 def backgrounds(cells: Tensor) -> Tensor:
     """Which of some regions, bool [R, N], hold another one with cells whole, and more than that; bool [R]."""
-    holds = (cells[:, None] | ~cells[None]).all(dim=2)
-    return (holds & ~holds.T & cells.any(dim=1)).any(dim=1)
+    shared = cells.float() @ cells.float().T  # [R, R] cells in common
+    size = shared.diagonal()
+    return ((shared == size) & (size > 0) & (size < size[:, None])).any(dim=1)

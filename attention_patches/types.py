@@ -55,7 +55,7 @@ class View:
 
 @dataclass(frozen=True)
 class Region:
-    """ "This phrase belongs here"."""
+    """"This phrase belongs here"."""
 
     phrase: str
     area: Box | Tensor  # Tensor: painted mask [H_img, W_img], float32 in [0, 1]

@@ -195,7 +195,10 @@ def summary(layout: Layout, mode: Mode, on: bool) -> str:
     """What was set up, in a sentence."""
     active = [region for region in layout.regions if region.strength > 0]
     if not on:
-        return f"{mode} is off (strength or weights of 0, a base_ratio of 1, or regions of strength 0)."
+        return (
+            f"{mode} is off (strength or weights of 0, a base_ratio of 1, regions of strength 0, or none whose time "
+            "begins before dense_end)."
+        )
     return f"{mode}: {counted(len(active), 'region')} in one pass of the model."
 
 

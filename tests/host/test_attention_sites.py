@@ -110,10 +110,12 @@ def test_a_prompt_repeated_beside_a_longer_one_is_read_as_the_sum(models, layout
 @every_family
 @pytest.mark.parametrize("stage", ["bias", "scores", "probs"])
 def test_a_self_attention_edit_that_changes_nothing_changes_nothing(models, layout, family, stage):
-    edit = AttentionEdit("nothing", stage, lambda values, site: values, kind="image_image")
+    met = []
+    edit = AttentionEdit("nothing", stage, lambda values, site: met.append(site) or values, kind="image_image")
     noise = tiny.latent(family, batch=2)
     patched = install(models[family], layout, [edit])
     close(run(family, patched, layout, noise=noise), run(family, models[family], layout, noise=noise))
+    assert met
 
 
 @every_family
@@ -143,7 +145,9 @@ def test_a_self_attention_edit_beside_another_packs_override(models, layout, fam
         "near", "bias", lambda zeros, site: zeros + torch.arange(zeros.shape[-1]) * 0.05, kind="image_image"
     )
     alone = install(models[family], layout, [edit])
-    close(run(family, tiny.probe(alone, []), layout), run(family, alone, layout))
+    edited = run(family, alone, layout)
+    close(run(family, tiny.probe(alone, []), layout), edited)
+    assert not torch.allclose(edited, run(family, models[family], layout), atol=1e-4)
 
 
 @every_family

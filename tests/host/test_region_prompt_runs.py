@@ -178,6 +178,7 @@ def test_permuting_regions_permutes_nothing_else(models, overlap):
     method = RegionPrompt(overlap=overlap)
     first, second = (run("sd15", coupled(models["sd15"], lay, method), lay) for lay in (layout, turned))
     close(first, second)
+    assert not torch.allclose(first, run("sd15", models["sd15"], layout), atol=1e-2)
 
 
 # --- how the rows come ---
@@ -190,6 +191,7 @@ def test_each_picture_of_a_batch_is_the_same_as_alone(models, layout, family):
     together = run(family, patched, layout, noise=noise)
     for row in (0, 3):
         close(run(family, patched, layout, noise=noise[row : row + 1]), together[row : row + 1])
+    assert not torch.allclose(together, run(family, models[family], layout, noise=noise), atol=1e-2)
 
 
 @every_family
@@ -211,6 +213,7 @@ def test_the_negative_prompts_length_and_place_do_not_matter(models, layout, fam
     for other in (apart, turned):
         monkeypatch.setattr(comfy.samplers, "_calc_cond_batch", other)
         close(run(family, patched, layout, negative=negative), together)
+    assert not torch.allclose(together, run(family, models[family], layout, negative=negative), atol=1e-2)
 
 
 @every_family
