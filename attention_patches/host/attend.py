@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ..types import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from .attention_call import Attention, AttentionCall, additive
-from .family import Chunk, Installed, ModelCall, Place, view_of
+from .family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, names_of, view_of
+from .saveable import saveable
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
+SAMPLED = 256  # queries that are looked at to see whether another pack's attention heeds a mask
 
 
 class BiasCache:
@@ -151,11 +155,11 @@ def edited_attention(
         mask = mask.unsqueeze(1)  # [rows, queries, keys]: the same for all heads
     whole = _own(AttentionCall(host, q, k, v, heads, mask, args[5:], options), call, place)
     everything = AttentionCall(plain or host, q, k, v, heads, mask, args[5:], options)
-    blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
+    blocks = _blocks(call, place, cache)
     for block in blocks:
         _read(whole.rows(block.chunk.rows), block)
     if in_one_piece:
-        out = _attend_in_one_piece(whole, blocks)
+        out = _attend_in_one_piece(whole, replace(whole, host=everything.host), blocks)
         if not any(block.mixes for block in blocks):
             return out
         pieces = [_mixed(out[block.chunk.rows], everything.rows(block.chunk.rows), block) for block in blocks]
@@ -167,17 +171,56 @@ def edited_attention(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def read_only(
-    call: ModelCall, place: Place, cache: BiasCache, q: Tensor, k: Tensor, heads: int, options: dict[str, Any]
-) -> bool:
-    """Show readers an attention call that somebody else makes. False, with nothing done, if an edit would change it."""
-    whole = _own(AttentionCall(None, q, k, k, heads, None, (), options), call, place)
-    blocks = [_block(call, chunk, place, cache) for chunk in call.chunks]
-    if any(block.changes for block in blocks):
-        return False
+def replaced_attention(
+    cache: BiasCache, call: ModelCall, place: Place, patch: Attention, args: tuple[Any, ...]
+) -> Tensor:
+    """What another pack's function (q, k, v, options) in place of the attention returns, with every chunk's edits.
+
+    Readers hear of its queries and keys. Where it returns the attention plus something of its own (as image-prompt
+    adapters do, and patches that only look), edits change the attention's part: by the difference that they make to
+    the host's. Raises IncompatiblePatchError where it does anything else with rows that an edit would change.
+    """
+    q, k, v, options = args
+    everything = AttentionCall(attention_pytorch, q, k, v, options["n_heads"], None, (), {})
+    own = _own(everything, call, place)
+    blocks = _blocks(call, place, cache)
     for block in blocks:
-        _read(whole.rows(block.chunk.rows), block)
-    return True
+        _read(own.rows(block.chunk.rows), block)
+    if not any(block.changes for block in blocks):
+        return saveable(patch, q, own.k, own.v, options)
+    found, key = call.others.found, ("adds", place.layer, place.text is None)
+    if key not in found:
+        found[key] = _adds_to_the_attention(patch, own, options)
+    if not found[key]:
+        slot = "attn1" if place.text is None else "attn2"
+        raise IncompatiblePatchError(
+            f"Another patch ({names_of([patch])}) replaces the {'self' if slot == 'attn1' else 'cross'}-attention of "
+            f"{place.layer} by something else than that attention plus an addition, so Boxwright's edit would be lost "
+            f"there. Remove that patch (an {slot} replace) from this model, or place regions with Region Conditioning."
+        )
+    out, pieces = saveable(patch, q, own.k, own.v, options), []
+    for block in blocks:
+        piece, rows = out[block.chunk.rows], own.rows(block.chunk.rows)
+        if block.changes:
+            edited = _mixed(_attend(rows, block), everything.rows(block.chunk.rows), block)
+            piece = piece + (edited - rows.fused())
+        pieces.append(piece)
+    return torch.cat(pieces)
+
+
+@torch.no_grad()
+def _adds_to_the_attention(patch: Attention, own: AttentionCall, options: dict[str, Any]) -> bool:
+    """Whether the function's result is the attention plus something that does not depend on the values."""
+    alone = patch(own.q, own.k, torch.zeros_like(own.v), options)
+    out, plain = patch(own.q, own.k, own.v, options), own.fused().float()
+    if out.shape != plain.shape or alone.shape != plain.shape:
+        return False
+    # Rounding in 16 bits, and kernels that round more, stay far below this; another attention does not.
+    return float((out.float() - alone.float() - plain).norm()) <= 0.05 * float(plain.norm())
+
+
+def _blocks(call: ModelCall, place: Place, cache: BiasCache) -> list[_Block]:
+    return [_block(call, chunk, place, cache) for chunk in place.chunks or call.chunks]
 
 
 def _own(everything: AttentionCall, call: ModelCall, place: Place) -> AttentionCall:
@@ -209,11 +252,12 @@ def _attend(rows: AttentionCall, block: _Block) -> Tensor:
         elif block.explicit:
             outputs.append(_explicit(queries, block, part))
         else:
-            outputs.append(queries.fused(_bias(queries, block, part)))
+            outputs.append(queries.exact(_bias(queries, block, part)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
 
 
-def _attend_in_one_piece(whole: AttentionCall, blocks: list[_Block]) -> Tensor:
+def _attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list[_Block]) -> Tensor:
+    """All rows by another pack's override, with one mask; what it leaves unedited is done again by `plain`."""
     queries, keys = whole.q.shape[whole.token_axis], whole.k.shape[whole.token_axis]
     biased = [block for block in blocks if block.biased]
     mask = whole.q.new_zeros(whole.q.shape[0], 1, queries, keys) if biased else None
@@ -222,15 +266,53 @@ def _attend_in_one_piece(whole: AttentionCall, blocks: list[_Block]) -> Tensor:
         mask[block.chunk.rows, :, part] = _bias(whole.rows(block.chunk.rows).queries(part), block, part)
     out = whole.fused(mask)
     for block in blocks:
-        if not block.explicit:
+        if not block.explicit and not (block.biased and _ignores_masks(whole, plain, block, mask, out)):
             continue
-        rows = whole.rows(block.chunk.rows)
+        rows = plain.rows(block.chunk.rows)
         out = out.clone()
-        for part, is_image in _query_parts(rows, block, True):
+        for part, is_image in _query_parts(rows, block, block.explicit):
             if is_image:
-                target = out[block.chunk.rows].narrow(whole.out_axis, part.start, part.stop - part.start)
-                target.copy_(_explicit(rows.queries(part), block, part))
+                queries = rows.queries(part)
+                edited = (
+                    _explicit(queries, block, part) if block.explicit else queries.exact(_bias(queries, block, part))
+                )
+                out[block.chunk.rows].narrow(whole.out_axis, part.start, part.stop - part.start).copy_(edited)
     return out
+
+
+def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: _Block, mask: Tensor, out: Tensor) -> bool:
+    """Whether another pack's override returned what it would have returned without the mask (SageAttention's do).
+
+    Seen once in a run for each shape, from what it returned for one row: no call of its own, for an override may count
+    its calls. Raises IncompatiblePatchError where it is no plain attention either, so that it cannot be left out.
+    """
+    key = ("ignores masks", *whole.q.shape[1:], *whole.k.shape[1:])
+    known = block.call.others.found
+    if key not in known:
+        row = slice(block.chunk.rows.start, block.chunk.rows.start + 1)
+        places = block.place.queries
+        bias = mask[row, :, places]
+        spread = (bias.amax(dim=-1) - bias.amin(dim=-1))[0, 0].nonzero()[:, 0]  # the same for all keys changes nothing
+        spread = spread[:: max(1, len(spread) // SAMPLED)]
+        some = plain.rows(row).chosen(spread + places.start)
+        without, with_it = some.exact().float(), some.exact(bias[:, :, spread]).float()
+        found = out[row].index_select(whole.out_axis, spread + places.start).float() - without
+        effect = with_it - without
+        if float(effect.norm()) <= 1e-3 * float(without.norm()):
+            return False  # nothing to see here, and nothing to lose
+        heeded = float((found * effect).sum() / effect.square().sum()) > 0.5
+        if not heeded:
+            name = names_of([whole.host])
+            if float(found.norm()) > 0.25 * float(without.norm()):
+                raise IncompatiblePatchError(
+                    f"Another patch ({name}, an attention override) ignores masks and changes the attention itself, "
+                    "so that either its effect or Boxwright's would be lost. Remove it from this model."
+                )
+            logging.warning(
+                "Boxwright: the attention override %s ignores masks; rows with regions take the host's attention.", name
+            )
+        known[key] = not heeded
+    return known[key]
 
 
 @dataclass(frozen=True)
@@ -354,7 +436,7 @@ def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) ->
     for item in items:
         site = block.site(item, block.tokens(part))
         for columns in block.columns(item):
-            edited = item.edit.fn(values[..., columns], site)
+            edited = saveable(item.edit.fn, values[..., columns], site)
             if values.requires_grad:  # the edit's own backward needs what it was given
                 values = torch.cat([values[..., : columns.start], edited, values[..., columns.stop :]], dim=-1)
             else:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from comfy.ldm.modules import attention
 from torch import Tensor
 
 from ..types import NEVER
 
 Attention = Callable[..., Tensor]
+
+# The host's kernels that add a mask to the scores. Not SageAttention, which may swallow it, nor Flash Attention, which
+# fails and falls back with a warning each time; what other packs put in their place is not known.
+_TAKE_MASKS = tuple(
+    inspect.unwrap(getattr(attention, f"attention_{name}"))
+    for name in ("basic", "sub_quad", "split", "xformers", "pytorch")
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,11 @@ class AttentionCall:
         if mask is None and not self.rest:
             return self.host(self.q, self.k, self.v, self.heads, **self.options)
         return self.host(self.q, self.k, self.v, self.heads, mask, *self.rest, **self.options)
+
+    def exact(self, bias: Tensor | None = None) -> Tensor:
+        """`fused`, by an attention that is known to take masks."""
+        known = inspect.unwrap(self.host) in _TAKE_MASKS
+        return (self if known else replace(self, host=attention.attention_pytorch)).fused(bias)
 
     def by_head(self, t: Tensor) -> Tensor:
         """[B, heads, tokens, channels] of q, k or v; grouped keys and values repeated for every query head."""

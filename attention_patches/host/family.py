@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, View
+from .attention_call import Attention
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options
 MEMO = "boxwright_memo"  # key of AttentionSite.memo of the run in transformer_options
@@ -43,6 +45,16 @@ class Chunk:
     edits: tuple[Installed, ...]  # active now; empty for rows that must stay as they are
     text_length: int  # columns of this entry before the host repeats it to match its neighbours
     offset: tuple[int, int]  # (y, x) of the crop in latent cells
+    origin: slice | None = None  # its rows in the model call, where another patch moved them for one attention
+
+
+@dataclass(frozen=True)
+class OtherPacks:
+    """What a run knows of other packs' functions."""
+
+    # ids of the functions that replace an attention in all of the run; others are put there for a pass of their own
+    lasting: frozenset[int] = frozenset()
+    found: dict[Any, bool] = field(default_factory=dict)  # what they were seen to do
 
 
 @dataclass
@@ -57,7 +69,12 @@ class ModelCall:
     progress: float
     factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
+    others: OtherPacks = field(default_factory=OtherPacks)
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.chunks[-1].rows.stop
 
     def edits(self, kind: AttentionKind) -> bool:
         """Whether some row has an edit of this kind."""
@@ -81,13 +98,15 @@ class Place:
     queries: slice  # image tokens on the query axis
     text: slice | None  # text tokens on the key axis; None where the call has none
     image: slice | None  # image tokens on the key axis; None where the call has none
+    chunks: tuple[Chunk, ...] | None = None  # whose the rows are where another patch made more of them
 
     def keys_of(self, kind: AttentionKind) -> slice | None:
         return self.text if kind == "image_text" else self.image
 
 
-# (q, k, options) of an attention call outside the host's -> whether readers were all that wanted it
-Listener = Callable[[Tensor, Tensor, dict[str, Any]], bool]
+# (call, place, the function, its arguments) -> the result of another pack's function in place of the host's attention,
+# with the edits of this call
+Replaced = Callable[[ModelCall, Place, Attention, tuple[Any, ...]], Tensor]
 
 
 class Family(Protocol):
@@ -105,10 +124,10 @@ class Family(Protocol):
     def factors(self, diffusion_model: Any) -> tuple[int, ...]:
         """Latent cells per token side at every attention grid, finest first."""
 
-    def attach(self, transformer_options: dict[str, Any], listen: Listener) -> None:
-        """Add what this family needs to the options of one run.
+    def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
+        """The options of one model call with what this family needs in them.
 
-        `listen` is to be told of attention that another pack computes by itself.
+        `replaced` is to be asked in place of functions that other packs put in place of the host's attention.
         """
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
@@ -116,6 +135,18 @@ class Family(Protocol):
 
     def finish(self, call: ModelCall) -> None:
         """After the model call; raises IncompatiblePatchError if an edit found no place."""
+
+
+def names_of(functions: Iterable[Any]) -> str:
+    """Other packs' functions as their authors know them, for errors: module and name."""
+    return ", ".join(dict.fromkeys(map(_name_of, functions))) or "unknown"
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def view_of(call: ModelCall, chunk: Chunk, place: Place) -> View:

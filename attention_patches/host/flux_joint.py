@@ -8,7 +8,7 @@ import comfy.model_base
 from comfy.ldm.flux.model import Flux
 from torch import Tensor
 
-from .family import IncompatiblePatchError, Listener, ModelCall, Place
+from .family import IncompatiblePatchError, ModelCall, Place, Replaced
 
 
 class FluxJoint:
@@ -21,8 +21,9 @@ class FluxJoint:
     def factors(self, diffusion_model: Flux) -> tuple[int, ...]:
         return (diffusion_model.patch_size,)
 
-    def attach(self, transformer_options: dict[str, Any], listen: Listener) -> None:
-        """Nothing to add: the blocks announce themselves in transformer_options."""
+    def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
+        """As they are: the blocks announce themselves in transformer_options."""
+        return transformer_options
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
         if options.get("block_type") not in ("double", "single"):
@@ -33,11 +34,12 @@ class FluxJoint:
         text, image = call.text_length, grid[0] * grid[1]
         references = sum(-(-height // patch) * -(-width // patch) for height, width in call.references)
         expected = text + image + references
-        if q.shape[2] != expected or k.shape[2] != expected:
+        if (q.shape[0], q.shape[2], k.shape[2]) != (call.rows, expected, expected):
             raise IncompatiblePatchError(
-                f"Another patch changed the attention of {layer}: {q.shape[2]} queries and {k.shape[2]} keys instead "
-                f"of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference tokens). Boxwright cannot tell "
-                "which token lies where; remove the patch that merges or adds tokens."
+                f"Another patch changed the attention of {layer}: {q.shape[2]} queries and {k.shape[2]} keys in "
+                f"{q.shape[0]} rows instead of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference "
+                f"tokens) in {call.rows}. Boxwright cannot tell which token lies where; remove the patch that merges "
+                "or adds tokens or rows."
             )
         extent = (grid[0] * patch, grid[1] * patch)
         pixels = slice(text, text + image)

@@ -170,6 +170,7 @@ class _GuidedModel:
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         level = float(sigma.flatten()[0])
+        self._run.sees(x)
         if level > 0 and self._steps.starts(level):
             for item in self._run.guides:
                 if item.edit.moves == "latent" and item.edit.window.contains(self._run.progress(level)):

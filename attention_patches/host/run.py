@@ -8,7 +8,7 @@ pack's attention override is found wherever it was added and called first in lin
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,18 @@ from torch import Tensor
 
 from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, UnsupportedModelError
 from . import adapter_for, guidance
-from .attend import BiasCache, edited_attention, read_only
-from .family import CALL, MEMO, Chunk, Extra, Family, IncompatiblePatchError, Installed, ModelCall
+from .attend import BiasCache, edited_attention, replaced_attention
+from .family import (
+    CALL,
+    MEMO,
+    Chunk,
+    Extra,
+    Family,
+    IncompatiblePatchError,
+    Installed,
+    ModelCall,
+    OtherPacks,
+)
 from .gradient import refuse_without_gradient
 from .tokenizers import LAYOUT_KEY
 
@@ -56,6 +66,7 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     if any(guide.moves == "latent" for guide in guides):
         _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
     _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
+    _wrap(patched, WrappersMP.PREDICT_NOISE, _predict_at_any_size)
     return patched
 
 
@@ -74,12 +85,20 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
-    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], tuple(noise.shape[-2:]))
+    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
     run.attach(options)
     guidance.tell_idle_guides(run, sigmas)
     result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result
+
+
+def _predict_at_any_size(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kw: Any) -> Any:
+    """PREDICT_NOISE wrapper: the latent as the sampler has it now."""
+    run = model_options["transformer_options"].get(RUN)
+    if run is not None:
+        run.sees(x)
+    return executor(x, timestep, model_options, *args, **kw)
 
 
 @dataclass(frozen=True)
@@ -117,13 +136,14 @@ class Run:
 
     EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
 
-    def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], image: tuple[int, int]) -> None:
+    def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
         self.family = family
         self.guider = guider
         self.guides = [item for item in installed if isinstance(item.edit, LatentGuide)]
         self.model_sampling = guider.inner_model.model_sampling
         self.factors = family.factors(guider.inner_model.diffusion_model)
-        self.image = image
+        self.batch = noise.shape[0]
+        self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         self.entries = _entries_with_edits(guider.conds, installed)
         self.installed = installed
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
@@ -131,7 +151,7 @@ class Run:
         self.steps: dict[float, float] = {}
 
     def attach(self, options: dict[str, Any]) -> None:
-        self.family.attach(options, self.listen)
+        self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
         wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
         wrappers[WRAPPER] = [self.apply_model]
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
@@ -140,6 +160,14 @@ class Run:
         if any(item.edit.moves == "prediction" for item in self.guides):
             kinds = options["wrappers"].setdefault(WrappersMP.CALC_COND_BATCH, {})
             kinds[WRAPPER] = [partial(guidance.predict_with_guides, self)]
+
+    def sees(self, x: Tensor) -> None:
+        """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
+        size, begun_at = tuple(x.shape[-2:]), self.begun_at
+        scales = [now / before for now, before in zip(size, begun_at, strict=True)]
+        rounding = sum(0.5 / side for side in begun_at)
+        if min(scales) >= 1 and abs(scales[0] - scales[1]) <= rounding:
+            self.image = size
 
     def conditioning(self, layout: Layout) -> list[dict]:
         """The entries of this run that were encoded with the layout."""
@@ -170,7 +198,8 @@ class Run:
         if call is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         context = _edit_context(c_crossattn, call)
-        output = executor(x, t, c_concat, context, control, {**options, CALL: call}, **kwargs)
+        inner = self.family.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
+        output = executor(x, t, c_concat, context, control, inner, **kwargs)
         self.family.finish(call)
         return output
 
@@ -184,12 +213,6 @@ class Run:
             return host(*args, **kwargs)
         return edited_attention(host, call, place, self.cache, args, kwargs, previous is not None, func)
 
-    def listen(self, q: Tensor, k: Tensor, options: dict[str, Any]) -> bool:
-        """Readers hear of attention that another pack computes; False where an edit would have changed it."""
-        call = options[CALL]
-        place = self.family.locate(call, q, k, options)
-        return place is None or read_only(call, place, self.cache, q, k, options["n_heads"], {})
-
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
         uuids = inputs["transformer_options"].get("uuids", ())
         entries = [self.entries.get(key) for key in uuids]
@@ -197,13 +220,19 @@ class Run:
             return None
         self.met.update(uuids)
         latent, size = tuple(x.shape[-2:]), x.shape[0] // len(entries)
+        if size * len(entries) != x.shape[0] or size > self.batch:
+            raise IncompatiblePatchError(
+                f"Another patch runs the model on {x.shape[0]} rows for {len(entries)} prompts of {self.batch} "
+                "pictures, so that Boxwright cannot tell whose they are. Remove the patch that multiplies rows."
+            )
         for entry in entries:
             if entry and entry.crop(self.image)[:2] != latent:
                 height, width = entry.crop(self.image)[:2]
                 raise IncompatiblePatchError(
-                    f"Another patch runs the model on {latent[0]}x{latent[1]} latent cells instead of {height}x{width} "
-                    "and does not say which part that is, so regions would land in the wrong place. Remove the patch "
-                    "that cuts the latent into tiles."
+                    f"Another patch, or the sampler, runs the model on {latent[0]}x{latent[1]} latent cells instead of "
+                    f"{height}x{width} and does not say which part that is, so regions would land in the wrong place. "
+                    "Remove the patch that cuts the latent into tiles, or choose a sampler that keeps the latent's "
+                    "size or enlarges it as a whole."
                 )
         progress = self.progress(float(t.flatten()[0]))
         extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
@@ -216,7 +245,9 @@ class Run:
             return None
         references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
         further = _further_texts(chunks, context)
-        return ModelCall(chunks, latent, self.image, context.shape[1], references, progress, self.factors, further)
+        return ModelCall(
+            chunks, latent, self.image, context.shape[1], references, progress, self.factors, further, self.others
+        )
 
     def report_unheard(self) -> None:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
@@ -231,6 +262,17 @@ class Run:
         if sigma not in self.steps:
             self.steps = {sigma: schedule_progress(self.model_sampling, sigma)}
         return self.steps[sigma]
+
+
+def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iterator[Any]:
+    """Other packs' functions in place of an attention, as a run begins with them: of the model and of hooks."""
+    sources = [options]
+    for entry in (entry for entries in conds.values() for entry in entries):
+        hooks = getattr(entry.get("hooks"), "hooks", ())
+        sources += [getattr(hook, "transformers_dict", None) or {} for hook in hooks]
+    for source in sources:
+        for slots in source.get("patches_replace", {}).values():
+            yield from slots.values()
 
 
 def schedule_progress(model_sampling: Any, sigma: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.model_base
@@ -12,12 +14,27 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
 from ..types import AttentionKind
-from .family import CALL, IncompatiblePatchError, Listener, ModelCall, Place
+from .family import Chunk, IncompatiblePatchError, ModelCall, Place, Replaced, names_of
+from .saveable import saveable
 
 # UNets without a text prompt: their cross-attention reads an image embedding.
 _IMAGE_CONDITIONED = (comfy.model_base.SVD_img2vid, comfy.model_base.Stable_Zero123)
 _SELF, _CROSS = "self-attention", "cross-attention"
-_PENDING = "attention announced"  # key of (layer, which attention) in ModelCall.notes
+# Keys in ModelCall.notes:
+_PENDING = "attention announced"  # an _Announced
+_BEFORE = "before other patches"  # (queries, text) of the attention to come
+_MOVED = "rows of other patches"  # the chunks of a cross-attention with more rows, until its result is back
+_PATCHES = "other patches"  # {slot: names of other packs' functions there}
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """The attention call that comes next."""
+
+    layer: str
+    which: str
+    text_length: int  # of its keys, without further texts
+    chunks: tuple[Chunk, ...] | None  # whose its rows are, where they are not the call's
 
 
 class UNetCross:
@@ -58,37 +75,48 @@ class UNetCross:
                 factor = _next_factor(layer, part, factor)
         return last
 
-    def attach(self, transformer_options: dict[str, Any], listen: Listener) -> None:
-        patches = transformer_options.setdefault("patches", {})
-        patches["attn1_patch"] = [*patches.get("attn1_patch", []), _announce_self]
-        patches["attn2_patch"] = [*patches.get("attn2_patch", []), _announce_cross]
-        replaced = transformer_options.get("patches_replace", {})
-        transformer_options["patches_replace"] = {
-            kind: {key: _Heard(patch, listen) for key, patch in slots.items()} if kind in ("attn1", "attn2") else slots
-            for kind, slots in replaced.items()
-        }
+    def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
+        others = transformer_options.get("patches", {})
+        call.notes[_PATCHES] = {slot: names_of(functions) for slot, functions in others.items()}
+        patches = {slot: [partial(saveable, function) for function in functions] for slot, functions in others.items()}
+        for slot, first, last in (
+            ("attn1_patch", (), (_announce_self,)),
+            ("attn2_patch", (_before,), (_announce_cross,)),
+            ("attn2_output_patch", (_result,), (_returned,)),
+        ):
+            ours = [[partial(patch, call) for patch in place] for place in (first, last)]
+            patches[slot] = [*ours[0], *patches.get(slot, []), *ours[1]]
+        replacements = {
+            kind: {key: _Replacement(call, patch, replaced) for key, patch in slots.items()}
+            if kind in ("attn1", "attn2") else slots
+            for kind, slots in transformer_options.get("patches_replace", {}).items()
+        }  # fmt: skip
+        return {**transformer_options, "patches": patches, "patches_replace": replacements}
 
     def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
-        layer, which = call.notes.pop(_PENDING, (None, None))
-        if layer is None:
+        announced: _Announced | None = call.notes.pop(_PENDING, None)
+        if announced is None:
             return None
         grid = tuple(options["activations_shape"][-2:])
-        image = grid[0] * grid[1]
-        keys, name = (image, "image") if which == _SELF else (call.text_length + call.further_length, "text")
-        if q.shape[1] != image or k.shape[1] != keys:
+        image, cross = grid[0] * grid[1], announced.which == _CROSS
+        keys, name = (announced.text_length + call.further_length, "text") if cross else (image, "image")
+        rows = announced.chunks[-1].rows.stop if announced.chunks else call.rows
+        if (q.shape[0], q.shape[1], k.shape[1]) != (rows, image, keys):
             raise IncompatiblePatchError(
-                f"Another patch changed the {which} of {layer}: {q.shape[1]} image tokens and {k.shape[1]} {name} "
-                f"tokens instead of {grid[0]}x{grid[1]} and {keys}. Boxwright cannot tell which token lies where; "
-                "remove the patch that merges or adds tokens."
+                f"Another patch ({_others(call, announced.which)}) changed the {announced.which} of {announced.layer}: "
+                f"{q.shape[1]} image tokens and {k.shape[1]} {name} tokens in {q.shape[0]} rows instead of "
+                f"{grid[0]}x{grid[1]} and {keys} in {rows}. Boxwright cannot tell which token lies where; remove the "
+                "patch that merges or adds tokens or rows."
             )
         return Place(
-            layer=layer,
+            layer=announced.layer,
             grid=grid,
             extent=_extent(call, grid),
             level=_level(call, grid),
             queries=slice(0, q.shape[1]),
-            text=None if which == _SELF else slice(0, call.text_length),
-            image=slice(0, keys) if which == _SELF else None,
+            text=slice(0, announced.text_length) if cross else None,
+            image=None if cross else slice(0, keys),
+            chunks=announced.chunks,
         )
 
     def finish(self, call: ModelCall) -> None:
@@ -107,61 +135,166 @@ def _next_factor(layer: Any, part: str, factor: int) -> int:
     return factor
 
 
-class _Heard:
-    """A replaced attention of another pack (IPAdapter): readers see its queries and keys, then it does as it likes."""
+class _Replacement:
+    """Another pack's function in place of an attention."""
 
-    def __init__(self, patch: Callable[..., Tensor], listen: Listener) -> None:
-        self.patch, self.listen = patch, listen
+    def __init__(self, call: ModelCall, patch: Callable[..., Tensor], replaced: Replaced) -> None:
+        self.call, self.patch, self.replaced = call, patch, replaced
+        self.aside = id(patch) not in call.others.lasting
+        self.key = ("calls the host", id(patch))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        call = extra_options.get(CALL)
-        announced = None if call is None else call.notes.get(_PENDING)
-        if announced is not None and not self.listen(q, k, extra_options):
-            call.notes[_PENDING] = announced  # an edit would change it: to be refused, or made in the host's attention
-        return self.patch(q, k, v, extra_options)
+        announced: _Announced | None = self.call.notes.get(_PENDING)
+        if announced is None:
+            return saveable(self.patch, q, k, v, extra_options)
+        if self.aside:  # guidance by a spoilt attention (PAG): there is nothing to edit
+            del self.call.notes[_PENDING]
+            own = k.shape[1] - (self.call.further_length if announced.which == _CROSS else 0)
+            return saveable(self.patch, q, k[:, :own], v[:, :own], extra_options)
+        found = self.call.others.found
+        if found.get(self.key, True):
+            out = saveable(self.patch, q, k, v, extra_options)
+            found[self.key] = _PENDING not in self.call.notes
+            if found[self.key]:  # by the host's attention, which knew of the edits
+                return out
+        place = FAMILY.locate(self.call, q, k, extra_options)
+        return self.replaced(self.call, place, self.patch, (q, k, v, extra_options))
 
 
-def _announce_self(
-    n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """attn1_patch: the next attention call is a self-attention."""
-    _announce(_SELF, "image_image", extra_options)
+def _before(call: ModelCall, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:
+    """attn2_patch, the first of all."""
+    call.notes[_BEFORE] = n, context
     return n, context, value
 
 
-def _announce_cross(
-    n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """attn2_patch: the next attention call is a cross-attention (its shapes alone do not always tell).
+def _announce_self(call: ModelCall, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:
+    """attn1_patch, the last of all: the next attention call is a self-attention."""
+    _announce(call, _Announced(_layer(extra_options), _SELF, 0, None), "image_image")
+    return n, context, value
+
+
+def _announce_cross(call: ModelCall, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:
+    """attn2_patch, the last of all: the next attention call is a cross-attention (its shapes alone do not always tell).
 
     Further texts are added here, behind what other packs' patches have made of the text.
     """
-    _announce(_CROSS, "image_text", extra_options)
-    call = extra_options.get(CALL)
-    if call is None or call.further is None:
+    chunks, layer = None, _layer(extra_options)
+    before, text = call.notes.pop(_BEFORE)
+    if (n.shape[0], context.shape[:2]) != (before.shape[0], text.shape[:2]):
+        chunks = _followed(call.chunks, (before, text), (n, context))
+        if chunks is None and call.edits("image_text"):
+            raise IncompatiblePatchError(
+                f"Another patch ({_others(call, _CROSS)}) gives the cross-attention of {layer} {n.shape[0]} rows of "
+                f"{context.shape[1]} text tokens instead of {call.rows} of {text.shape[1]}, and Boxwright cannot tell "
+                "which of them read its prompt. Remove that patch (Region Prompt gives regions texts of their own), "
+                "or wire the prompt of the layout into it as it is, with strength 1."
+            )
+    call.notes[_MOVED] = chunks
+    _announce(call, _Announced(layer, _CROSS, context.shape[1], chunks), "image_text")
+    if call.further is None:
         return n, context, value
-    further = call.further.to(context)
+    further = call.further if chunks is None else _moved(call, chunks)
+    further = further.to(context)
     longer = torch.cat([context, further], dim=1)
     return n, longer, longer if value is context else torch.cat([value, further], dim=1)
 
 
-def _announce(which: str, kind: AttentionKind, extra_options: dict[str, Any]) -> None:
-    call = extra_options.get(CALL)
-    if call is None:
-        return
+def _layer(extra_options: dict[str, Any]) -> str:
+    block = extra_options["block"]
+    return f"{block[0]}.{block[1]}.{extra_options.get('block_index', 0)}"
+
+
+def _announce(call: ModelCall, announced: _Announced, kind: AttentionKind) -> None:
     _refuse_pending(call)
     if call.edits(kind):
-        block, index = extra_options["block"], extra_options.get("block_index", 0)
-        call.notes[_PENDING] = (f"{block[0]}.{block[1]}.{index}", which)
+        call.notes[_PENDING] = announced
+
+
+def _followed(
+    chunks: tuple[Chunk, ...], before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+) -> tuple[Chunk, ...] | None:
+    """Whose the rows are that another patch made of the chunks' rows, by what they hold; None where that is unclear.
+
+    A chunk stays itself where its queries stand beside its own text (or repeats of it); other rows are nobody's, and of
+    a chunk that stands there several times readers hear once.
+    """
+    (n, text), (many, texts) = before, after
+    size = chunks[0].rows.stop - chunks[0].rows.start
+    repeats, rest = divmod(texts.shape[1], text.shape[1])
+    if rest or many.shape[0] % size or texts.shape[0] != many.shape[0]:
+        return None
+    found: list[Chunk] = []
+    met: set[int] = set()
+    for start in range(0, many.shape[0], size):
+        rows = slice(start, start + size)
+        fits = [
+            number
+            for number, chunk in enumerate(chunks)
+            if torch.equal(texts[rows], text[chunk.rows].repeat(1, repeats, 1))
+            and torch.equal(many[rows], n[chunk.rows])
+        ]
+        if len(fits) > 1 and any(chunks[number].edits for number in fits):
+            return None
+        if not fits:
+            found.append(Chunk(rows, (), text.shape[1], (0, 0)))
+            continue
+        chunk = chunks[fits[0]]
+        edits = (i for i in chunk.edits if fits[0] not in met or getattr(i.edit, "stage", None) != "read")
+        found.append(replace(chunk, rows=rows, edits=tuple(edits), origin=chunk.rows))
+        met.add(fits[0])
+    lost = any(chunk.edits and number not in met for number, chunk in enumerate(chunks))
+    return None if lost else tuple(found)
+
+
+def _moved(call: ModelCall, chunks: tuple[Chunk, ...]) -> Tensor:
+    """The further texts of the call beside the rows that other patches made."""
+    moved = call.further.new_zeros(chunks[-1].rows.stop, *call.further.shape[1:])
+    for chunk in chunks:
+        if chunk.origin is not None:
+            moved[chunk.rows] = call.further[chunk.origin]
+    return moved
+
+
+def _result(call: ModelCall, n: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    """attn2_output_patch, the first of all."""
+    call.notes[_BEFORE] = n, None
+    return n
+
+
+def _returned(call: ModelCall, n: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    """attn2_output_patch, the last of all: rows that were made for this attention are gone, and the others in place."""
+    before, _ = call.notes.pop(_BEFORE)
+    chunks = call.notes.pop(_MOVED, None)
+    if n.shape[0] != call.rows or (chunks and _swapped(chunks, before, n)):
+        raise IncompatiblePatchError(
+            f"Another patch ({call.notes[_PATCHES].get('attn2_output_patch', 'unknown')}) returns the rows of "
+            f"{_layer(extra_options)} in another number or order than it got them ({n.shape[0]} for {call.rows}): the "
+            "prompts of this run change places. Remove that patch from this model."
+        )
+    return n
+
+
+def _swapped(chunks: tuple[Chunk, ...], before: Tensor, after: Tensor) -> bool:
+    """Whether what a chunk's attention returned ended in the place of another."""
+    own = [(chunk.origin, before[chunk.rows]) for chunk in chunks if chunk.origin is not None]
+    places = [origin for origin, _ in own]
+    return any(
+        not torch.equal(after[origin], result)
+        and any(torch.equal(after[other], result) for other in places if other != origin)
+        for origin, result in own
+    )
+
+
+def _others(call: ModelCall, which: str) -> str:
+    return call.notes[_PATCHES].get("attn1_patch" if which == _SELF else "attn2_patch", "unknown")
 
 
 def _refuse_pending(call: ModelCall) -> None:
-    layer, which = call.notes.get(_PENDING, (None, None))
-    if layer is not None:
-        slot = "attn1" if which == _SELF else "attn2"
+    announced: _Announced | None = call.notes.get(_PENDING)
+    if announced is not None:
         raise IncompatiblePatchError(
-            f"Another patch replaces the {which} of {layer} and does not call the host's attention with its "
-            f"options, so Boxwright's edit would be lost there. Remove that patch (an {slot} replace) from this model."
+            f"Another patch replaces the {announced.which} of {announced.layer} and does not call the host's attention "
+            "with its options, so Boxwright's edit would be lost there. Remove that patch from this model."
         )
 
 

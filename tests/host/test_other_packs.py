@@ -1,0 +1,398 @@
+"""Beside what other packs put on the same model. Their behaviour is written here as small patches of our own."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.ldm.modules import attention
+from comfy_extras import nodes_advanced_samplers, nodes_pag, nodes_sag
+from guides import GUIDE, gradients, relative
+from pack.attention_patches.bounded_attention import BoundedAttention
+from pack.attention_patches.dense_diffusion import DenseDiffusion
+from pack.attention_patches.host.family import IncompatiblePatchError
+from pack.attention_patches.host.run import install
+from pack.attention_patches.rectified_attention import PUBLISHED, RectifiedAttention
+from pack.attention_patches.region_prompt import RegionPrompt
+from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.types import AttentionEdit, StepWindow
+
+BOUND = BoundedAttention(StepWindow(), "all")
+COUPLE = RegionPrompt(base_ratio=0.2, confine_end=0.0, window=StepWindow())
+DENSE = DenseDiffusion(window=StepWindow())
+RENORMALISED = Reweight((("w1", 4.0),), renormalize=True)
+REWEIGHT = Reweight((("w1", 4.0),))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.build(family) for family in ["sd15", "flux"]}
+
+
+@pytest.fixture
+def layout():
+    return tiny.layout()
+
+
+def run(model, layout, family="sd15", batch=1, **options):
+    options.setdefault("noise", tiny.latent(family, size=(8, 12), batch=batch))
+    return tiny.run(
+        family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options}
+    )
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-4 * float(b.abs().max()))
+
+
+def apart(a, b):
+    assert not torch.allclose(a, b, rtol=0, atol=1e-3 * float(b.abs().max()))
+
+
+def recording(maps):
+    return AttentionEdit("look", "read", lambda probs, site: maps.append((site.layer, probs.clone())))
+
+
+# --- attention that ignores masks ---
+
+
+def swallowing(seen=None, change=1.0):
+    """An override like those of SageAttention: a kernel that takes any keyword and does nothing with a mask."""
+
+    def swallow(func, q, k, v, heads, mask=None, *args, **kwargs):
+        if seen is not None:
+            seen.append(q.shape)
+        return func(q * change, k, v, heads, None, *args, **kwargs)
+
+    return swallow
+
+
+def overridden(model, override):
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    return model
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+@pytest.mark.parametrize("method", [PUBLISHED, RENORMALISED, BOUND], ids=["rectified", "reweight", "bound"])
+def test_masks_count_beside_an_override_that_ignores_them(models, layout, family, method, caplog):
+    seen, plain = [], []
+    model = models[family]
+    run(overridden(model, swallowing(plain)), layout, family)
+    patched = install(overridden(model, swallowing(seen)), layout, method.edits(layout))
+    with caplog.at_level(logging.WARNING):
+        out = run(patched, layout, family)
+    close(out, run(install(model, layout, method.edits(layout)), layout, family))
+    apart(out, run(model, layout, family))
+    assert seen == plain  # as often as without us, with all rows and queries
+    assert "swallowing" in caplog.text and "ignores masks" in caplog.text
+
+
+def test_an_override_that_ignores_masks_and_changes_attention_is_refused(models, layout):
+    patched = install(overridden(models["sd15"], swallowing(change=4.0)), layout, PUBLISHED.edits(layout))
+    with pytest.raises(IncompatiblePatchError, match=r"test_other_packs.swallowing.*ignores masks"):
+        run(patched, layout)
+
+
+def test_an_override_that_heeds_masks_keeps_its_effect(models, layout):
+    def sharper(func, q, *args, **kwargs):
+        return func(q * 1.5, *args, **kwargs)
+
+    patched = install(overridden(models["sd15"], sharper), layout, PUBLISHED.edits(layout))
+    out = run(patched, layout)
+    apart(out, run(overridden(models["sd15"], sharper), layout))
+    apart(out, run(install(models["sd15"], layout, PUBLISHED.edits(layout)), layout))
+
+
+@pytest.mark.parametrize("method", [PUBLISHED, RENORMALISED, BOUND], ids=["rectified", "reweight", "bound"])
+def test_masks_count_with_the_hosts_sage_attention(models, layout, method, monkeypatch):
+    """Older hosts hand every mask to the package, whose kernels take it as one more keyword."""
+    expected = run(install(models["sd15"], layout, method.edits(layout)), layout)
+    used = []
+
+    def sageattn(q, k, v, is_causal=False, tensor_layout="HND", sm_scale=None, **ignored):
+        used.append(1)
+        heads_first = [t if tensor_layout == "HND" else t.transpose(1, 2) for t in (q, k, v)]
+        out = torch.nn.functional.scaled_dot_product_attention(*heads_first, scale=sm_scale)
+        return out if tensor_layout == "HND" else out.transpose(1, 2)
+
+    monkeypatch.setattr(attention, "sageattn", sageattn, raising=False)
+    monkeypatch.setattr(attention, "SAGE_ATTENTION_SUPPORTS_MASK", True, raising=False)
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_sage)
+    close(run(install(models["sd15"], layout, method.edits(layout)), layout), expected)
+    assert used
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        REWEIGHT, replace(REWEIGHT, region=1), RENORMALISED, PUBLISHED, replace(PUBLISHED, end_tokens="own"),
+        replace(PUBLISHED, end_tokens="hidden"), DENSE, BOUND, COUPLE,
+    ],
+    ids=["reweight", "in a region", "renormalised", "rectified", "own ends", "hidden ends", "dense", "bound", "couple"],
+)  # fmt: skip
+def test_every_method_lets_gradients_pass(models, layout, method, moves):
+    """Nodes make their tensors in inference mode, as these here."""
+    guide = replace(GUIDE, moves=moves)
+    with_it = install(models["sd15"], layout, [*method.edits(layout), guide])
+    out = run(with_it, layout)
+    assert out.isfinite().all()
+    apart(out, run(install(models["sd15"], layout, method.edits(layout)), layout))
+
+
+def test_a_gradient_does_not_depend_on_where_factors_were_made(models, layout):
+    (ours,) = gradients("sd15", install(models["sd15"], layout, REWEIGHT.edits(layout)), layout)
+    with torch.inference_mode(False):
+        edits = REWEIGHT.edits(layout)
+    (expected,) = gradients("sd15", install(models["sd15"], layout, edits), layout)
+    assert torch.equal(ours.values, expected.values)
+    (plain,) = gradients("sd15", models["sd15"], layout)
+    assert relative(ours.values, plain.values) > 0.01
+
+
+def test_prompt_to_prompt_lets_gradients_of_another_prompt_pass(models, layout):
+    """Its rows run in the same pass with gradients in the mode "fast"."""
+    import test_prompt_to_prompt_runs as runs
+
+    assert runs is not None  # replaced below
+
+
+# --- couples that multiply rows ---
+
+
+def coupled(model, texts, weights, with_base=True, swap=False):
+    """An attention couple as most packs write it: each prompt row's queries once for each text, results mixed."""
+    model, count = model.clone(), len(texts) + with_base
+
+    def rows_of_all(q, k, v, options):
+        kinds = options["cond_or_uncond"]
+        qs, ks = [], []
+        for kind, queries, own in zip(kinds, q.chunk(len(kinds)), k.chunk(len(kinds)), strict=True):
+            if kind == 1:
+                qs, ks = [*qs, queries], [*ks, own]
+                continue
+            others = [text.to(own).repeat(len(queries), 1, 1) for text in texts]
+            qs.append(queries.repeat(count, 1, 1))
+            ks.append(torch.cat([own, *others] if with_base else others))
+        ks = torch.cat(ks)
+        return torch.cat(qs), ks, ks
+
+    def mixed(out, options):
+        kinds = options["cond_or_uncond"]
+        size = len(out) // sum(1 if kind == 1 else count for kind in kinds)
+        results = []
+        for kind in kinds:
+            mine, out = out.split([size * (1 if kind == 1 else count), len(out) - size * (1 if kind == 1 else count)])
+            if kind != 1:
+                share = torch.tensor(weights).view(count, 1, 1, 1)  # of this run: an inference tensor of theirs
+                mine = (mine.unflatten(0, (count, size)) * share).sum(0)
+            results.append(mine)
+        return torch.cat(results[::-1] if swap else results)
+
+    model.set_model_attn2_patch(rows_of_all)
+    model.set_model_attn2_output_patch(mixed)
+    return model
+
+
+OTHER = tiny.text(seed=21).embedding
+METHODS = pytest.mark.parametrize(
+    "method", [PUBLISHED, COUPLE, REWEIGHT, DENSE], ids=["rectified", "couple", "reweight", "dense"]
+)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@METHODS
+def test_beside_a_couple_that_leaves_everything_to_the_prompt_nothing_changes(models, layout, method, batch):
+    alone = run(install(models["sd15"], layout, method.edits(layout)), layout, batch=batch)
+    model = coupled(models["sd15"], [OTHER, OTHER], [1.0, 0.0, 0.0])
+    close(run(install(model, layout, method.edits(layout)), layout, batch=batch), alone)
+
+
+@METHODS
+def test_beside_a_couple_edits_act_where_the_prompt_is_read(models, layout, method):
+    model = coupled(models["sd15"], [OTHER], [0.5, 0.5])
+    edited = run(install(model, layout, method.edits(layout)), layout)
+    apart(edited, run(model, layout))
+    apart(edited, run(install(models["sd15"], layout, method.edits(layout)), layout))
+
+
+@pytest.mark.parametrize("texts, weights", [([OTHER], [1.0, 0.0]), (None, [0.5, 0.5])], ids=["other", "twice ours"])
+def test_readers_and_gradients_beside_a_couple(models, layout, texts, weights):
+    model = coupled(models["sd15"], texts or [layout.prompt.embedding], weights)
+    maps, plain = [], []
+    run(install(model, layout, [recording(maps)]), layout)
+    run(install(models["sd15"], layout, [recording(plain)]), layout)
+    assert [layer for layer, _ in maps] == [layer for layer, _ in plain]
+    for (_, seen), (_, expected) in zip(maps, plain, strict=True):
+        torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-3)
+    (found,), (expected,) = gradients("sd15", model, layout), gradients("sd15", models["sd15"], layout)
+    assert relative(found.values, expected.values) < 1e-3
+
+
+def test_a_couple_with_longer_texts_repeats_the_prompt(models, layout):
+    """Packs repeat texts to a common length, as the host does."""
+    long = tiny.text(154, seed=22).embedding
+    model = models["sd15"].clone()
+
+    def patch(n, context, value, options):
+        return n, context.repeat(1, 2, 1), value.repeat(1, 2, 1)
+
+    model.set_model_attn2_patch(patch)
+    edits = PUBLISHED.edits(layout)
+    close(run(install(model, layout, edits), layout), run(install(models["sd15"], layout, edits), layout))
+    assert long.shape[1] == 154
+
+
+def test_a_couple_without_the_prompt_is_refused_by_name(models, layout):
+    model = coupled(models["sd15"], [OTHER, OTHER], [0.5, 0.5], with_base=False)
+    with pytest.raises(IncompatiblePatchError, match="coupled.<locals>.rows_of_all"):
+        run(install(model, layout, PUBLISHED.edits(layout)), layout)
+
+
+@pytest.mark.parametrize("method", [PUBLISHED, BOUND], ids=["cross", "self"])
+def test_a_couple_that_swaps_the_prompts_is_refused_by_name(models, layout, method):
+    model = coupled(models["sd15"], [OTHER], [0.5, 0.5], swap=True)
+    with pytest.raises(IncompatiblePatchError, match="coupled.<locals>.mixed.*change places"):
+        run(install(model, layout, method.edits(layout)), layout)
+
+
+def test_rows_that_a_patch_adds_to_the_model_are_refused(models, layout):
+    model = models["sd15"].clone()
+
+    def twice(apply_model, args):
+        doubled = {
+            name: torch.cat([value, value]) if isinstance(value, torch.Tensor) else value
+            for name, value in args["c"].items()
+        }
+        x, t = args["input"], args["timestep"]
+        return apply_model(torch.cat([x, x]), torch.cat([t, t]), **doubled)[: len(x)]
+
+    model.set_model_unet_function_wrapper(twice)
+    with pytest.raises(IncompatiblePatchError, match="4 rows for 2 prompts of 1"):
+        run(install(model, layout, PUBLISHED.edits(layout)), layout)
+
+
+# --- attention that other packs replace ---
+
+
+def image_prompt(options_too):
+    """As image-prompt adapters do: the attention to the text by a call of its own, and that to an image added."""
+
+    def patch(q, k, v, extra_options):
+        heads = extra_options["n_heads"]
+        image = torch.ones_like(k[:, :4]) * 0.3
+        options = {"transformer_options": extra_options} if options_too else {}
+        text = attention.optimized_attention(q, k, v, heads, **options)
+        return text + 0.5 * attention.optimized_attention(q, image, image, heads)
+
+    return patch
+
+
+def prompted(model, patch):
+    model = model.clone()
+    for block in (("input", 1), ("input", 3), ("middle", 0), ("output", 3)):
+        model.set_model_attn2_replace(patch, *block)
+    return model
+
+
+@METHODS
+@pytest.mark.parametrize("batch", [1, 2])
+def test_edits_act_beside_an_image_prompt(models, layout, method, batch):
+    """As inside of one that calls the host's attention with its options, where they reach the attention itself."""
+    model, inside = (prompted(models["sd15"], image_prompt(polite)) for polite in (False, True))
+    out = run(install(model, layout, method.edits(layout)), layout, batch=batch)
+    close(out, run(install(inside, layout, method.edits(layout)), layout, batch=batch))
+    apart(out, run(model, layout, batch=batch))
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_gradients_and_edits_beside_an_image_prompt(models, layout, moves):
+    model = prompted(models["sd15"], image_prompt(False))
+    edits = [*COUPLE.edits(layout), *REWEIGHT.edits(layout)]
+    out = run(install(model, layout, [*edits, replace(GUIDE, moves=moves)]), layout)
+    apart(out, run(install(model, layout, edits), layout))
+
+
+@pytest.mark.parametrize("kind", ["attn1", "attn2"])
+def test_attention_replaced_by_something_else_is_refused_by_name(models, layout, kind):
+    model = models["sd15"].clone()
+
+    def something_else(q, k, v, extra_options):
+        return attention.optimized_attention(q, k * 0.2, v, extra_options["n_heads"])
+
+    getattr(model, f"set_model_{kind}_replace")(something_else, "middle", 0)
+    method = BOUND if kind == "attn1" else PUBLISHED
+    with pytest.raises(IncompatiblePatchError, match=f"<locals>.something_else.*middle.0.0.*{kind} replace"):
+        run(install(model, layout, method.edits(layout)), layout)
+
+
+SELF = pytest.mark.parametrize("method", [DENSE, BOUND], ids=["dense", "bound"])
+
+
+@SELF
+def test_beside_perturbed_attention_guidance(models, layout, method):
+    """Its pass has an attention of its own; in all others, and in all other layers, edits act."""
+    def with_pag(model, scale):
+        return nodes_pag.PerturbedAttentionGuidance.execute(model, scale)[0]
+
+    alone = run(install(models["sd15"], layout, method.edits(layout)), layout)
+    close(run(install(with_pag(models["sd15"], 1e-7), layout, method.edits(layout)), layout), alone)
+    guided = run(install(with_pag(models["sd15"], 3.0), layout, method.edits(layout)), layout)
+    apart(guided, alone)
+    apart(guided, run(with_pag(models["sd15"], 3.0), layout))
+
+
+@SELF
+def test_beside_self_attention_guidance(models, layout, method):
+    def with_sag(model, scale):
+        return nodes_sag.SelfAttentionGuidance.execute(model, scale, 2.0)[0]
+
+    noise = tiny.latent("sd15", size=(16, 24))
+    alone = run(install(models["sd15"], layout, method.edits(layout)), layout, noise=noise)
+    close(run(install(with_sag(models["sd15"], 0.0), layout, method.edits(layout)), layout, noise=noise), alone)
+    guided = run(install(with_sag(models["sd15"], 1.0), layout, method.edits(layout)), layout, noise=noise)
+    apart(guided, alone)
+
+
+# --- samplers that enlarge the latent ---
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_a_latent_that_grows_is_followed(models, layout, family):
+    seen = []
+    edit = AttentionEdit("look", "read", lambda probs, site: seen.append((site.grid, site.view)))
+    sampler = nodes_advanced_samplers.SamplerLCMUpscale.execute(2.0, -1, "bislerp")[0]
+    grown(install(models[family], layout, [edit, *RectifiedAttention().edits(layout)]), layout, family, sampler)
+    sizes = {grid for grid, view in seen if view.width == pytest.approx(1.0, abs=0.2)}
+    finest = {"sd15": [(8, 12), (16, 24)], "flux": [(4, 6), (8, 12)]}[family]
+    assert sizes.issuperset(finest)
+    assert all(view.x == view.y == 0 and view.width < 1.5 for _, view in seen)
+
+
+def grown(model, layout, family, sampler):
+    import comfy.samplers
+    from comfy_extras import nodes_custom_sampler
+
+    guider = nodes_custom_sampler.Guider_Basic(model)
+    guider.set_conds(tiny.conditioning(family, layout.prompt, layout.key))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 3)
+    noise = tiny.latent(family, size=(8, 12))
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+
+
+def test_a_guide_follows_a_latent_that_grows(models, layout):
+    sampler = nodes_advanced_samplers.SamplerLCMUpscale.execute(1.5, -1, "bislerp")[0]
+    moved = grown(install(models["sd15"], layout, [GUIDE]), layout, "sd15", sampler)
+    apart(moved, grown(models["sd15"], layout, "sd15", sampler))
+
+
+def test_a_latent_that_shrinks_is_refused_for_what_it_is(models, layout):
+    """Half of the latent may as well be a tile of it."""
+    sampler = nodes_advanced_samplers.SamplerLCMUpscale.execute(0.5, -1, "bislerp")[0]
+    with pytest.raises(IncompatiblePatchError, match="or the sampler, runs the model on"):
+        grown(install(models["sd15"], layout, PUBLISHED.edits(layout)), layout, "sd15", sampler)
