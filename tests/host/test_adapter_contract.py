@@ -631,7 +631,7 @@ def test_an_attn2_replace_that_bypasses_the_host_is_refused(models, layout, fami
     model = models[family].clone()
 
     def bypass(q, k, v, extra_options):
-        return attention.optimized_attention(q, k, v, extra_options["n_heads"])
+        return attention.optimized_attention(q, k, 2.0 * v, extra_options["n_heads"])
 
     model.set_model_attn2_replace(bypass, "middle", 0)
     patched = install(model, layout, rectified(layout))
@@ -659,8 +659,10 @@ def test_an_attn2_replace_that_calls_the_host_composes(models, layout, family):
 def test_a_patch_that_changes_the_tokens_is_refused(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     longer = models[family].clone()
-    longer.set_model_attn2_patch(lambda n, context, value, extra: (n, context.repeat(1, 2, 1), value.repeat(1, 2, 1)))
-    with pytest.raises(IncompatiblePatchError, match="154"):
+    longer.set_model_attn2_patch(
+        lambda n, context, value, extra: (n, *(torch.cat([t, t.flip(1)], dim=1) for t in (context, value)))
+    )
+    with pytest.raises(IncompatiblePatchError, match="test_adapter_contract.*154"):
         tiny.run(family, install(longer, layout, rectified(layout)), positive, steps=1)
 
 

@@ -12,11 +12,15 @@ from guides import GUIDE, gradients, relative
 from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.host.family import IncompatiblePatchError
+from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.run import install
+from pack.attention_patches.prompt_to_prompt import PromptToPrompt
 from pack.attention_patches.rectified_attention import PUBLISHED, RectifiedAttention
 from pack.attention_patches.region_prompt import RegionPrompt
 from pack.attention_patches.reweight import Reweight
 from pack.attention_patches.types import AttentionEdit, StepWindow
+from test_prompt_to_prompt_runs import conditioning as side_by_side
+from test_prompt_to_prompt_runs import prompts_of
 
 BOUND = BoundedAttention(StepWindow(), "all")
 COUPLE = RegionPrompt(base_ratio=0.2, confine_end=0.0, window=StepWindow())
@@ -156,10 +160,16 @@ def test_a_gradient_does_not_depend_on_where_factors_were_made(models, layout):
 
 
 def test_prompt_to_prompt_lets_gradients_of_another_prompt_pass(models, layout):
-    """Its rows run in the same pass with gradients in the mode "fast"."""
-    import test_prompt_to_prompt_runs as runs
-
-    assert runs is not None  # replaced below
+    """In the mode "fast" its rows run in one pass with those of a layout that is guided."""
+    prompts, texts = prompts_of(1, 3)
+    method = PromptToPrompt(StepWindow(), StepWindow(), weights=(("w2", 3.0),))
+    positive = side_by_side("sd15", prompts, texts)
+    positive += tiny.conditioning("sd15", layout.prompt, layout.key, seed=8)
+    noise = tiny.latent("sd15", size=(8, 12)).repeat(2, 1, 1, 1)
+    plain = edited(models["sd15"], prompts, method)
+    guided = install(plain, layout, [replace(GUIDE, moves="prediction")])
+    pictures = [tiny.run("sd15", model, positive, noise=noise, steps=1) for model in (guided, plain)]
+    apart(*pictures)
 
 
 # --- couples that multiply rows ---
@@ -234,9 +244,16 @@ def test_readers_and_gradients_beside_a_couple(models, layout, texts, weights):
     assert relative(found.values, expected.values) < 1e-3
 
 
-def test_a_couple_with_longer_texts_repeats_the_prompt(models, layout):
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_guides_beside_a_couple(models, layout, moves, batch):
+    model, edits = coupled(models["sd15"], [OTHER], [1.0, 0.0]), [replace(GUIDE, moves=moves)]
+    alone = run(install(models["sd15"], layout, edits), layout, batch=batch)
+    torch.testing.assert_close(run(install(model, layout, edits), layout, batch=batch), alone, rtol=0, atol=2e-3)
+
+
+def test_a_couple_may_repeat_the_prompt(models, layout):
     """Packs repeat texts to a common length, as the host does."""
-    long = tiny.text(154, seed=22).embedding
     model = models["sd15"].clone()
 
     def patch(n, context, value, options):
@@ -245,7 +262,6 @@ def test_a_couple_with_longer_texts_repeats_the_prompt(models, layout):
     model.set_model_attn2_patch(patch)
     edits = PUBLISHED.edits(layout)
     close(run(install(model, layout, edits), layout), run(install(models["sd15"], layout, edits), layout))
-    assert long.shape[1] == 154
 
 
 def test_a_couple_without_the_prompt_is_refused_by_name(models, layout):
@@ -331,7 +347,14 @@ def test_attention_replaced_by_something_else_is_refused_by_name(models, layout,
         run(install(model, layout, method.edits(layout)), layout)
 
 
-SELF = pytest.mark.parametrize("method", [DENSE, BOUND], ids=["dense", "bound"])
+class Injected:
+    """As Prompt to Prompt does with self-attention."""
+
+    def edits(self, layout):
+        return [AttentionEdit("inject", "probs", lambda probs, site: probs.flip(-1), kind="image_image")]
+
+
+SELF = pytest.mark.parametrize("method", [DENSE, BOUND, Injected()], ids=["dense", "bound", "inject"])
 
 
 @SELF

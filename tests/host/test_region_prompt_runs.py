@@ -398,7 +398,7 @@ def test_texts_follow_what_another_patch_makes_of_the_prompt(models, layout):
 def test_a_replaced_attention_is_refused(models, layout):
     model = models["sd15"].clone()
     model.set_model_attn2_replace(
-        lambda q, k, v, extra: attention.optimized_attention(q, k, v, extra["n_heads"]), "middle", 0
+        lambda q, k, v, extra: attention.optimized_attention(q, k, 2.0 * v, extra["n_heads"]), "middle", 0
     )
     with pytest.raises(IncompatiblePatchError, match="middle.0.0"):
         run("sd15", coupled(model, layout), layout)
