@@ -382,6 +382,18 @@ def test_beside_self_attention_guidance(models, layout, method):
     apart(guided, alone)
 
 
+@pytest.mark.parametrize("kind", ["pag", "sag"])
+def test_guides_beside_other_guidance(models, layout, kind):
+    if kind == "pag":
+        model = nodes_pag.PerturbedAttentionGuidance.execute(models["sd15"], 3.0)[0]
+    else:
+        model = nodes_sag.SelfAttentionGuidance.execute(models["sd15"], 1.0, 2.0)[0]
+    noise = tiny.latent("sd15", size=(16, 24))
+    edits = [*BOUND.edits(layout), GUIDE]
+    pictures = [run(install(model, layout, part), layout, noise=noise) for part in (edits, edits[:-1])]
+    apart(*pictures)
+
+
 # --- samplers that enlarge the latent ---
 
 
