@@ -188,7 +188,7 @@ def replaced_attention(
         _read(own.rows(block.chunk.rows), block)
     if not any(block.changes for block in blocks):
         return saveable(patch, q, own.k, own.v, options)
-    found, key = call.others.found, ("adds", place.layer, place.text is None)
+    found, key = call.others.found, ("adds", place.layer, place.text is None, call.progress)  # it may begin later
     if key not in found:
         found[key] = _adds_to_the_attention(patch, own, options)
     if not found[key]:
@@ -283,16 +283,17 @@ def _attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: lis
 def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: _Block, mask: Tensor, out: Tensor) -> bool:
     """Whether another pack's override returned what it would have returned without the mask (SageAttention's do).
 
-    Seen once in a run for each shape, from what it returned for one row: no call of its own, for an override may count
+    Seen once in a step for each shape, from what it returned for one row: no call of its own, for an override may count
     its calls. Raises IncompatiblePatchError where it is no plain attention either, so that it cannot be left out.
     """
-    key = ("ignores masks", *whole.q.shape[1:], *whole.k.shape[1:])
-    known = block.call.others.found
+    known, key = block.call.others.found, ("ignores masks", block.call.progress, whole.q.shape[1:], whole.k.shape[1:])
     if key not in known:
         row = slice(block.chunk.rows.start, block.chunk.rows.start + 1)
         places = block.place.queries
         bias = mask[row, :, places]
         spread = (bias.amax(dim=-1) - bias.amin(dim=-1))[0, 0].nonzero()[:, 0]  # the same for all keys changes nothing
+        if len(spread) == 0:
+            return False
         spread = spread[:: max(1, len(spread) // SAMPLED)]
         some = plain.rows(row).chosen(spread + places.start)
         without, with_it = some.exact().float(), some.exact(bias[:, :, spread]).float()
@@ -308,9 +309,9 @@ def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: _Block, ma
                     f"Another patch ({name}, an attention override) ignores masks and changes the attention itself, "
                     "so that either its effect or Boxwright's would be lost. Remove it from this model."
                 )
-            logging.warning(
-                "Boxwright: the attention override %s ignores masks; rows with regions take the host's attention.", name
-            )
+            if not known.get(name):
+                logging.warning("Boxwright: %s ignores masks; rows with regions take the host's attention.", name)
+            known[name] = True
         known[key] = not heeded
     return known[key]
 

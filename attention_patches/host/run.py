@@ -163,6 +163,7 @@ class Run:
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
+        self.batch = x.shape[0]
         size, begun_at = tuple(x.shape[-2:]), self.begun_at
         scales = [now / before for now, before in zip(size, begun_at, strict=True)]
         rounding = sum(0.5 / side for side in begun_at)

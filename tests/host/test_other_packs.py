@@ -354,6 +354,20 @@ class Injected:
         return [AttentionEdit("inject", "probs", lambda probs, site: probs.flip(-1), kind="image_image")]
 
 
+def test_attention_that_is_replaced_later_in_the_run_is_refused_then(models, layout):
+    model, sigmas = models["sd15"].clone(), []
+
+    def later(q, k, v, extra_options):
+        sigmas.append(float(extra_options["sigmas"][0]))
+        sharper = 3.0 if sigmas[-1] < sigmas[0] else 1.0
+        return attention.optimized_attention(q, k * sharper, v, extra_options["n_heads"])
+
+    model.set_model_attn2_replace(later, "middle", 0)
+    run(install(model, layout, PUBLISHED.edits(layout)), layout)
+    with pytest.raises(IncompatiblePatchError, match="<locals>.later"):
+        run(install(model, layout, PUBLISHED.edits(layout)), layout, steps=3)
+
+
 SELF = pytest.mark.parametrize("method", [DENSE, BOUND, Injected()], ids=["dense", "bound", "inject"])
 
 
