@@ -3,11 +3,12 @@
 import logging
 from dataclasses import replace
 
+import comfy.samplers
 import pytest
 import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
-from comfy_extras import nodes_advanced_samplers, nodes_pag, nodes_sag
+from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler, nodes_pag, nodes_sag
 from guides import GUIDE, gradients, relative
 from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.dense_diffusion import DenseDiffusion
@@ -423,15 +424,20 @@ def test_a_latent_that_grows_is_followed(models, layout, family):
     assert all(view.x == view.y == 0 and view.width < 1.5 for _, view in seen)
 
 
-def grown(model, layout, family, sampler):
-    import comfy.samplers
-    from comfy_extras import nodes_custom_sampler
-
+def grown(model, layout, family, sampler, batch=1, positive=None):
     guider = nodes_custom_sampler.Guider_Basic(model)
-    guider.set_conds(tiny.conditioning(family, layout.prompt, layout.key))
+    guider.set_conds(positive or tiny.conditioning(family, layout.prompt, layout.key))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 3)
-    noise = tiny.latent(family, size=(8, 12))
+    noise = tiny.latent(family, size=(8, 12), batch=batch)
     return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+
+
+def test_prompts_side_by_side_keep_the_same_noise_in_a_latent_that_grows(models):
+    prompts, texts = prompts_of(1, 1)
+    model = edited(models["sd15"], prompts, PromptToPrompt())
+    sampler = nodes_advanced_samplers.SamplerLCMUpscale.execute(1.5, -1, "bislerp")[0]
+    out = grown(model, prompts.layout, "sd15", sampler, 2, side_by_side("sd15", prompts, texts))
+    close(out[0], out[1])
 
 
 def test_a_guide_follows_a_latent_that_grows(models, layout):
