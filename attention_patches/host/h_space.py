@@ -117,7 +117,7 @@ def _measure(
     """CALC_COND_BATCH wrapper, called for each of the host's context windows."""
     seen: dict[Any, Tensor] = {}
     result = executor(model, conds, x, timestep, _with_patch(options, _keep(seen)))
-    sides = [_combined(entries, seen, x, timestep) for entries in conds]
+    sides = [_combined(index, entries, seen, x, timestep) for index, entries in enumerate(conds)]
     if all(side is not None for side in sides):
         (source, known), (target, known_too) = sides
         found[_window(options["transformer_options"])] = source, torch.where(known & known_too, target, source)
@@ -125,17 +125,17 @@ def _measure(
 
 
 def _combined(
-    entries: list[dict], seen: dict[Any, Tensor], x: Tensor, timestep: Tensor
+    index: int, entries: list[dict], seen: dict[Any, Tensor], x: Tensor, timestep: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """The mean of the entries' bottlenecks [B, C, h, w], weighted as the host weights their predictions, and where
     there is one, bool [B, 1, h, w]; None if the network has seen none of the entries in this step.
     """
-    heard = [entry for entry in entries if entry["uuid"] in seen]
+    heard = [entry for entry in entries if (index, entry["uuid"]) in seen]
     parts = [(entry, comfy.samplers.get_area_and_mult(entry, x, timestep)) for entry in heard]
     if not parts:
         return None
     for entry, part in parts:
-        rows = seen[entry["uuid"]].shape[0]
+        rows = seen[index, entry["uuid"]].shape[0]
         if part.area is not None:
             raise BoxwrightError(
                 "source or target of H-Space Edit, or the sampler's own conditioning, has an area of its own, and the "
@@ -148,7 +148,7 @@ def _combined(
     rest = (1.0 - sum(plain)).clamp_min(0.0) if plain else torch.ones_like(x[:, :1])  # what is left to a default
     total, weights = 0.0, 0.0
     for entry, part in parts:
-        h = seen[entry["uuid"]]
+        h = seen[index, entry["uuid"]]
         weight = interpolate(rest if "default" in entry else part.mult[:, :1], size=h.shape[-2:], mode="area").to(h)
         total, weights = total + h * weight, weights + weight
     return total / weights.clamp_min(1e-6), weights > 1e-6
@@ -174,11 +174,12 @@ def _with_patch(model_options: dict[str, Any], patch: Callable[..., tuple[Tensor
 
 
 def _keep(seen: dict[Any, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Notes the bottleneck [B, C, h, w] of every conditioning entry, by its uuid."""
+    """Notes the bottleneck [B, C, h, w] of every conditioning entry, by its list and uuid."""
 
     def keep(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if options["block"] == ("output", 0):
-            for key, rows in zip(options["uuids"], h.chunk(len(options["uuids"]))):
+            keys = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+            for key, rows in zip(keys, h.chunk(len(keys)), strict=True):
                 if key in seen:
                     raise IncompatiblePatchError(_PARTS.format("the whole batch", rows.shape[0]))
                 seen[key] = rows.detach().clone()

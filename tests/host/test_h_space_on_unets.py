@@ -122,11 +122,11 @@ def test_what_has_no_single_bottleneck_is_refused(models):
 # --- several conditionings, context windows, schedules ---
 
 
-def half(family, side):
-    """A mask of the latent's left or right half, as Conditioning Set Mask writes it."""
+def part(family, side):
+    """A mask of the left two thirds of the latent, two of three cells of the bottleneck, or of the rest."""
     mask = torch.zeros(1, 8, 12)
-    mask[..., :6] = side == "left"
-    mask[..., 6:] = side == "right"
+    mask[..., :8] = side == "left"
+    mask[..., 8:] = side == "right"
     return {"mask": mask, "mask_strength": 1.0, "set_area_to_bounds": False}
 
 
@@ -172,9 +172,9 @@ def test_the_hosts_weights_of_conditionings_count(models):
 
 def test_masks_of_conditionings_count(models):
     a, source = prompt("sd15", 4), prompt("sd15", 3)
-    left, right = (prompt("sd15", 4, **half("sd15", side)) for side in ("left", "right"))
+    left, right = (prompt("sd15", 4, **part("sd15", side)) for side in ("left", "right"))
     close(drawn(models, source, [*left, *right]), drawn(models, source, a))
-    unmasked = prompt("sd15", 3, **half("sd15", "right"))
+    unmasked = prompt("sd15", 3, **part("sd15", "right"))
     close(drawn(models, source, [*left, *unmasked]), drawn(models, source, left))
     assert not torch.allclose(drawn(models, source, left), drawn(models, source, a), atol=1e-3)
 
