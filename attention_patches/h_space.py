@@ -35,7 +35,7 @@ class HSpace:
             )
 
     def shift(self, from_source: Tensor, from_target: Tensor, share: float = 1.0 / REFERENCE_STEPS) -> Tensor:
-        """What to add to the bottleneck [B, C, h, w] in a step that covers `share` (0 to 1) of the noise schedule."""
+        """What to add to the bottleneck [B, C, h, w] in a step that has this `share` (0 to 1) of the noise schedule."""
         return self.strength * REFERENCE_STEPS * share * (from_target - from_source)
 
 

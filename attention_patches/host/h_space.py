@@ -79,7 +79,9 @@ class _Edit:
         steps = [float(step) for step in model_options["transformer_options"]["sample_sigmas"]]
         start = min((step for step in steps if step >= sigma * (1 - 1e-6)), default=sigma)
         end = max((step for step in steps if step < sigma * (1 - 1e-6)), default=0.0)
-        share = schedule_progress(model_sampling, end) - schedule_progress(model_sampling, start)
+        window = self.settings.window
+        share = min(schedule_progress(model_sampling, end), window.end)
+        share -= max(schedule_progress(model_sampling, start), window.start)
         aside = comfy.model_patcher.create_model_options_clone(model_options)
         aside["transformer_options"][Run.ASIDE] = True
         shifts = {

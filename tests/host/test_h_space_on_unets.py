@@ -220,3 +220,21 @@ def test_a_patch_that_cuts_the_batch_is_refused(models):
     model.set_model_unet_function_wrapper(in_halves)
     with pytest.raises(IncompatiblePatchError, match="another patch runs the model on"):
         tiny_models.run("sd15", model, prompt("sd15", 1), noise=tiny_models.latent("sd15", (8, 12), 2))
+
+
+@pytest.mark.parametrize("window", [(0.0, 0.6), (0.2, 0.7), (0.0, 1.0)])
+def test_steps_share_the_window_whatever_their_number_and_schedule(models, window):
+    """Else more steps would edit more."""
+
+    class Noted(HSpace):
+        def shift(self, from_source, from_target, share):
+            shares.append(share)
+            return super().shift(from_source, from_target, share)
+
+    for steps, more in ((2, {}), (5, {}), (9, {"scheduler": "karras"}), (4, {"sampler": "dpmpp_2m"})):
+        shares, settings = [], Noted(1.0, StepWindow(*window))
+        model = edit_h_space(models["sd15"], prompt("sd15", 3), prompt("sd15", 4), settings)
+        noise = tiny_models.latent("sd15", (8, 8), 1)
+        tiny_models.run("sd15", model, prompt("sd15", 1), noise=noise, steps=steps, cfg=1.0, **more)
+        missed = 1.0 / steps if window[0] else 0.0  # a step that began before the window has none
+        assert window[1] - window[0] - missed - 1e-3 < sum(shares) < window[1] - window[0] + 1e-3
