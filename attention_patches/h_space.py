@@ -1,8 +1,10 @@
 """Edits in h-space (Kwon et al., "Asyrp", arXiv 2210.10960): the UNet's bottleneck, shifted in the clean term only.
 
 A sampling step takes the noise from the plain prediction and the picture from one whose bottleneck is shifted (their
-asymmetric reverse process, equation 4). Departure: the shift is not trained; it is the difference that two prompts make
-in the bottleneck at this very step.
+asymmetric reverse process, equation 4). Departures: the shift is not trained; it is the difference that two prompts
+make in the bottleneck at this very step. The official code multiplies it by training steps / steps, so that more steps
+do not edit more; here a step counts by its share of the noise schedule, times REFERENCE_STEPS: the same for equal
+steps, and right for those of other schedules and for runs of a part of one.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from .noise import Levels
 from .types import BoxwrightError, StepWindow
 
 STRONGEST = 10.0
+REFERENCE_STEPS = 20  # equal steps in a whole run, each of which gets the shift as it is
 
 
 @dataclass(frozen=True)
 class HSpace:
     """Settings."""
 
-    strength: float = 1.0  # of the shift; 0 = off, below 0 = away from the target
+    strength: float = 1.0  # of the shift in one of REFERENCE_STEPS steps; 0 = off, below 0 = away from the target
     window: StepWindow = StepWindow(0.0, 0.6)
 
     def __post_init__(self) -> None:
@@ -31,9 +34,9 @@ class HSpace:
                 f"The strength is {self.strength:g}; choose -{STRONGEST:g} to {STRONGEST:g}, 0 for no change."
             )
 
-    def shift(self, from_source: Tensor, from_target: Tensor) -> Tensor:
-        """What to add to the bottleneck [B, C, h, w]."""
-        return self.strength * (from_target - from_source)
+    def shift(self, from_source: Tensor, from_target: Tensor, share: float = 1.0 / REFERENCE_STEPS) -> Tensor:
+        """What to add to the bottleneck [B, C, h, w] in a step that has this `share` (0 to 1) of the noise schedule."""
+        return self.strength * REFERENCE_STEPS * share * (from_target - from_source)
 
 
 def clean_term_only(plain: Tensor, shifted: Tensor, sigma: float, target: float, levels: Levels) -> Tensor:

@@ -248,6 +248,7 @@ def _blends_here(site: AttentionSite) -> bool:
 def _watch_words(columns: Tensor) -> Callable[[Tensor, AttentionSite], None]:
     """Adds up, over heads, layers and steps of a run, what every cell gives to the words: {grid: [2, B, h * w]}."""
 
+    @torch.inference_mode()  # whatever the run's own mode, which may change between steps
     def watch(probs: Tensor, site: AttentionSite) -> None:
         rows, cells = probs.shape[0], site.grid[0] * site.grid[1]
         check_rows(rows, columns.shape[1])

@@ -9,7 +9,7 @@ cross-attention, and to what the image leaves to the text in models with joint a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,8 @@ Resolutions = Literal["middle", "all", "all but finest"]
 Grid = tuple[int, int]  # (h, w) image tokens
 
 MAX_MOMENTS = 64
+MAX_RUNS = 256
+DRAW_AGAIN = "To draw the pictures again, change the seed or a setting of the sampler."
 MIB = 2**20
 
 
@@ -51,11 +53,21 @@ class Recording:
         return level > 0 and (self.resolutions == "all but finest" or levels == 2 or level < levels - 1)
 
 
-class AttentionRecord:
-    """The maps of the last run of one recorder. `begin` empties it; nothing is kept from one run to the next.
+@dataclass(frozen=True)
+class Place:
+    """Where in the user's graph a run was made. Nodes are named by what they compute: equal names, equal results."""
 
-    Memory: while a moment is open its sums are float32 on the model's device; then they are float16 means in main
-    memory. `begin` refuses what could exceed the budget.
+    node: str  # the one that ran the sampler
+    around: frozenset[str]  # the nodes that it was expanded from
+    before: frozenset[str]  # the nodes whose pictures went into it
+    index: int  # in the list of the node's results
+    execution: Hashable  # the same for all that the node does at once
+
+
+class Records:
+    """The last runs of one recorder: one record for each, which nothing changes once the run is over.
+
+    Memory: all records together keep to the budget, and there are at most MAX_RUNS; the oldest go first.
     """
 
     def __init__(self, tokens: TokenMap, recording: Recording) -> None:
@@ -64,27 +76,20 @@ class AttentionRecord:
         self.tokens = tokens
         self.recording = recording
         self.columns = recording.columns(tokens)
-        self._empty()
-
-    def _empty(self) -> None:
-        self.rows = 0
-        self._schedule: tuple[float, ...] = ()
-        self._open: int | None = None
-        self._sums: dict[Grid, tuple[Tensor, float]] = {}
-        self._means: dict[tuple[int, Grid], tuple[Tensor, float]] = {}
+        self.made = 0  # runs, kept or not
+        self._kept: list[tuple[Place | None, AttentionRecord]] = []  # oldest first
 
     # --- while a sampler runs ---
 
     def edit(self) -> AttentionEdit:
-        """The look to install; it changes nothing."""
+        """The look to install; it changes nothing. `site.memo` has the record of the run, by this object."""
         return AttentionEdit("attention recorder", "read", self._read, self.recording.window, where=self._wanted)
 
-    def begin(self, schedule: Sequence[float], rows: int, grids: Sequence[Grid]) -> None:
-        """Empties the record for a run: progress of its steps, batch rows, the model's grids from fine to coarse.
+    def begin(self, schedule: Sequence[float], rows: int, grids: Sequence[Grid]) -> AttentionRecord:
+        """An empty record for a run: progress of its steps, batch rows, the model's grids from fine to coarse.
 
         Raises BoxwrightError where the maps could take more than the budget.
         """
-        self._empty()
         wanted = [grid for level, grid in enumerate(grids) if self.recording.wants(level, len(grids))]
         moments = min(self.recording.moments, max(1, len(schedule)))
         needed = self.bytes_for(rows, wanted, moments)
@@ -95,8 +100,20 @@ class AttentionRecord:
                 f"pictures, {len(self.columns)} tokens, grids {shown}, {moments} moments. Record fewer phrases, "
                 "resolutions or moments, or raise budget_mb."
             )
+        while self._kept and sum(record.bytes for _, record in self._kept) + needed > self.recording.budget:
+            self._kept.pop(0)
         inside = [progress for progress in sorted(schedule) if self.recording.window.contains(progress)]
-        self.rows, self._schedule = rows, tuple(inside)
+        return AttentionRecord(self, rows, inside)
+
+    def keep(self, record: AttentionRecord, place: Place | None) -> None:
+        """The record's run is over, made at `place` (None: unknown)."""
+        record.close()
+        self.made += 1
+        if place is not None:  # what the same node made before would be found by no one any more
+            self._kept = [
+                (p, r) for p, r in self._kept if not p or p.node != place.node or p.execution == place.execution
+            ]
+        self._kept = [*self._kept, (place, record)][-MAX_RUNS:]
 
     def bytes_for(self, rows: int, grids: Sequence[Grid], moments: int) -> int:
         """The most that maps of these sizes take: float16 means of every moment and float32 sums of the open one."""
@@ -107,11 +124,83 @@ class AttentionRecord:
         return self.recording.wants(site.level, site.levels)
 
     def _read(self, probs: Tensor, site: AttentionSite) -> None:
+        site.memo[self].read(probs, site)
+
+    # --- afterwards ---
+
+    def has(self, phrase: str) -> bool:
+        """Whether `map_of` of a record knows the phrase."""
+        owned = phrase_columns(self.tokens, phrase).nonzero()[:, 0].tolist()
+        return bool(owned) and set(self.columns).issuperset(owned)
+
+    @property
+    def latest(self) -> AttentionRecord:
+        """The record of the last run. Raises BoxwrightError if there was none."""
+        if not self._kept:
+            raise BoxwrightError(
+                "The record is empty: no picture has been sampled with this recorder's model, or the host has kept the "
+                "picture and forgotten its record. Wire the model to the sampler, and the pictures that come from "
+                f"there to this node. {DRAW_AGAIN}"
+            )
+        return self._kept[-1][1]
+
+    def of(self, before: Set[str] | None, index: int = 0) -> AttentionRecord:
+        """The record of pictures that came from the nodes `before`; of the last one that ran with the recorder's model.
+
+        index: which of the results, where that node made several. before: None where the graph is unknown. Raises
+        BoxwrightError where the record is not there, or cannot be told.
+        """
+        latest = self.latest
+        if before is None:
+            if self.made > 1:
+                raise BoxwrightError(
+                    f"The recorder's model has drawn {self.made} times, and outside a workflow no one knows which of "
+                    "these runs drew the pictures. Use a recorder for each run."
+                )
+            return latest
+        found = [(p, r) for p, r in self._kept if p and (p.node in before or not p.around.isdisjoint(before))]
+        last = [(p, r) for p, r in found if not any(p.node in other.before for other, _ in found)]
+        results = max((p.index for p, _ in last), default=0)
+        chosen = [r for p, r in last if p.index == min(index, results)]
+        if not chosen:
+            raise BoxwrightError(
+                f"None of this recorder's runs drew these pictures ({len(self._kept)} are kept of {self.made}: at most "
+                f"{MAX_RUNS}, and no more than fit into budget_mb). Wire pictures from a sampler with the recorder's "
+                f"model; nodes that change pictures or latents may stand in between. {DRAW_AGAIN}"
+            )
+        if len(chosen) > 1:
+            raise BoxwrightError(
+                f"These pictures come from {len(chosen)} runs of samplers with this recorder's model, and a record is "
+                "of one. Wire the pictures of one sampler; or give every sampler a recorder of its own. (A node that "
+                "runs a sampler several times, for tiles say, cannot be recorded.)"
+            )
+        return chosen[0]
+
+
+class AttentionRecord:
+    """The maps of one run.
+
+    Memory: while a moment is open its sums are float32 on the model's device; then they are float16 means in main
+    memory.
+    """
+
+    def __init__(self, records: Records, rows: int, schedule: Sequence[float]) -> None:
+        self.tokens, self.recording, self.columns = records.tokens, records.recording, records.columns
+        self.rows = rows
+        self._schedule = tuple(schedule)
+        self._open: int | None = None
+        self._sums: dict[Grid, tuple[Tensor, float]] = {}
+        self._means: dict[tuple[int, Grid], tuple[Tensor, float]] = {}
+
+    # --- while a sampler runs ---
+
+    @torch.inference_mode()  # whatever the run's own mode: it changes, and what was made in one may be added to in any
+    def read(self, probs: Tensor, site: AttentionSite) -> None:
         """[B, H, n, T] -> added to the sums."""
         self._check(probs.shape[0], site)
         moment = self._moment(site.progress)
         if moment != self._open:
-            self._close()
+            self.close()
             self._open = moment
         cells = site.grid[0] * site.grid[1]
         sums, weight = self._sums.get(site.grid, (None, 0.0))
@@ -122,6 +211,16 @@ class AttentionRecord:
         sums[:, :-1, site.queries] += wanted
         sums[:, -1, site.queries] += shares.sum(dim=1) - wanted.sum(dim=1)
         self._sums[site.grid] = sums, weight + probs.shape[2] / cells
+
+    def close(self) -> None:
+        """The open moment's sums become float16 means, beside what an earlier visit left."""
+        for grid, (sums, weight) in self._sums.items():
+            mean = sums.cpu() / weight
+            old, before = self._means.get((self._open, grid), (None, 0.0))
+            if old is not None:
+                mean = (old.float() * before + mean * weight) / (before + weight)
+            self._means[self._open, grid] = mean.half(), before + weight
+        self._open, self._sums = None, {}
 
     def _check(self, rows: int, site: AttentionSite) -> None:
         if rows != self.rows:
@@ -142,34 +241,22 @@ class AttentionRecord:
         step = min(count - 1, max(0, bisect_right(self._schedule, progress + 1e-6) - 1))
         return step * min(self.recording.moments, count) // count
 
-    def _close(self) -> None:
-        """The open moment's sums become float16 means, beside what an earlier visit left."""
-        for grid, (sums, weight) in self._sums.items():
-            mean = sums.cpu() / weight
-            old, before = self._means.get((self._open, grid), (None, 0.0))
-            if old is not None:
-                mean = (old.float() * before + mean * weight) / (before + weight)
-            self._means[self._open, grid] = mean.half(), before + weight
-        self._open, self._sums = None, {}
-
     # --- afterwards ---
 
     @property
     def moments(self) -> tuple[int, ...]:
         """The moments with maps, in order of time."""
-        self._close()
         return tuple(sorted({moment for moment, _ in self._means}))
 
     @property
     def grids(self) -> tuple[Grid, ...]:
         """The grids with maps, finest first."""
-        self._close()
         return tuple(sorted({grid for _, grid in self._means}, reverse=True))
 
-    def has(self, phrase: str) -> bool:
-        """Whether `map_of` knows the phrase."""
-        owned = phrase_columns(self.tokens, phrase).nonzero()[:, 0].tolist()
-        return bool(owned) and set(self.columns).issuperset(owned)
+    @property
+    def bytes(self) -> int:
+        """What the maps take."""
+        return sum(mean.numel() * mean.element_size() for mean, _ in self._means.values())
 
     def map_of(self, phrase: str, moment: int | None = None, grid: Grid | None = None) -> Tensor:
         """The share of attention that the phrase gets, float32 [B, h, w] in [0, 1].
@@ -194,8 +281,8 @@ class AttentionRecord:
         moments = self.moments if moment is None else (moment,)
         if not moments:
             raise BoxwrightError(
-                "The record is empty: no picture has been sampled with the recorder's model. Wire its model to the "
-                "sampler, and the pictures that come from there to this node."
+                "The record is empty: no step of the run lay between start and end of the recorder, or another node "
+                "skipped the model there. Widen the window."
             )
         images = [self._on_grid(size, values, moments) for size in (self.grids if grid is None else (grid,))]
         images = [image for image in images if image is not None]

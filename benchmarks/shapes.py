@@ -26,7 +26,7 @@ from pack.attention_patches.host.region_prompt import RegionConditioning
 from pack.attention_patches.host.run import install
 from pack.attention_patches.host.tokenizers import LAYOUT_KEY
 from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
-from pack.attention_patches.recorder import AttentionRecord, Recording
+from pack.attention_patches.recorder import Recording, Records
 from pack.attention_patches.rectified_attention import PUBLISHED
 from pack.attention_patches.region_prompt import RegionPrompt
 from pack.attention_patches.reweight import Reweight
@@ -217,7 +217,7 @@ def reweighted(layout: Layout, renormalize: bool) -> Edits:
 
 def record_words(model: Any, layout: Layout) -> Any:
     """Every word, on all grids but the finest: two in SD1.5."""
-    return recorded(model, layout, AttentionRecord(layout.prompt.tokens, Recording(resolutions="all but finest")))
+    return recorded(model, layout, Records(layout.prompt.tokens, Recording(resolutions="all but finest")))
 
 
 def prompt_to_prompt(model: Any, layout: Layout) -> Any:

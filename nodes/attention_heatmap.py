@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from comfy_api.latest import io
 
-from ..attention_patches.recorder import AttentionRecord, mask_of
+from ..attention_patches.recorder import AttentionRecord, Records, mask_of
 from ..attention_patches.token_alignment import words_of
 from . import schema
+from .drawn_by import record_of
 from .heatmaps import Tile, draw_grid, pictures_of
 from .phrases import MAX_PHRASES, parse_phrases
 
@@ -62,6 +63,7 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
     @classmethod
     def execute(cls, record, images, phrases, columns, opacity, threshold) -> io.NodeOutput:
         named = parse_phrases(phrases, "phrases") or recorded_phrases(record)
+        record = record_of(record, "images")
         maps = [record.map_of(phrase) for phrase in named]
         pictures = pictures_of(images, record.rows)
         grids = draw_grid(pictures, [tiles_of(record, phrase, columns) for phrase in named], opacity)
@@ -69,11 +71,11 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
         return io.NodeOutput(grids, torch.stack([mask_of(image, threshold, size) for image in maps]).amax(dim=0))
 
 
-def recorded_phrases(record: AttentionRecord) -> tuple[str, ...]:
+def recorded_phrases(records: Records) -> tuple[str, ...]:
     """The phrases the recorder was given, or the words of its prompt; at most MAX_PHRASES."""
-    names = dict.fromkeys(word.name for word in words_of(record.tokens))
-    spoken = [name for name in names if any(map(str.isalnum, name)) and record.has(name)]
-    return record.recording.phrases or tuple(spoken)[:MAX_PHRASES]
+    names = dict.fromkeys(word.name for word in words_of(records.tokens))
+    spoken = [name for name in names if any(map(str.isalnum, name)) and records.has(name)]
+    return records.recording.phrases or tuple(spoken)[:MAX_PHRASES]
 
 
 def tiles_of(record: AttentionRecord, phrase: str, columns: Columns) -> list[Tile]:

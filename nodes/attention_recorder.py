@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ..attention_patches.host import tokenizers
 from ..attention_patches.host.recorder import recorded
-from ..attention_patches.recorder import MAX_MOMENTS, MIB, AttentionRecord, Recording, Resolutions
+from ..attention_patches.recorder import MAX_MOMENTS, MIB, Recording, Records, Resolutions
 from ..attention_patches.types import BoxwrightError, Layout, StepWindow
 from . import schema
+from .drawn_by import place
 from .phrases import parse_phrases
 
 DEFAULT = Recording()
@@ -57,7 +58,8 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
                     default=DEFAULT.budget // MIB,
                     min=1,
                     max=8192,
-                    tooltip="The most memory that the maps may take. More is refused before the first step.",
+                    tooltip="The most memory that the maps may take. A run that needs more is refused before its first "
+                    "step; earlier runs are forgotten to make room.",
                 ),
                 schema.Layout.Input(
                     "layout",
@@ -78,7 +80,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
             outputs=[
                 io.Model.Output(tooltip="The model to sample with. Its pictures are those of the unpatched one."),
                 schema.Record.Output(
-                    "record", tooltip="Filled while the model samples; a new run empties it first."
+                    "record", tooltip="Filled while the model samples. Every run has a record of its own."
                 ),
             ],
         )
@@ -90,8 +92,8 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
         layout = recorded_layout(layout, clip, prompt)
         window = StepWindow(start, end)
         recording = Recording(parse_phrases(phrases, "phrases"), resolutions, moments, window, budget_mb * MIB)
-        record = AttentionRecord(layout.prompt.tokens, recording)
-        return io.NodeOutput(recorded(model, layout, record), record)
+        records = Records(layout.prompt.tokens, recording)
+        return io.NodeOutput(recorded(model, layout, records, place), records)
 
 
 def recorded_layout(layout: Layout | None, clip, prompt: str) -> Layout:

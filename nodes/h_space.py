@@ -33,7 +33,8 @@ class BoxwrightHSpace(io.ComfyNode):
                     min=-STRONGEST,
                     max=STRONGEST,
                     step=0.05,
-                    tooltip="How far: 0 = off, 1 = the whole difference, higher = beyond it, below 0 = the other way.",
+                    tooltip="How far: 0 = off, 1 = the whole difference (in each of 20 steps; less in each of more), "
+                    "higher = beyond it, below 0 = the other way.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
             ],

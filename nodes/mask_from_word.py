@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..attention_patches.recorder import mask_of
 from ..attention_patches.types import BoxwrightError
 from . import schema
+from .drawn_by import record_of
 from .heatmaps import pictures_of
 
 
@@ -33,6 +34,7 @@ class BoxwrightMaskFromWord(io.ComfyNode):
     def execute(cls, record, images, phrase, threshold) -> io.NodeOutput:
         if not phrase.strip():
             raise BoxwrightError("There is no phrase; write a word of the recorded prompt.")
+        record = record_of(record, "images")
         found = record.map_of(phrase.strip())
         size = tuple(pictures_of(images, record.rows).shape[1:3])
         return io.NodeOutput(mask_of(found, threshold, size))

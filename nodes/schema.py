@@ -10,7 +10,7 @@ CATEGORY = "Boxwright"
 
 Regions = io.Custom("BOXWRIGHT_REGIONS")  # tuple[Region, ...]
 Layout = io.Custom("BOXWRIGHT_LAYOUT")  # attention_patches.types.Layout
-Record = io.Custom("BOXWRIGHT_RECORD")  # attention_patches.recorder.AttentionRecord
+Record = io.Custom("BOXWRIGHT_RECORD")  # attention_patches.recorder.Records
 
 
 def model_input() -> io.Input:
@@ -30,8 +30,7 @@ def record_input() -> io.Input:
 def recorded_pictures_input() -> io.Input:
     return io.Image.Input(
         "images",
-        tooltip="The pictures drawn with the recorder's model, all of the batch: the record is full only when they "
-        "are there.",
+        tooltip="The pictures drawn with the recorder's model, all of the batch. They say which run's record is meant.",
     )
 
 

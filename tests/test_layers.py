@@ -40,7 +40,7 @@ def violations(path: Path) -> list[str]:
         elif folder == "attention_patches/host":
             bad = top in HOST_MODULES - {"comfy", "latent_preview"} or name.startswith(".nodes")
         elif folder == "nodes":
-            bad = top in HOST_MODULES - {"comfy_api", "comfy_execution", "server"}
+            bad = top in HOST_MODULES - {"comfy_api", "comfy_execution", "nodes", "server"}
         else:
             bad = top in HOST_MODULES or name.startswith(".attention_patches")
         outside = top and not name.startswith(".") and top not in PACK_RUNTIME | HOST_MODULES and not is_standard(top)

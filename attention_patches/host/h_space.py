@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
 import comfy.samplers
+import torch
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..h_space import HSpace, clean_term_only
 from ..types import BoxwrightError, UnsupportedModelError
+from .family import IncompatiblePatchError
 from .loops import LAST, Tally, levels_of
-from .run import schedule_progress
+from .run import Run, schedule_progress
 
 WRAPPER = "boxwright_h_space"
 PATCH = "output_block_patch"  # the first one sees the bottleneck
+Window = tuple[int, ...] | None  # the rows of one of the host's context windows; None = there are none
 
 
 def edit_h_space(model: Any, source: list, target: list, settings: HSpace) -> Any:
@@ -71,21 +76,95 @@ class _Edit:
         model_sampling = guider.inner_model.model_sampling
         if not self.settings.window.contains(min(schedule_progress(model_sampling, sigma), LAST)):
             return plain
-        found: dict[int, Tensor] = {}
-        comfy.samplers.calc_cond_batch(
-            guider.inner_model,
-            [guider.conds[name] for name in self.names],
-            x,
-            timestep,
-            _with_patch(model_options, _keep(found)),
-        )
-        if len(found) < 2:  # another node skipped the network in this step
+        steps = [float(step) for step in model_options["transformer_options"]["sample_sigmas"]]
+        start = min((step for step in steps if step >= sigma * (1 - 1e-6)), default=sigma)
+        end = max((step for step in steps if step < sigma * (1 - 1e-6)), default=0.0)
+        window = self.settings.window
+        share = min(schedule_progress(model_sampling, end), window.end)
+        share -= max(schedule_progress(model_sampling, start), window.start)
+        aside = comfy.model_patcher.create_model_options_clone(model_options)
+        aside["transformer_options"][Run.ASIDE] = True
+        shifts = {
+            window: self.settings.shift(source, target, share)
+            for window, (source, target) in self._bottlenecks(guider, x, timestep, aside).items()
+        }
+        if not shifts:  # another node skipped the network in this step
             return plain
-        shift = self.settings.shift(found[0], found[1])
-        shifted = executor(x, timestep, _with_patch(model_options, _add(shift)), *args, **kw)
-        steps = model_options["transformer_options"]["sample_sigmas"]
-        below = [float(step) for step in steps if float(step) < sigma * (1 - 1e-6)]
-        return clean_term_only(plain, shifted, sigma, max(below, default=0.0), levels_of(model_sampling))
+        shifted = executor(x, timestep, _with_patch(aside, _add(shifts)), *args, **kw)
+        return clean_term_only(plain, shifted, sigma, end, levels_of(model_sampling))
+
+    def _bottlenecks(
+        self, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> dict[Window, tuple[Tensor, Tensor]]:
+        """What the two prompts make of x in the bottleneck: [B, C, h, w] each, equal where one of them says nothing."""
+        found: dict[Window, tuple[Tensor, Tensor]] = {}
+        options = comfy.model_patcher.create_model_options_clone(options)
+        wrappers = options["transformer_options"].setdefault("wrappers", {})
+        others = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+        wrappers[WrappersMP.CALC_COND_BATCH] = {f"{WRAPPER}_{id(found)}": [partial(_measure, found)], **others}
+        conds = [guider.conds[name] for name in self.names]
+        comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, timestep, options)
+        return found
+
+
+def _measure(
+    found: dict[Window, tuple[Tensor, Tensor]],
+    executor: Any,
+    model: Any,
+    conds: list[list[dict]],
+    x: Tensor,
+    timestep: Tensor,
+    options: dict[str, Any],
+) -> list[Tensor]:
+    """CALC_COND_BATCH wrapper, called for each of the host's context windows."""
+    seen: dict[Any, Tensor] = {}
+    result = executor(model, conds, x, timestep, _with_patch(options, _keep(seen)))
+    sides = [_combined(index, entries, seen, x, timestep) for index, entries in enumerate(conds)]
+    if all(side is not None for side in sides):
+        (source, known), (target, known_too) = sides
+        found[_window(options["transformer_options"])] = source, torch.where(known & known_too, target, source)
+    return result
+
+
+def _combined(
+    index: int, entries: list[dict], seen: dict[Any, Tensor], x: Tensor, timestep: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """The mean of the entries' bottlenecks [B, C, h, w], weighted as the host weights their predictions, and where
+    there is one, bool [B, 1, h, w]; None if the network has seen none of the entries in this step.
+    """
+    heard = [entry for entry in entries if (index, entry["uuid"]) in seen]
+    parts = [(entry, comfy.samplers.get_area_and_mult(entry, x, timestep)) for entry in heard]
+    if not parts:
+        return None
+    for entry, part in parts:
+        rows = seen[index, entry["uuid"]].shape[0]
+        if part.area is not None:
+            raise BoxwrightError(
+                "source or target of H-Space Edit, or the sampler's own conditioning, has an area of its own, and the "
+                "difference of two prompts needs the whole picture for each. Remove the area from the conditioning; a "
+                "mask may stay."
+            )
+        if rows != x.shape[0]:
+            raise IncompatiblePatchError(_PARTS.format(f"{x.shape[0]} pictures", rows))
+    plain = [part.mult[:, :1] for entry, part in parts if "default" not in entry]
+    rest = (1.0 - sum(plain)).clamp_min(0.0) if plain else torch.ones_like(x[:, :1])  # what is left to a default
+    total, weights = 0.0, 0.0
+    for entry, part in parts:
+        h = seen[index, entry["uuid"]]
+        weight = interpolate(rest if "default" in entry else part.mult[:, :1], size=h.shape[-2:], mode="area").to(h)
+        total, weights = total + h * weight, weights + weight
+    return total / weights.clamp_min(1e-6), weights > 1e-6
+
+
+_PARTS = (
+    "H-Space Edit needs the two prompts' bottlenecks for {}, and another patch runs the model on {} at a time without "
+    "saying which. Remove that patch, or H-Space Edit."
+)
+
+
+def _window(options: dict[str, Any]) -> Window:
+    window = options.get("context_window")
+    return None if window is None else tuple(window.index_list)
 
 
 def _with_patch(model_options: dict[str, Any], patch: Callable[..., tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -96,25 +175,34 @@ def _with_patch(model_options: dict[str, Any], patch: Callable[..., tuple[Tensor
     return options
 
 
-def _keep(found: dict[int, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+def _keep(seen: dict[Any, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Notes the bottleneck [B, C, h, w] of every conditioning entry, by its list and uuid."""
+
     def keep(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if options["block"] == ("output", 0):
-            for index, rows in zip(options["cond_or_uncond"], h.chunk(len(options["cond_or_uncond"]))):
-                found[index] = rows.clone()
+            keys = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+            for key, rows in zip(keys, h.chunk(len(keys)), strict=True):
+                if key in seen:
+                    raise IncompatiblePatchError(_PARTS.format("the whole batch", rows.shape[0]))
+                seen[key] = rows.detach().clone()
         return h, skip
 
     return keep
 
 
-def _add(shift: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+def _add(shifts: dict[Window, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     def add(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        if options["block"] != ("output", 0):
+        shift = shifts.get(_window(options))
+        if options["block"] != ("output", 0) or shift is None:
             return h, skip
         if h.shape[1:] != shift.shape[1:]:
             raise BoxwrightError(
                 f"A conditioning with an area of its own has a bottleneck of {tuple(h.shape[-2:])} cells, the whole "
                 f"picture one of {tuple(shift.shape[-2:])}. Remove the area from the conditioning."
             )
-        return h + shift.repeat(h.shape[0] // shift.shape[0], 1, 1, 1), skip
+        entries = len(options["uuids"])
+        if h.shape[0] != entries * shift.shape[0]:
+            raise IncompatiblePatchError(_PARTS.format(f"{shift.shape[0]} pictures", h.shape[0] // entries))
+        return h + shift.repeat(entries, 1, 1, 1), skip
 
     return add

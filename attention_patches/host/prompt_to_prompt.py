@@ -139,9 +139,21 @@ def _check_shape(samples: Tensor) -> None:
 def edited(model: Any, prompts: Prompts, method: PromptToPrompt) -> Any:
     """A clone of the MODEL that draws each group's targets after its source. Raises BoxwrightError."""
     patched = install(model, prompts.layout, method.edits(prompts))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, partial(_check_conditioning, prompts.layout))
     run = partial(_sample_groups, prompts.count, method.blend)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, run)
     return patched
+
+
+def _check_conditioning(layout: Layout, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper: the text of the source alone reads like the conditioning of all prompts, and is not."""
+    conds = executor.class_obj.conds
+    if not any(entry.get(LAYOUT_KEY) == layout.key for entries in conds.values() for entry in entries):
+        raise BoxwrightError(
+            "The positive conditioning of this run is not that of Prompt to Prompt, which holds the source and all "
+            "targets. Wire `positive` of the same Prompt to Prompt node to the sampler, instead of a CLIP Text Encode."
+        )
+    return executor(*args, **kwargs)
 
 
 def _sample_groups(

@@ -1,33 +1,36 @@
-"""A recorder on a MODEL: the look at the attention, and the start of a run, which empties the record."""
+"""A recorder on a MODEL: the look at the attention, and the start and end of a run, which makes a record."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..recorder import AttentionRecord
+from ..recorder import Place, Records
 from ..types import Layout
 from . import adapter_for
+from .family import MEMO
 from .run import install, schedule_progress
 
 WRAPPER = "boxwright_recorder"
 
 
-def recorded(model: Any, layout: Layout, record: AttentionRecord) -> Any:
-    """A clone of the MODEL that fills the record whenever it samples with the layout's conditioning.
+def recorded(model: Any, layout: Layout, records: Records, place: Callable[[], Place | None] = lambda: None) -> Any:
+    """A clone of the MODEL that adds a record whenever it samples with the layout's conditioning.
 
-    Raises UnsupportedModelError.
+    place() is asked at the end of a run where it was made. Raises UnsupportedModelError.
     """
-    patched = install(model, layout, [record.edit()])
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, partial(_begin, record))
+    patched = install(model, layout, [records.edit()])
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, partial(_record_run, records, place))
     return patched
 
 
-def _begin(
-    record: AttentionRecord,
+def _record_run(
+    records: Records,
+    place: Callable[[], Place | None],
     executor: Any,
     guider: Any,
     sigmas: Tensor,
@@ -37,11 +40,14 @@ def _begin(
     *args: Any,
     **kw: Any,
 ) -> Any:
-    """SAMPLER_SAMPLE wrapper."""
+    """SAMPLER_SAMPLE wrapper, inside that of `install`."""
     model = guider.inner_model
     factors = adapter_for(guider.model_patcher).factors(model.diffusion_model)
     height, width = noise.shape[-2:]
     grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
     schedule = [schedule_progress(model.model_sampling, float(sigma)) for sigma in sigmas[:-1]]
-    record.begin(schedule, noise.shape[0], grids)
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    record = records.begin(schedule, noise.shape[0], grids)
+    extra_args["model_options"]["transformer_options"][MEMO][records] = record
+    result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    records.keep(record, place())
+    return result

@@ -116,25 +116,23 @@ class _Entry:
         height, width, y, x = self.area
         return min(height, image[0] - y), min(width, image[1] - x), y, x
 
-    def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any) -> Chunk:
+    def chunk(
+        self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool
+    ) -> Chunk:
         edits = (item for item in self.edits if not isinstance(item.edit, LatentGuide))
         active = (item for item in edits if item.edit.window.contains(progress))
-        kept = (item for item in active if not (extra.aside and _not_for_guides(item.edit)))
+        kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))
+        # A guide asks what the prompt itself does. Where a region reads a text of its own, that holds what the prompt
+        # wants there, wherever the model would draw it.
+        kept = (item for item in kept if not (heard and getattr(item.edit, "stage", None) == "read"))
         return Chunk(rows, (*kept, *extra.items.get(key, ())), self.text_length, self.crop(image)[2:])
-
-
-def _not_for_guides(edit: Any) -> bool:
-    """Readers, which hear of the run's own calls, and further texts: a guide asks what the prompt itself does.
-
-    Where a region reads a text of its own it holds what the prompt wants there, wherever the model would draw it.
-    """
-    return isinstance(edit, TextMix) or getattr(edit, "stage", None) == "read"
 
 
 class Run:
     """One run of a sampler."""
 
     EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
+    ASIDE = "boxwright_aside"  # key in transformer_options of passes that readers are not to hear
 
     def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
         self.family = family
@@ -147,6 +145,7 @@ class Run:
         self.entries = _entries_with_edits(guider.conds, installed)
         self.installed = installed
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
+        self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
         self.cache = BiasCache()
         self.steps: dict[float, float] = {}
 
@@ -157,6 +156,10 @@ class Run:
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
         options[MEMO] = self.cache.memo
         options[RUN] = self
+        # Outermost, so that it hears of every prediction that the sampler asks for, once.
+        around = self.guider.model_options["transformer_options"].setdefault("wrappers", {})
+        others = {key: kept for key, kept in around.get(WrappersMP.PREDICT_NOISE, {}).items() if key != WRAPPER}
+        around[WrappersMP.PREDICT_NOISE] = {WRAPPER: [self.predict], **others}
         if any(item.edit.moves == "prediction" for item in self.guides):
             kinds = options["wrappers"].setdefault(WrappersMP.CALC_COND_BATCH, {})
             kinds[WRAPPER] = [partial(guidance.predict_with_guides, self)]
@@ -181,6 +184,14 @@ class Run:
     def _carries(self, entry: dict, layout: Layout) -> bool:
         known = self.entries.get(entry.get("uuid"))
         return known is not None and any(item.layout.key == layout.key for item in known.edits if _of_layout(item))
+
+    def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """PREDICT_NOISE wrapper: readers hear each conditioning once in a prediction, when it is first evaluated.
+
+        What other nodes evaluate it for in the same prediction, to compare or to steer, is no part of the run's own.
+        """
+        self.heard = set()
+        return executor(*args, **kwargs)
 
     def apply_model(
         self,
@@ -237,11 +248,16 @@ class Run:
                 )
         progress = self.progress(float(t.flatten()[0]))
         extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
+        aside = extra.aside or self.ASIDE in inputs["transformer_options"]
         rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
         chunks = tuple(
-            entry.chunk(part, progress, self.image, extra, key) if entry else Chunk(part, (), context.shape[1], (0, 0))
+            entry.chunk(part, progress, self.image, extra, key, aside or key in self.heard)
+            if entry
+            else Chunk(part, (), context.shape[1], (0, 0))
             for part, entry, key in zip(rows, entries, uuids, strict=True)
         )
+        if not aside:
+            self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
         references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
@@ -364,7 +380,8 @@ def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
     return (
         f'No positive conditioning of this run was encoded with the layout of "{_short(layout.prompt.tokens.text)}"'
         f"{counts}. The layout knows the words of its own prompt only: wire `positive` of the same Layout Prompt node "
-        "to the sampler (other conditioning nodes may stand in between)."
+        "to the sampler (other conditioning nodes may stand in between). If it is the prompt of an Attention Recorder, "
+        "write there exactly the text of the positive conditioning."
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pack.attention_patches.host import tokenizers
 from pack.attention_patches.host.prompt_to_prompt import encode_prompts
-from pack.attention_patches.recorder import AttentionRecord, Recording, mask_of, resized
+from pack.attention_patches.recorder import Recording, Records, mask_of, resized
 from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, TokenMap
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap, recorded_phrases
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
@@ -178,13 +178,13 @@ def test_heatmaps_have_a_row_for_each_phrase_and_a_grid_for_each_picture(recorde
     wide, _ = heatmap(recorded, phrases="red circle", columns="moments")
     assert wide.shape[2] == 2 * (one.shape[2] - 6) + 6
     size, _ = heatmap(recorded, phrases="red circle", columns="resolutions")
-    assert size.shape[2] == len(record.grids) * (one.shape[2] - 6) + 6
+    assert size.shape[2] == len(record.latest.grids) * (one.shape[2] - 6) + 6
 
 
 def test_words_that_cannot_be_named_alone_are_no_rows():
     """A digit right after a voiced kana: no phrase finds either, so neither can have a map."""
     tokens = TokenMap("\u30ac2 star", (None, (0, 1), (1, 2), (3, 7), None), ("start", *["word"] * 3, "end"))
-    assert recorded_phrases(AttentionRecord(tokens, Recording())) == ("star",)
+    assert recorded_phrases(Records(tokens, Recording())) == ("star",)
 
 
 def test_opacity_goes_from_the_picture_to_the_map(recorded):
@@ -193,7 +193,7 @@ def test_opacity_goes_from_the_picture_to_the_map(recorded):
     plain, _ = heatmap(recorded, phrases="star", opacity=0.0)
     torch.testing.assert_close(plain[:, tile, 6:70], images.clamp(0, 1), rtol=0, atol=1 / 255)
     colours, _ = heatmap(recorded, phrases="star", opacity=1.0)
-    hottest = int(resized(record.map_of("star"), (64, 64))[0].argmax())
+    hottest = int(resized(record.latest.map_of("star"), (64, 64))[0].argmax())
     assert (colours[0, tile, 6:70].reshape(-1, 3)[hottest] * 255).round().tolist() == list(HEAT[-1])
 
 
@@ -202,7 +202,7 @@ def test_the_mask_is_the_union_of_the_phrases(recorded):
     masks = [BoxwrightMaskFromWord.execute(record, images, word, 0.4)[0] for word in ("circle", "star")]
     _, union = heatmap(recorded, phrases="circle, star", threshold=0.4)
     assert torch.equal(union, torch.maximum(*masks))
-    assert torch.equal(masks[0], mask_of(record.map_of("circle"), 0.4, (64, 64)))
+    assert torch.equal(masks[0], mask_of(record.latest.map_of("circle"), 0.4, (64, 64)))
     assert 0 < masks[0].mean() < 1 and set(masks[0].unique().tolist()) == {0.0, 1.0}
     larger = BoxwrightMaskFromWord.execute(record, images, "circle", 0.2)[0]
     assert bool((larger >= masks[0]).all()) and larger.sum() > masks[0].sum()
@@ -213,7 +213,7 @@ def test_the_recorder_follows_layout_prompt_too(toy):
     settings = dict(phrases="circle", resolutions="all", moments=1, start=0.0, end=1.0, budget_mb=64)
     model, record = BoxwrightAttentionRecorder.execute(toy[0], layout=layout, **settings).result
     sampling.sample(model, toy[2], positive, sampling.encode(toy[1], ""), [0], steps=1, size=(64, 64))
-    assert record.map_of("circle").shape == (1, 8, 8)
+    assert record.latest.map_of("circle").shape == (1, 8, 8)
 
 
 def test_recording_changes_no_pixel(toy, recorded):
@@ -235,7 +235,7 @@ def test_wrong_wires_are_named(toy, recorded):
         BoxwrightMaskFromWord.execute(record, images, " ", 0.0)
     with pytest.raises(PhraseNotFoundError, match='closest words are "star"'):
         heatmap(recorded, phrases="stars")
-    empty_record = AttentionRecord(record.tokens, Recording())
+    empty_record = Records(record.tokens, Recording())
     with pytest.raises(BoxwrightError, match="record is empty"):
         heatmap((empty_record, images))
     with pytest.raises(BoxwrightError, match="record is empty"):

@@ -1,14 +1,19 @@
 """Prompt-to-Prompt in the host's samplers, on tiny models: identities, groups, samplers, batches, local blend."""
 
+from dataclasses import replace
+
 import comfy.sample
 import comfy.samplers
 import pytest
 import tiny_models as tiny
 import torch
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from guides import GUIDE
+from pack.attention_patches.host.family import MEMO
 from pack.attention_patches.host.prompt_to_prompt import edited, paired_latent
 from pack.attention_patches.host.run import install
 from pack.attention_patches.host.same_noise import SameNoise
-from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
+from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt, recorded_maps
 from pack.attention_patches.token_alignment import token_alignment
 from pack.attention_patches.types import AttentionEdit, BoxwrightError, Layout, StepWindow, TokenMap
 
@@ -381,3 +386,48 @@ def test_before_its_start_nothing_is_blended(models):
     watching.add_wrapper_with_key("sampler_sample", "watch", watch_after)
     tiny.run("sd15", watching, positive, noise=noise, steps=4)
     assert seen == [False, False, True, True]
+
+
+# --- beside other nodes ---
+
+
+def words_seen(model, prompts, positive, steps=1):
+    """What local blend knows of its words at the end of a run: {grid: maps}."""
+    method = PromptToPrompt(cross=None, self_attention=None, blend=LocalBlend(("w3",), start=0.99))
+    patched, seen = edited(model, prompts, method), {}
+
+    def note(executor, guider, sigmas, extra_args, *args, **kw):
+        result = executor(guider, sigmas, extra_args, *args, **kw)
+        seen.update(recorded_maps(extra_args["model_options"]["transformer_options"][MEMO]))
+        return result
+
+    patched.add_wrapper_with_key("sampler_sample", "note", note)
+    tiny.run("sd15", patched, positive, noise=grouped("sd15", 1, 2), steps=steps)
+    return seen
+
+
+def test_the_maps_of_the_words_are_of_the_runs_own_prediction(models):
+    prompts, texts = prompts_of(1, 3)
+    positive = conditioning("sd15", prompts, texts)
+    expected = words_seen(models["sd15"], prompts, positive)
+    found = words_seen(PerturbedAttentionGuidance.execute(models["sd15"], 3.0).result[0], prompts, positive)
+    assert expected.keys() == found.keys() != set()
+    assert all(torch.equal(found[grid], expected[grid]) for grid in expected)
+
+
+def test_steps_with_and_without_gradients_watch_the_words_alike(models):
+    prompts, texts = prompts_of(1, 3)
+    positive = conditioning("sd15", prompts, texts)
+    still = replace(GUIDE, moves="prediction", step_size=lambda progress: 0.0, window=StepWindow(0.4, 1.0))
+    expected = words_seen(models["sd15"], prompts, positive, steps=4)
+    found = words_seen(install(models["sd15"], prompts.layout, [still]), prompts, positive, steps=4)
+    for grid in expected:
+        torch.testing.assert_close(found[grid], expected[grid], rtol=5e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
+def test_the_text_of_one_prompt_is_refused_as_positive(models, row):
+    prompts, texts = prompts_of(1, 3)
+    patched = edited(models["sd15"], prompts, PromptToPrompt())
+    with pytest.raises(BoxwrightError, match="Wire `positive` of the same Prompt to Prompt node"):
+        tiny.run("sd15", patched, tiny.conditioning("sd15", texts[row]), noise=grouped("sd15", 1, 2))

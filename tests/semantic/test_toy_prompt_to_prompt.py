@@ -9,7 +9,7 @@ from edits import STEPS, SWAPS, draw, right_sources, score_edit, score_plain, th
 from measure import layout_of
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.prompt_to_prompt import PromptToPrompt
-from pack.attention_patches.recorder import AttentionRecord, Recording, resized
+from pack.attention_patches.recorder import Recording, Records, resized
 from pack.attention_patches.types import StepWindow
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
@@ -58,11 +58,11 @@ def peaks(toy, seeds):
     hits = []
     for case in LAYOUTS:
         positive, layout = layout_of(clip, case.prompt, [])
-        record = AttentionRecord(layout.prompt.tokens, Recording())
-        patched, negative = recorded(model, layout, record), sampling.encode(clip, "")
+        records = Records(layout.prompt.tokens, Recording())
+        patched, negative = recorded(model, layout, records), sampling.encode(clip, "")
         images = sampling.sample(patched, vae, positive, negative, seeds, steps=STEPS)
         for phrase, box in case.regions:
-            maps = resized(record.map_of(phrase), (256, 256))
+            maps = resized(records.latest.map_of(phrase), (256, 256))
             color = scorer.expected_object(phrase, box).color
             for image, single in zip(images, maps, strict=True):
                 boxes = [found.box for found in scorer.find_objects(image) if found.color == color]
