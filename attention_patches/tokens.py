@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .marks import without_emphasis
 from .types import BoxwrightError, PhraseNotFoundError, TokenMap
 
 Span = tuple[int, int]
@@ -85,8 +86,12 @@ def belongs_to_word(character: str) -> bool:
 
 
 def phrase_columns(tokens: TokenMap, phrase: str) -> Tensor:
-    """The text columns of every occurrence of the phrase, bool [T]; all false where there is none."""
-    return span_columns(tokens, find_occurrences(tokens.text, phrase))
+    """The text columns of every occurrence of the phrase, bool [T]; all false where there is none.
+
+    A phrase that is not in the text as it stands is looked for without marks of emphasis, which the text lost, too.
+    """
+    occurrences = find_occurrences(tokens.text, phrase) or find_occurrences(tokens.text, without_emphasis(phrase))
+    return span_columns(tokens, occurrences)
 
 
 def span_columns(tokens: TokenMap, spans: Sequence[Span]) -> Tensor:
@@ -98,7 +103,7 @@ def span_columns(tokens: TokenMap, spans: Sequence[Span]) -> Tensor:
 
 
 def region_columns(tokens: TokenMap, phrases: Sequence[str]) -> Tensor:
-    """The text columns each region owns, bool [R, T].
+    """The text columns each region owns, bool [R, T]. `phrases` as the encoder reads them.
 
     Regions that share a phrase share its occurrences out in order if there are as many of them as regions; otherwise
     each gets all. Raises PhraseNotFoundError for a phrase that the prompt lacks.
@@ -108,7 +113,7 @@ def region_columns(tokens: TokenMap, phrases: Sequence[str]) -> Tensor:
     for number, (phrase, name) in enumerate(zip(phrases, names, strict=True)):
         occurrences = find_occurrences(tokens.text, phrase)
         if not occurrences:
-            raise not_found(tokens.text, phrase)
+            raise not_found(tokens.text, phrase, "change the region's phrase")
         if len(occurrences) == names.count(name):
             occurrences = [occurrences[names[:number].count(name)]]
         row = span_columns(tokens, occurrences)
@@ -121,13 +126,12 @@ def region_columns(tokens: TokenMap, phrases: Sequence[str]) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, len(tokens), dtype=torch.bool)
 
 
-def not_found(text: str, phrase: str) -> PhraseNotFoundError:
-    """The error for a phrase that the prompt lacks."""
+def not_found(text: str, phrase: str, other: str) -> PhraseNotFoundError:
+    """The error for a phrase that the prompt lacks; `other`: what else there is to do."""
     match = closest_match(text, phrase)
     hint = f' The closest words are "{match}".' if match else ""
     return PhraseNotFoundError(
-        f'"{phrase}" is not in the prompt.{hint} Write the phrase into the prompt word for word, change the region\'s '
-        "phrase, or switch append_missing on."
+        f'"{phrase}" is not in the prompt.{hint} Write the phrase into the prompt word for word, or {other}.'
     )
 
 

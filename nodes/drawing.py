@@ -58,7 +58,7 @@ def region_colour(index: int) -> Colour:
 
 
 def _own_colour(region: Region, index: int) -> Colour:
-    """The colour that the region asks for (see boxes.py), else that of its index."""
+    """The colour that the region asks for (see regions_json.py), else that of its index."""
     color = region.extra.get("color")
     return tuple(bytes.fromhex(color[1:])) if color else region_colour(index)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.host import tokenizers
+from ..attention_patches.marks import without_orders
 from ..attention_patches.types import Layout
 from . import schema
 from .checks import counted, shortened
+from .phrases import texts_of
 
 MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
 
@@ -33,7 +35,7 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip=(
                         "The whole picture in words, each region's phrase word for word among them. Emphasis such as "
-                        "(red:1.2) and embedding:name work as in CLIP Text Encode."
+                        "(red:1.2) and embedding:name work as in CLIP Text Encode, here and in phrases."
                     ),
                 ),
                 io.Boolean.Input(
@@ -53,9 +55,13 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, regions, prompt, append_missing) -> io.NodeOutput:
-        positive, layout = tokenizers.layout(clip, prompt, regions, append_missing)
-        report = ownership_report(layout, tokenizers.missing_phrases(clip, prompt, regions))
-        return io.NodeOutput(positive, layout, ui=ui.PreviewText(report))
+        drawn = without_orders(prompt)[0]
+        positive, layout = tokenizers.layout(clip, drawn, regions, append_missing)
+        report = [
+            ownership_report(layout, tokenizers.missing_phrases(clip, drawn, regions)),
+            *tokenizers.text_notes(clip, [("The prompt", prompt), *texts_of(regions)]),
+        ]
+        return io.NodeOutput(positive, layout, ui=ui.PreviewText("\n".join(report)))
 
 
 def ownership_report(layout: Layout, appended: list[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..attention_patches.types import MAX_PHRASE, BoxwrightError, StepWindow
+from collections.abc import Sequence
+
+from ..attention_patches.types import MAX_PHRASE, BoxwrightError, Region, StepWindow
 
 MAX_PHRASES = 64
 MAX_CHARACTERS = 20_000
@@ -49,3 +51,10 @@ def _parse_window(number: int, line: str, name: str) -> tuple[str, StepWindow | 
 def window_or_none(start: float, end: float) -> StepWindow | None:
     """A window; None where it has no length. Raises BoxwrightError for start above end or outside 0 to 1."""
     return None if start == end and 0.0 <= start <= 1.0 else StepWindow(start, end)
+
+
+def texts_of(regions: Sequence[Region]) -> list[tuple[str, str]]:
+    """The phrases and negative phrases of regions, each with a name for messages."""
+    texts = [(f"Region {number}", region.phrase) for number, region in enumerate(regions, 1)]
+    negatives = [(f"The negative of region {n}", r.extra.get("negative") or "") for n, r in enumerate(regions, 1)]
+    return texts + negatives

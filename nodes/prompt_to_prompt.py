@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.host import tokenizers
 from ..attention_patches.host.prompt_to_prompt import edited, encode_prompts, paired_latent
+from ..attention_patches.marks import without_orders
 from ..attention_patches.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBlend, Prompts, PromptToPrompt
 from ..attention_patches.token_alignment import Mode, alignment_report
 from ..attention_patches.types import BoxwrightError
@@ -182,9 +183,12 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                 blend_words, subtract_words, blend_threshold, blend_pooling, blend_start, blend_mask
             ),
         )
-        positive, prompts = encode_prompts(model, clip, (source, *target_lines(targets)), mode)
-        negative = tokenizers.encode(clip, negative_prompt)[1]
-        report = alignments_report(prompts)
+        written = (source, *target_lines(targets))
+        positive, prompts = encode_prompts(model, clip, [without_orders(text)[0] for text in written], mode)
+        negative = tokenizers.encode(clip, without_orders(negative_prompt)[0])[1]
+        names = ("source", *(f"target {number}" for number in range(1, len(written))), "negative_prompt")
+        notes = tokenizers.text_notes(clip, list(zip(names, (*written, negative_prompt))))
+        report = "\n".join([alignments_report(prompts), *notes])
         patched = edited(model, prompts, method)
         paired = paired_latent(latent, prompts.count)
         return io.NodeOutput(patched, positive, negative, paired, report, ui=ui.PreviewText(report))

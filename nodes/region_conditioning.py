@@ -8,8 +8,10 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.host import region_prompt as host
 from ..attention_patches.host.region_prompt import Base, Method, RegionConditioning
+from ..attention_patches.marks import notes_on
 from ..attention_patches.types import StepWindow
 from . import schema
+from .phrases import texts_of
 
 DEFAULT = RegionConditioning()
 
@@ -100,7 +102,8 @@ class BoxwrightRegionConditioning(io.ComfyNode):
             texts = host.same_length(regions, region_texts)
         combined = settings.combined(positive, regions, texts)
         opposed = settings.combined(negative, regions, host.encoded_phrases(clip, regions, negative=True))
-        report = "\n".join(notes(settings, combined, opposed))
+        said = [note for name, text in texts_of(regions) for note in notes_on(name, text)]
+        report = "\n".join([*notes(settings, combined, opposed), *said])
         return io.NodeOutput(combined, opposed, report, ui=ui.PreviewText(report))
 
 

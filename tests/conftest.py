@@ -42,6 +42,7 @@ def prepare_host(folder):
     import comfy.options  # before any other import of comfy: otherwise arguments are not read and a GPU is probed
 
     comfy.options.enable_args_parsing()
+    import utils  # noqa: F401 - as the host's main.py does: nodes.py of old hosts puts another utils before it
 
 
 # Never put the repository root on sys.path: our nodes/ would hide the host's nodes.py.

@@ -2,7 +2,7 @@
 """Boxwright's workbench: a real ComfyUI with this pack and a small test model, from nothing but Python.
 
     python tools/workbench.py demo     draw the example pictures and score them
-    python tools/workbench.py test     all tests
+    python tools/workbench.py test     all tests; --quick: those that need no ComfyUI; -- PATH: those of a file
     python tools/workbench.py serve    the same ComfyUI, left running for your browser
     python tools/workbench.py bench    the benchmarks
 
@@ -21,6 +21,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -29,12 +30,20 @@ from pathlib import Path
 from wb_browser import apt_install, browser_environment
 from wb_common import ROOT, WINDOWS, Failure, Stopped, cache_directory, child, clean_environment, stage, stop_on_signals
 from wb_demo import clear, execute, load_workflow, save_pictures
-from wb_environment import HOSTS, Host, choose_host, environment_for
+from wb_environment import HOSTS, Host, choose_host, environment_for, fetch_host
 from wb_graph import to_api
 from wb_server import running_server
 
 DEMO_WORKFLOW = ROOT / "example_workflows" / "region_prompt_with_box_constraint.json"
 DEMO_FOLDER = ROOT / "demo"
+# The tests that run on the oldest host as well: whatever calls the host, and nothing that needs its newer models.
+OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
+EVERY_HOST = ("host_names", "adapter_contract", "gradient", "guidance", "layout_prompt", "attention_recorder")
+QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
+# Options of pytest whose next argument may look like a path and is none.
+VALUED = ("-k", "-m", "-c", "-p", "-o", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir", "--basetemp")
+# How many workers is said already, or they would hide what a test prints or asks.
+NO_WORKERS = re.compile(r"-[vxql]*s[vxql]*|--capture=no|--pdb|--trace|-n.*|--numprocesses.*")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True, metavar="demo|test|serve|bench")
     commands.add_parser("demo", parents=[options, server], help="draw the example pictures and score them")
     commands.add_parser("serve", parents=[options, server], help="leave a ComfyUI running for your browser")
-    commands.add_parser("test", parents=[options], help="run all tests")
+    tests = commands.add_parser("test", parents=[options], help="run all tests; -- PATH or -- -k WORDS chooses")
+    tests.add_argument("--quick", action="store_true", help="only what needs no ComfyUI: lint, maths, the web tests")
     commands.add_parser("bench", parents=[options], help="run the benchmarks")
     return main
 
@@ -171,18 +181,23 @@ def serve(python: Path, host: Host, options, extra: list[str]) -> int:
 
 
 def test(python: Path, host: Host, options, extra: list[str]) -> int:
-    """Lint, the web tests, then pytest; non-zero if any of them failed. pytest's summary comes last.
+    """Lint, the web tests, the oldest host, then pytest; non-zero if any of them failed. pytest's summary comes last.
 
-    With BOXWRIGHT_STRICT set, as in CI, nothing may be skipped for want of a browser, a frontend or Node.js.
+    `extra` goes to pytest; paths, -k and -m in it choose, and then the oldest host is left out. With BOXWRIGHT_STRICT
+    set, as in CI, nothing may be skipped for want of a browser, a frontend or Node.js.
     """
     strict = bool(os.environ.get("BOXWRIGHT_STRICT"))
     environment = clean_environment(COMFYUI_PATH=str(host.path))
-    if (ROOT / "tests" / "host" / "browser.py").exists():
+    chosen = has_paths(extra) or any(argument.startswith(("-k", "-m")) for argument in extra)
+    if not any(map(NO_WORKERS.fullmatch, extra)):  # a file is the unit: its tests share servers and models
+        extra = ["-n", "2", "--dist", "loadfile", *extra]
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    if not options.quick and (ROOT / "tests" / "host" / "browser.py").exists():
         environment |= browser_environment(python, strict)
         screenshots = Path(environment.setdefault("BOXWRIGHT_SCREENSHOTS", str(cache_directory() / "screenshots")))
         screenshots.mkdir(parents=True, exist_ok=True)
         print(f"  screenshots of the browser tests: {screenshots}", flush=True)
-    checks = [("ruff", [beside(python, "ruff"), "check", "."])]
+    checks = [("ruff", [beside(python, "ruff"), "check", "."], environment)]
     web_tests = sorted((ROOT / "tests" / "web").glob("*.mjs"))
     if web_tests:
         if strict and not shutil.which("node"):
@@ -190,20 +205,31 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
         node = shutil.which("node")
         if not node:
             raise Failure("tests/web needs Node.js and there is no node on the PATH; install Node.js 20 or newer")
-        checks.append(("web tests", [node, "--test", *web_tests]))
+        checks.append(("web tests", [node, "--test", *web_tests], environment))
+    if not (options.quick or chosen or host.version == OLDEST_HOST):
+        # In the environment of the other host: two of them are several gigabytes more, and what differs is the host.
+        older = fetch_host(OLDEST_HOST)
+        files = [Path("tests", "host", f"test_{name}.py") for name in EVERY_HOST]
+        command = [beside(python, "pytest"), *files, *extra]
+        checks.append((f"pytest on {older}", command, environment | {"COMFYUI_PATH": str(older.path)}))
     failed = []
-    for title, command in checks:
+    for title, command, its_environment in checks:
         print(f"== {title}", flush=True)
-        if run(command, environment) != 0:
+        if run(command, its_environment, patience=30) != 0:
             failed.append(title)
     if failed:
         complain(f"failed: {', '.join(failed)} (see above); running pytest all the same", 1)
     print("== pytest", flush=True)
-    if not extra:  # the whole suite: a file is the unit, since files share servers and models among their tests
-        extra = ["-n", "2", "--dist", "loadfile"]
-        environment.setdefault("OMP_NUM_THREADS", "1")
-    status = run([beside(python, "pytest"), "tests", *extra], environment, patience=30)
+    places = [] if has_paths(extra) else list(QUICK) if options.quick else ["tests"]
+    status = run([beside(python, "pytest"), *places, *extra], environment, patience=30)
     return status or bool(failed)
+
+
+def has_paths(arguments: list[str]) -> bool:
+    """Whether pytest's arguments name files or folders of the repository (or tests in them: PATH::NAME)."""
+    values = {after for before, after in zip(arguments, arguments[1:]) if before in VALUED}
+    return any((ROOT / argument.split("::")[0]).exists() for argument in arguments
+               if argument not in values and not argument.startswith("-"))
 
 
 def bench(python: Path, host: Host, options, extra: list[str]) -> int:

@@ -1,4 +1,4 @@
-// Text <-> boxes. The text is the only thing a workflow keeps; nodes/boxes.py reads the same format, strictly.
+// Text <-> boxes. The text is the only thing a workflow keeps; nodes/regions_json.py reads the same format, strictly.
 
 export const FORMAT = "boxwright.regions";
 export const VERSION = 1;

@@ -15,7 +15,11 @@ export function plainPrompt(prompt) {
 
 /** Whether the phrase stands in the prompt as whole words. */
 export function isInPrompt(phrase, prompt) {
-    const needle = folded(phrase).trim(), hay = folded(plainPrompt(prompt));
+    const hay = folded(plainPrompt(prompt));
+    return standsIn(hay, folded(phrase).trim()) || standsIn(hay, folded(plainPrompt(phrase)).trim());
+}
+
+function standsIn(hay, needle) {
     if (!needle) return true;
     for (let at = hay.indexOf(needle); at >= 0; at = hay.indexOf(needle, at + 1)) {
         if (isBorder(hay, at) && isBorder(hay, at + needle.length)) return true;

@@ -104,7 +104,7 @@ def loss_gradient(
         try:
             parts.append(_entry_gradient(run, item, loss, entry, x, sigma, options))
         except Exception as error:
-            if x.shape[0] == 1 or not comfy.model_management.is_oom(error):
+            if x.shape[0] == 1 or not _is_out_of_memory(error):
                 raise
             comfy.model_management.soft_empty_cache()
         else:
@@ -120,6 +120,11 @@ def loss_gradient(
     worst = torch.stack([part.per_phrase for part in found]).amax(dim=0)
     values, total = (sum(getattr(part, name) for part in found) / len(found) for name in ("values", "total"))
     return Gradient(values, total, worst, found[0].phrases, found[0].notes)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    known = getattr(comfy.model_management, "is_oom", None)  # of hosts from 0.18 on
+    return known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 def _originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

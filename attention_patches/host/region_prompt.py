@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..grids import coverage, feathered
+from ..marks import without_orders
 from ..types import Box, BoxwrightError, Layout, Region, StepWindow, window_of
-from .tokenizers import check_phrases, escaped
+from .tokenizers import check_phrases
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent
 # Weight of a base prompt where it should not count: the host divides by the sum of weights, so that it takes over where
@@ -150,13 +151,16 @@ def _masked(conditioning: list, mask: Tensor, strength: float) -> list:
 
 
 def encoded_phrases(clip: Any, regions: Sequence[Region], negative: bool) -> list[list | None]:
-    """The CONDITIONING of each region's phrase as CLIP Text Encode makes it; None where a region has no negative."""
+    """The CONDITIONING of each region's phrase as CLIP Text Encode makes it; None where a region has no negative.
+
+    LoRA tags and BREAK are left out.
+    """
     check_phrases([region.phrase for region in regions])
-    phrases = [region.extra.get("negative") if negative else region.phrase for region in regions]
+    texts = [region.extra.get("negative") or "" if negative else region.phrase for region in regions]
+    phrases = [without_orders(text)[0] for text in texts]
     encoded = {
-        phrase: clip.encode_from_tokens_scheduled(clip.tokenize(phrase if negative else escaped(phrase)))
-        for phrase in dict.fromkeys(phrases) if phrase
-    }  # fmt: skip
+        phrase: clip.encode_from_tokens_scheduled(clip.tokenize(phrase)) for phrase in dict.fromkeys(phrases) if phrase
+    }
     return [encoded[phrase] if phrase else None for phrase in phrases]
 
 

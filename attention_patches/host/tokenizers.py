@@ -19,6 +19,7 @@ import comfy.sd1_clip
 import torch
 from comfy.sd1_clip import SDTokenizer, escape_important, unescape_important
 
+from ..marks import EMPHASIS, escaped, is_balanced, notes_on, without_orders
 from ..tokens import Piece, Span, align_pieces, find_occurrences, not_found, region_columns
 from ..types import MAX_PHRASE, BoxwrightError, EncodedText, Layout, Region, TokenMap, TokenRole
 
@@ -65,6 +66,14 @@ class Heard:
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """A region's phrase."""
+
+    prompt: str  # what is encoded for it
+    text: str  # what the encoder reads of that: emphasis marks and escapes removed
+
+
+@dataclass(frozen=True)
 class Stream:
     """One tokenizer's reading of a prompt. One element per token, the chunks one after the other."""
 
@@ -99,13 +108,14 @@ class PromptReader:
         self.clip = clip
         self.encoder = clip.cond_stage_model
         self.heard: dict[str, list[Heard]] = {}
+        self.absent: list[str] = []  # names of embeddings that the last text asked for, and that there are not
         self.spellers: dict[SDTokenizer, Callable[[str | None], Piece]] = {}
         self.listener = copy.copy(clip)
         self.listener.tokenizer = copy.copy(clip.tokenizer)
         for name, inner in vars(clip.tokenizer).items():
             if isinstance(inner, SDTokenizer):
                 self.heard[name] = []
-                setattr(self.listener.tokenizer, name, listening_copy(inner, self.heard[name]))
+                setattr(self.listener.tokenizer, name, listening_copy(inner, self.heard[name], self.absent))
 
     def read(self, prompt: str, key: str) -> Stream:
         """The stream `key` of the prompt's tokens. Raises BoxwrightError where its tokens cannot be traced."""
@@ -139,7 +149,7 @@ class PromptReader:
 
     def hear(self, text: str) -> dict[str, list]:
         """The host's tokens of `text` with their groups; what the vocabularies were given is in `self.heard`."""
-        for heard in self.heard.values():
+        for heard in (*self.heard.values(), self.absent):
             heard.clear()
         return self.listener.tokenize(text, return_word_ids=True)
 
@@ -176,17 +186,19 @@ class PromptReader:
         )
 
 
-def listening_copy(inner: SDTokenizer, heard: list[Heard]) -> SDTokenizer:
+def listening_copy(inner: SDTokenizer, heard: list[Heard], absent: list[str]) -> SDTokenizer:
     """A copy of a tokenizer that notes, in the order of the groups it makes, what each group is of."""
     listener = copy.copy(inner)
     listener.tokenizer = Listening(inner.tokenizer, heard)
 
     def find_embedding(rest: str):
         found = inner._try_get_embedding(rest)
-        if found[0] is not None:
-            # `rest` is the name with everything after it; the last result is what of that is left over.
-            name = "".join(rest.split())
-            name = name[: len(name) - len("".join(found[-1].split()))]
+        # `rest` is the name with everything after it; the last result is what of that is left over.
+        name = "".join(rest.split())
+        name = name[: len(name) - len("".join(found[-1].split()))]
+        if found[0] is None:
+            absent.append(name)
+        else:
             heard.append(Heard(inner.embedding_identifier + name, None))
         return found
 
@@ -347,20 +359,19 @@ def encode(clip: Any, text: str) -> tuple[EncodedText, list]:
 def layout(clip: Any, prompt: str, regions: Sequence[Region], append_missing: bool) -> tuple[list, Layout]:
     """The conditioning of the prompt and the layout that belongs to it, tied together by the layout's key.
 
-    A phrase that the prompt lacks is appended to it, or raises PhraseNotFoundError if `append_missing` is false.
+    Phrases are read as prompts of their own, emphasis and all, and found in the prompt without it. A phrase that the
+    prompt lacks is appended to it, or raises PhraseNotFoundError if `append_missing` is false.
     """
     regions = tuple(regions)
-    phrases = [region.phrase for region in regions]
     reader = PromptReader(clip)
-    plain, missing = compare(reader, prompt, phrases)
+    plain, phrases, missing = compare(reader, prompt, [region.phrase for region in regions])
     if missing and not append_missing:
-        raise not_found(plain, missing[0])
+        raise not_found(plain, missing[0].text, "change the region's phrase, or switch append_missing on")
     encoded, conditioning, key = encode_with(reader, with_phrases(prompt, missing))
-    columns = region_columns(encoded.tokens, phrases)
-    negatives = [region.extra.get("negative") or "" for region in regions]
-    alone = {text: encode_with(reader, escaped(text))[0] for text in dict.fromkeys(phrases)}
+    columns = region_columns(encoded.tokens, [phrase.text for phrase in phrases])
+    alone = {phrase: encode_with(reader, phrase.prompt)[0] for phrase in dict.fromkeys(phrases)}
     texts = tuple(alone[phrase] for phrase in phrases)
-    # Nobody looks for a negative phrase in a prompt: it is a prompt itself, emphasis and all.
+    negatives = [without_orders(region.extra.get("negative") or "")[0] for region in regions]
     opposed = {text: encode_with(reader, text)[0] for text in dict.fromkeys(negatives) if text}
     against = tuple(opposed.get(negative) for negative in negatives)
     key = hashlib.sha256(f"{key}{regions_digest(regions)}".encode()).hexdigest()
@@ -394,30 +405,73 @@ def encode_with(reader: PromptReader, text: str) -> tuple[EncodedText, list, str
 
 def missing_phrases(clip: Any, prompt: str, regions: Sequence[Region]) -> list[str]:
     """The phrases that `layout` appends to the prompt: those that it lacks, in order, each once."""
-    return compare(PromptReader(clip), prompt, [region.phrase for region in regions])[1]
+    return [phrase.prompt for phrase in compare(PromptReader(clip), prompt, [region.phrase for region in regions])[2]]
 
 
-def compare(reader: PromptReader, prompt: str, phrases: Sequence[str]) -> tuple[str, list[str]]:
-    """The prompt as the encoder reads it, and the phrases it lacks; none of them is part of one before it."""
+def compare(reader: PromptReader, prompt: str, phrases: Sequence[str]) -> tuple[str, list[Phrase], list[Phrase]]:
+    """The prompt as the encoder reads it, the phrases, and those it lacks; none of these is part of one before it."""
     check_phrases(phrases)
     check_text(prompt, "prompt", MAX_PROMPT)
-    plain = reader.read(prompt, column_streams(reader)[0][0]).text
-    missing: list[str] = []
-    for phrase in phrases:
-        if not find_occurrences(", ".join([plain, *missing]), phrase):
-            missing.append(phrase.strip())
-    return plain, missing
+    key = column_streams(reader)[0][0]
+    so_far = reader.read(prompt, key).text
+    plain, read, missing = so_far, [], []
+    for number, phrase in enumerate(phrases, 1):
+        found = read_phrase(reader, key, so_far, phrase, number)
+        read.append(found)
+        if not find_occurrences(so_far, found.text):
+            missing.append(found)
+            so_far = f"{so_far}, {found.text}"
+    return plain, read, missing
 
 
-def with_phrases(prompt: str, phrases: Sequence[str]) -> str:
-    """The prompt with the phrases appended after commas."""
+def read_phrase(reader: PromptReader, key: str, prompt: str, phrase: str, number: int) -> Phrase:
+    """The phrase of region `number` as the encoder reads it; literally where that stands in the prompt as it was read.
+
+    Raises BoxwrightError for a phrase of which the encoder reads nothing, or with an embedding that does not exist.
+    """
+    asked = without_orders(phrase.strip())[0]
+    if find_occurrences(prompt, asked):
+        return Phrase(escaped(asked), asked)
+    text = reader.read(asked, key).text.strip()
+    if reader.absent:
+        raise BoxwrightError(
+            f'The phrase of region {number}, "{phrase}", names the embedding "{reader.absent[0]}", and there is none, '
+            "so that the text encoder would leave it out. Put its file into models/embeddings, or change the phrase."
+        )
+    if not text:
+        raise BoxwrightError(
+            f'The text encoder finds no words in the phrase of region {number}, "{phrase}"; say what belongs there.'
+        )
+    return Phrase(asked, text)
+
+
+def with_phrases(prompt: str, phrases: Sequence[Phrase]) -> str:
+    """The prompt with the phrases appended after commas; emphasis as written, where no parenthesis stands alone."""
     start = prompt.rstrip().removesuffix(",") if phrases else prompt
-    return ", ".join([*([start] if start or not phrases else []), *map(escaped, phrases)])
+    whole = all(is_balanced(text) for text in (prompt, *(phrase.prompt for phrase in phrases)))
+    added = [phrase.prompt if whole else escaped(phrase.text) for phrase in phrases]
+    return ", ".join([*([start] if start or not phrases else []), *added])
 
 
-def escaped(phrase: str) -> str:
-    """The phrase as every tokenizer of the host reads it literally: parentheses are no emphasis."""
-    return phrase.replace("(", "\\(").replace(")", "\\)")
+def text_notes(clip: Any, texts: Sequence[tuple[str, str]]) -> list[str]:
+    """What of these (name, text) is not drawn, or not as it may be meant, a sentence each."""
+    reader = PromptReader(clip)
+    key = column_streams(reader)[0][0]
+    notes = []
+    for name, text in texts:
+        notes += notes_on(name, text)
+        kept = without_orders(text)[0]
+        read = reader.read(kept, key).text
+        notes += [
+            f'{name}: there is no embedding "{absent}", so that it is left out. Put its file into models/embeddings.'
+            for absent in dict.fromkeys(reader.absent)
+        ]
+        notes += [
+            f"{name}: this text encoder knows no emphasis and reads {mark} as text."
+            for mark in dict.fromkeys(EMPHASIS.findall(kept))
+            if mark in read
+        ]
+    return notes
 
 
 def tokens_key(tokens: dict[str, list], text: str) -> str:
@@ -435,7 +489,7 @@ def tokens_key(tokens: dict[str, list], text: str) -> str:
 def check_phrases(phrases: Sequence[str]) -> None:
     """Refuses a region without a phrase, naming its number."""
     for number, phrase in enumerate(phrases, 1):
-        if not phrase.strip():
+        if not without_orders(phrase)[0].strip():
             raise BoxwrightError(f"Region {number} has no phrase; say what belongs there.")
         check_text(phrase, f"phrase of region {number}", MAX_PHRASE)
 

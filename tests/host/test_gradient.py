@@ -311,6 +311,20 @@ def test_out_of_memory_is_tried_once_more_a_row_at_a_time(models, layout, monkey
         run("sd15", patched, layout, noise=noise, steps=1)
 
 
+def test_another_error_stays_what_it_is(models, layout, monkeypatch):
+    """Also on hosts that have no name for running out of memory."""
+    rows = []
+
+    def broken(run, item, loss, entry, x, *rest):
+        rows.append(x.shape[0])
+        raise KeyError("emulated")
+
+    monkeypatch.setattr(gradient, "_entry_gradient", broken)
+    with pytest.raises(KeyError, match="emulated"):
+        run("sd15", install(models["sd15"], layout, [GUIDE]), layout, noise=tiny.latent("sd15", batch=3), steps=1)
+    assert rows == [3]
+
+
 def test_a_gradient_that_is_not_finite_is_refused(models, layout):
     def broken(maps, site):
         found = left_mass(maps, site)

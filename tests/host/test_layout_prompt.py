@@ -57,6 +57,18 @@ def test_report_is_silent_about_appending_when_nothing_was(toy):
     assert text.splitlines() == ["1 region, 77 columns of text.", "1. circle: column 3 (circle)"]
 
 
+def test_what_is_not_drawn_is_said(toy):
+    output = run(toy[1], "a red circle <lora:toon:1> BREAK a {blue|red} star", ["(red circle:1.3)", "star <lora:x:1>"])
+    stock = nodes.CLIPTextEncode().encode(toy[1], "a red circle, a {blue|red} star")[0]
+    assert (output.args[0][0][0] == stock[0][0]).all()
+    assert [line.split(".")[0] for line in shown(output).splitlines()[3:]] == [
+        "The prompt: <lora:toon:1> left out",
+        "The prompt: BREAK left out, a comma put in its place",
+        "The prompt: {blue|red} is read as it stands; nothing is put in its place here",
+        "Region 2: <lora:x:1> left out",
+    ]
+
+
 def test_long_phrases_are_shortened_in_the_report(toy):
     layout = run(toy[1], "", ["very " * 60 + "red circle"]).args[1]
     assert all(len(line) < 300 for line in ownership_report(layout, ["x" * 1000]).splitlines())

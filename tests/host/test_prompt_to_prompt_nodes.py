@@ -73,6 +73,27 @@ def test_the_alignment_is_shown(toy):
     ]
 
 
+def test_orders_to_other_programs_are_said_and_not_drawn(toy):
+    _, positive, _, _, report = prompt_to_prompt(
+        toy, source="a red circle <lora:x:1>", targets="a blue circle BREAK", negative_prompt="__bad__"
+    ).result
+    for row, text in enumerate(["a red circle", "a blue circle"]):
+        assert torch.equal(positive[0][0][row], sampling.encode(toy[1], text)[0][0][0])
+    assert [line.split(".")[0] for line in report.splitlines()[-3:]] == [
+        "source: <lora:x:1> left out",
+        "target 1: BREAK left out, a comma put in its place",
+        "negative_prompt: __bad__ is read as it stands; nothing is put in its place here",
+    ]
+
+
+@pytest.mark.parametrize("phrase", ["blue circle", "(blue circle:1.3)", "((blue) circle)"])
+def test_words_are_named_with_or_without_emphasis(toy, phrase):
+    """The target says it with emphasis; a name of its words may."""
+    targets = "a (blue:1.2) circle"
+    prompt_to_prompt(toy, targets=targets, weights=f"{phrase}: 2", word_windows=f"{phrase}: 0 0.5", blend_words=phrase,
+                     source="a blue circle")
+
+
 def test_prompts_of_other_lengths_stand_side_by_side(toy):
     """One chunk beside two: the short one's columns are repeated, which changes nothing for it."""
     model, clip, _ = toy

@@ -226,6 +226,22 @@ def test_negative_phrases_are_prompts_with_emphasis(toy, encoded):
     assert torch.equal(negative[1][0], expected)
 
 
+def test_region_conditioning_reads_phrases_as_prompts(toy):
+    """Emphasis counts, and orders to other programs are said, not drawn."""
+    orders = {"negative": "a {dark|dim} heart <lora:x:1>"}
+    regions = (Region("(red:1.5) circle <lora:x:1>", LEFT), Region("blue star", RIGHT, extra=orders))
+    positive, negative, notes = conditioned(toy, regions)
+    assert torch.equal(positive[1][0], sampling.encode(toy[1], "(red:1.5) circle")[0][0])
+    assert torch.equal(negative[1][0], sampling.encode(toy[1], "a {dark|dim} heart")[0][0])
+    assert [line.split(".")[0] for line in notes.splitlines()[1:]] == [
+        "Region 1: <lora:x:1> left out",
+        "The negative of region 2: <lora:x:1> left out",
+        "The negative of region 2: {dark|dim} is read as it stands; nothing is put in its place here",
+    ]
+    with pytest.raises(BoxwrightError, match="Region 1 has no phrase"):
+        conditioned(toy, (Region("<lora:x:1>", LEFT),))
+
+
 def test_texts_of_other_nodes_keep_their_hooks(toy):
     texts = sampling.encode(toy[1], "a moon") + sampling.encode(toy[1], "a tree")
     hooks = comfy.hooks.HookGroup()

@@ -516,6 +516,24 @@ def test_embedding_that_would_shift_the_words_is_refused_by_name(with_embeddings
     assert len(tokenizers.encode(with_embeddings(reader, "sdxl"), "a embedding:both cat")[0].tokens) == 77
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("append", [True, False])
+@pytest.mark.parametrize("phrase", ["embedding:nofile", "red embedding:nofile, cat", "(embedding:nofile:1.2)"])
+def test_a_phrase_with_a_missing_embedding_is_refused_by_its_name(with_embeddings, reader, name, phrase, append):
+    clip = with_embeddings(reader, name)
+    with pytest.raises(BoxwrightError, match='region 1.*"nofile", and there is none.*models/embeddings') as raised:
+        tokenizers.layout(clip, "a red cat", regions(phrase), append)
+    assert "append_missing" not in str(raised.value)
+
+
+def test_a_missing_embedding_in_the_prompt_is_said(with_embeddings, reader):
+    clip = with_embeddings(reader, "sdxl")
+    tokenizers.layout(clip, "a embedding:nofile, red cat", regions("red cat"), False)
+    notes = tokenizers.text_notes(clip, [("The prompt", "a embedding:nofile, red embedding:both cat")])
+    assert notes == ['The prompt: there is no embedding "nofile", so that it is left out. Put its file into '
+                     "models/embeddings."]
+
+
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
@@ -549,10 +567,49 @@ def test_layout_of_the_toy(toy):
 def test_missing_phrases_are_appended_once_and_in_order(toy):
     phrases = ("blue star", "red (big) circle", "star", "blue star")
     _, layout = tokenizers.layout(toy[1], "a green ring,", regions(*phrases), True)
-    assert layout.prompt.tokens.text == "a green ring, blue star, red (big) circle"
-    assert owned(layout) == [["blue", "star"], ["red", "(", "big", ")", "circle"], ["star"], ["blue", "star"]]
+    assert layout.prompt.tokens.text == "a green ring, blue star, red big circle"
+    assert owned(layout) == [["blue", "star"], ["red", "big", "circle"], ["star"], ["blue", "star"]]
     assert tokenizers.missing_phrases(toy[1], "a green ring,", regions(*phrases)) == ["blue star", "red (big) circle"]
     assert tokenizers.layout(toy[1], " ", regions("blue star"), True)[1].prompt.tokens.text == "blue star"
+
+
+@pytest.mark.parametrize("prompt, phrase, drawn, own, words", [
+    # (prompt, phrase, what is encoded as the prompt, what as the region's text, which words the region owns)
+    ("a red circle", "(red circle:1.3)", "a red circle", "(red circle:1.3)", "red circle"),
+    ("a (red:1.2) circle", "((red) circle:0.7)", "a (red:1.2) circle", "((red) circle:0.7)", "red circle"),
+    ("a star", "a (red:1.3) circle", "a star, a (red:1.3) circle", "a (red:1.3) circle", "a red circle"),
+    ("a \\(red\\) circle", "(red) circle", "a \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
+    ("a \\(red\\) circle", "\\(red\\) circle", "a \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
+    ("a star", "\\(red\\) circle", "a star, \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
+    ("a star (", "(red:1.3) circle", "a star (, red circle", "(red:1.3) circle", "red circle"),
+    ("a star", "red :) circle", "a star, red :\\) circle", "red :) circle", "red :) circle"),
+    ("a red circle", "red circle <lora:toon:0.8>", "a red circle", "red circle", "red circle"),
+    ("a star", "red BREAK circle", "a star, red, circle", "red, circle", "red , circle"),
+])
+def test_phrases_are_read_as_prompts(toy, prompt, phrase, drawn, own, words):
+    _, layout = tokenizers.layout(toy[1], prompt, regions(phrase), True)
+    stock = [nodes.CLIPTextEncode().encode(toy[1], text)[0][0][0] for text in (drawn, own)]
+    assert torch.equal(layout.prompt.embedding, stock[0])
+    assert torch.equal(layout.region_texts[0].embedding, stock[1])
+    assert owned(layout) == [words.split()]
+    assert tokenizers.missing_phrases(toy[1], prompt, regions(phrase)) == [own] * (prompt != drawn)
+
+
+def test_regions_share_a_phrase_whatever_its_emphasis(toy):
+    _, layout = tokenizers.layout(toy[1], "a star and a star", regions("(star:1.3)", "star"), False)
+    assert [row.nonzero().flatten().tolist() for row in layout.columns] == [[2], [5]]
+    assert not torch.equal(*(text.embedding for text in layout.region_texts))
+
+
+def test_an_encoder_without_emphasis_reads_the_marks(reader):
+    """And says so: the same layout means something else there."""
+    clip = tiny_clip(reader, "qwen_image")
+    _, layout = tokenizers.layout(clip, "a red cat", regions("(red cat:1.3)"), True)
+    assert layout.prompt.tokens.text == "a red cat, (red cat:1.3)"
+    texts = [("The prompt", "a red cat (x)"), ("Region 1", "(red cat:1.3)")]
+    (note,) = tokenizers.text_notes(clip, texts)
+    assert note.startswith("Region 1: this text encoder knows no emphasis and reads (red cat:1.3) as text")
+    assert tokenizers.text_notes(tiny_clip(reader, "sd1"), texts) == []
 
 
 def test_prompt_that_has_every_phrase_is_encoded_as_it_stands(toy):
@@ -635,6 +692,7 @@ def test_every_entry_of_a_scheduled_clip_carries_the_key(reader):
 
 @pytest.mark.parametrize("prompt, phrase, message", [
     ("a cat", " \t", "Region 1 has no phrase"),
+    ("a cat", "<lora:toon:1>", "Region 1 has no phrase"),
     ("a cat", "x" * 1001, "phrase of region 1 has 1001 characters; the limit is 1000"),
     ("x" * 100_001, "x", "prompt has 100001 characters; the limit is 100000"),
     ("a \ud800 cat", "cat", r"prompt holds '\\ud800'"),
@@ -646,6 +704,11 @@ def test_bad_text_is_refused_before_anything_is_tokenised(toy, monkeypatch, prom
     monkeypatch.setattr(clip, "tokenize", None)
     with pytest.raises(BoxwrightError, match=message):
         tokenizers.layout(clip, prompt, regions(phrase), True)
+
+
+def test_a_phrase_of_marks_alone_is_refused(toy):
+    with pytest.raises(BoxwrightError, match=r'no words in the phrase of region 1, "\(\(\)\)"'):
+        tokenizers.layout(toy[1], "a cat", regions("(())"), True)
 
 
 def test_prompt_at_the_limit_is_read(toy):

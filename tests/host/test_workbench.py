@@ -322,14 +322,82 @@ def fake_environment(tmp_path, **statuses):
     return folder / "python"
 
 
-@pytest.mark.parametrize(("statuses", "expected"), [({}, 0), ({"ruff": 1}, 1), ({"pytest": 1}, 1), ({"pytest": 5}, 5)])
-def test_test_runs_everything_and_ends_with_pytest(tmp_path, monkeypatch, capfd, statuses, expected):
-    (tmp_path / "tests").mkdir()
+def options_of(*arguments):
+    return workbench.parser().parse_args(["test", *arguments])
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A repository with a few test files, whose oldest host is a fake one."""
+    for name in ("math/test_a.py", "host/test_b.py", "test_layers.py"):
+        file = tmp_path / "tests" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     monkeypatch.setattr(workbench, "ROOT", tmp_path)
+    monkeypatch.setattr(workbench, "EVERY_HOST", ("b",))
+    monkeypatch.setattr(workbench, "fetch_host",
+                        lambda version: host_at(fake_host.make(tmp_path / "old", version=version), "pinned"))
+    return tmp_path
+
+
+WORKERS = "-n 2 --dist loadfile"
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["-k", "some"], f"tests {WORKERS} -k some"),
+    (["-k", "tests"], f"tests {WORKERS} -k tests"),  # a word, though there is a folder of that name
+    (["tests/math"], f"{WORKERS} tests/math"),
+    (["-x", "tests/host/test_b.py::test_x"], f"{WORKERS} -x tests/host/test_b.py::test_x"),
+    (["tests/host", "-k", "some"], f"{WORKERS} tests/host -k some"),
+    (["tests/math", "-s"], "tests/math -s"),  # workers would hide what the tests print
+    (["tests/math", "-n", "4"], "tests/math -n 4"),
+    (["-m", "one", "--ignore", "tests/host"], f"tests {WORKERS} -m one --ignore tests/host"),
+])
+def test_paths_and_words_choose(tree, tmp_path, capfd, arguments, expected):
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
-    assert workbench.test(fake_environment(tmp_path, **statuses), host, None, ["-k", "some"]) == expected
+    assert workbench.test(fake_environment(tmp_path), host, options_of(), arguments) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines == ["== ruff", f"ruff check . {host.path}", "== pytest", f"pytest tests -k some {host.path}"]
+    assert lines == ["== ruff", f"ruff check . {host.path}", "== pytest", f"pytest {expected} {host.path}"]
+
+
+@pytest.mark.parametrize(("statuses", "expected"), [({}, 0), ({"ruff": 1}, 1), ({"pytest": 1}, 1), ({"pytest": 5}, 5)])
+@pytest.mark.parametrize("extra", [[], ["-v"]])
+def test_all_tests_run_on_the_oldest_host_first_and_end_with_pytest(tree, tmp_path, capfd, statuses, expected, extra):
+    host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
+    assert workbench.test(fake_environment(tmp_path, **statuses), host, options_of(), extra) == expected
+    with_extra = " ".join([WORKERS, *extra])
+    old = tmp_path / "old"
+    assert capfd.readouterr().out.splitlines() == [
+        "== ruff", f"ruff check . {host.path}",
+        f"== pytest on ComfyUI {workbench.OLDEST_HOST} (pinned)", f"pytest tests/host/test_b.py {with_extra} {old}",
+        "== pytest", f"pytest tests {with_extra} {host.path}",
+    ]  # fmt: skip
+
+
+def test_a_failure_on_the_oldest_host_alone_is_a_failure(tree, tmp_path, capfd):
+    host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
+    python = fake_environment(tmp_path, pytest="os.environ['COMFYUI_PATH'].endswith('old')")
+    assert workbench.test(python, host, options_of(), []) == 1
+    captured = capfd.readouterr()
+    assert "failed: pytest on ComfyUI 0.16.3" in captured.err and captured.out.splitlines()[-2] == "== pytest"
+
+
+def test_the_oldest_host_itself_runs_once(tree, tmp_path, capfd):
+    host = host_at(fake_host.make(tmp_path / "host", version=workbench.OLDEST_HOST), "--host")
+    assert workbench.test(fake_environment(tmp_path), host, options_of(), []) == 0
+    assert capfd.readouterr().out.count("== pytest") == 1
+
+
+def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
+    host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
+    assert workbench.test(fake_environment(tmp_path), host, options_of("--quick"), []) == 0
+    assert capfd.readouterr().out.splitlines()[-2:] == [
+        "== pytest", f"pytest tests/math tests/test_layers.py tests/test_pyproject.py {WORKERS} {host.path}",
+    ]  # fmt: skip
+
+
+def test_the_files_for_every_host_are_there():
+    assert all((ROOT / "tests" / "host" / f"test_{name}.py").is_file() for name in workbench.EVERY_HOST)
 
 
 @pytest.mark.parametrize("passing", [True, False])
@@ -341,11 +409,11 @@ def test_web_tests_run_where_there_are_some(tmp_path, monkeypatch, capfd, passin
     monkeypatch.setattr(workbench, "ROOT", tmp_path)
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
     python = fake_environment(tmp_path)
-    assert workbench.test(python, host, None, []) == (0 if passing else 1)
+    assert workbench.test(python, host, options_of("--quick"), []) == (0 if passing else 1)
     assert "the only web test" in capfd.readouterr().out
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(Failure, match="tests/web needs Node.js"):
-        workbench.test(python, host, None, [])
+        workbench.test(python, host, options_of("--quick"), [])
 
 
 def test_bench_without_benchmarks_says_so(tmp_path, monkeypatch):

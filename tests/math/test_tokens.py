@@ -110,6 +110,9 @@ def test_columns_of_a_phrase_are_all_columns_that_overlap_it():
     assert phrase_columns(tokens, "redcat").tolist() == [False, True, True, False, False, False]
     assert phrase_columns(tokens, "cat").tolist() == [False, False, False, False, True, False]
     assert not phrase_columns(tokens, "dog").any()
+    assert phrase_columns(tokens, "(redcat:1.3)").tolist() == phrase_columns(tokens, "redcat").tolist()
+    marked = word_map("a (red) (redcat:1.3)")  # an encoder without emphasis reads the marks
+    assert phrase_columns(marked, "(redcat:1.3)").tolist() == [False, False, False, True, False]
     wide = TokenMap("red cat", ((0, 5), (5, 7)), ("word", "word"))
     assert phrase_columns(wide, "cat").tolist() == [True, True]  # a token that is half in
     empty = TokenMap("red cat", ((0, 0), (0, 3), (3, 3), (4, 7)), ("word",) * 4)
@@ -137,11 +140,12 @@ def test_no_regions_is_an_empty_table():
 def test_absent_phrase_is_named_with_the_closest_words_and_the_remedy():
     with pytest.raises(PhraseNotFoundError) as raised:
         region_columns(word_map("a red car and a blue dog."), ["blue dog", "red cat"])
-    assert all(part in str(raised.value) for part in ('"red cat"', '"red car"', "append_missing"))
+    assert all(part in str(raised.value) for part in ('"red cat"', '"red car"', "change the region's phrase"))
+    assert "append_missing" not in str(raised.value)  # by then it is on
 
 
 def test_absent_phrase_like_nothing_gets_no_suggestion():
-    assert "closest" not in str(not_found("a red car", "xyzzy"))
+    assert "closest" not in str(not_found("a red car", "xyzzy", "leave it out"))
     assert closest_match("", "red") is None
 
 

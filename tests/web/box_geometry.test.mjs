@@ -97,6 +97,9 @@ test("ink can be read on every automatic colour, and outlines stand out from bot
 test("a phrase counts as whole words, whatever their case, width and emphasis", () => {
     assert.ok(isInPrompt("red heart", "A (Red  heart:1.2), and"));
     assert.ok(isInPrompt("red heart", "((red heart))"));
+    assert.ok(isInPrompt("(red heart:1.3)", "a red heart"));
+    assert.ok(isInPrompt("saber (fate)", "saber \\(fate\\)") && isInPrompt("saber \\(fate\\)", "saber \\(fate\\)"));
+    assert.ok(!isInPrompt("(red heart:1.3)", "a red hearth"));
     assert.ok(isInPrompt("snow", "ｓｎｏｗ"));
     assert.ok(isInPrompt("雪", "白い雪が"));
     assert.ok(!isInPrompt("red", "a bored man"));
