@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .noise import Callback, Denoiser, Levels, euler_step, falling, report
-from .types import BoxwrightError
+from .types import BoxwrightError, counted
 
 MAX_MEMORY, MAX_DISK = 8 * 2**30, 64 * 2**30  # bytes of a trajectory
 MAX_REFINEMENTS = 20
@@ -70,7 +70,7 @@ def empty_states(levels: int, shape: Sequence[int], storage: Storage) -> Tensor:
     if count * 4 > limit:
         other = '; choose "disk"' if storage == "memory" and count * 4 <= MAX_DISK else ""
         raise BoxwrightError(
-            f"{levels} noise levels of {shape[0]} latent(s) need {count * 4 / 2**30:.1f} GiB, more than "
+            f"{levels} noise levels of {counted(shape[0], 'latent')} need {count * 4 / 2**30:.1f} GiB, more than "
             f"{limit / 2**30:.0f} GiB{other}. Use fewer steps or a smaller batch."
         )
     if storage == "memory":

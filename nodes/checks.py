@@ -6,7 +6,7 @@ import math
 from numbers import Real
 from typing import Any
 
-from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError
+from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, counted
 
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
 
@@ -69,11 +69,7 @@ def clipped_box(x: float, y: float, width: float, height: float, where: str) -> 
 
 def check_count(count: int, holds: str) -> None:
     if count > MAX_REGIONS:
-        raise BoxwrightError(f"{holds} {count} regions; at most {MAX_REGIONS} are allowed. Remove some.")
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        raise BoxwrightError(f"{holds} {counted(count, 'region')}; at most {MAX_REGIONS} are allowed. Remove some.")
 
 
 def shown(value: Any) -> str:

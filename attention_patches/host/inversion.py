@@ -22,7 +22,7 @@ from ..inversion import (
 )
 from ..noise import Level
 from ..types import BoxwrightError
-from .loops import check_model, check_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
+from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def invert_latent(
     refinements takes.
     """
     check_model(model)
-    sigmas = check_sigmas(sigmas)
+    sigmas = checked_sigmas(model.get_model_object("model_sampling"), sigmas, whole=True).cpu()
     if not 0 <= refinements <= MAX_REFINEMENTS:
         raise BoxwrightError(f"refinements is {refinements}; choose 0 to {MAX_REFINEMENTS}.")
     if cfg != 1.0 and negative is None:
@@ -120,9 +120,7 @@ def direct_inversion_sampler(trajectory: Trajectory) -> comfy.samplers.KSAMPLER:
     """
 
     def redraw(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
-        guider = model.inner_model
-        check_model(guider.model_patcher)
-        check_trajectory(trajectory, guider.inner_model)
+        check_trajectory(trajectory, model.inner_model.inner_model)
         denoise = denoiser(model, x, {**extra_args, "denoise_mask": None})
         return sample_beside(denoise, x, trajectory, sigmas, callback)
 

@@ -145,7 +145,7 @@ def test_invert_feeds_the_samplers(model):
     for node in (BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8)),
                  BoxwrightDirectInversionSampler.execute(trajectory)):  # fmt: skip
         assert callable(node[0].sample)
-    with pytest.raises(BoxwrightError, match="shape .3, 8, 8. for 2 latent"):
+    with pytest.raises(BoxwrightError, match="shape .3, 8, 8. for 2 pictures"):
         BoxwrightDiffEditSampler.execute(trajectory, torch.ones(3, 8, 8))
 
 
