@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..inversion import (
     MAX_REFINEMENTS,
+    Deviation,
     Storage,
     Trajectory,
     decode,
+    deviations,
     empty_states,
     invert,
-    relative_error,
     sample_beside,
 )
 from ..noise import Level
@@ -30,7 +31,7 @@ class Inverted:
     """A trajectory and what it cost."""
 
     trajectory: Trajectory
-    errors: list[float] | None  # of each picture when decoded again, relative to its spread; None = not measured
+    errors: list[Deviation] | None  # of each picture when decoded again; None = not measured
     evaluations: int  # of the network, for all pictures, without the check
     check_evaluations: int
 
@@ -69,13 +70,13 @@ def invert_latent(
 
     def down(model_k: Any, x: Tensor, steps: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
         found = decode(denoiser(model_k, x, extra_args), states[-1].to(x), steps, callback)
-        errors.extend(relative_error(found, model_k.latent_image))
+        errors.extend(deviations(found, model_k.latent_image))
         return found
 
     def go(loop: Callable[..., Tensor]) -> int:
         return run(model, conds, cfg, samples, loop, sigmas, callback=progress(model, len(sigmas) - 1))[1]
 
-    errors: list[float] = []
+    errors: list[Deviation] = []
     rows = go(up)
     if not bool(torch.isfinite(states[-1]).all()):
         raise BoxwrightError(
