@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from .noise import Callback, Denoiser, Levels, euler_step, falling, report
-from .types import BoxwrightError
+from .types import BoxwrightError, counted
 
 MAX_MEMORY, MAX_DISK = 8 * 2**30, 64 * 2**30  # bytes of a trajectory
 MAX_REFINEMENTS = 20
+FLAT = 1e-3  # standard deviation of a latent below which a share of it says nothing
 Storage = Literal["memory", "disk"]
 
 
@@ -70,7 +71,7 @@ def empty_states(levels: int, shape: Sequence[int], storage: Storage) -> Tensor:
     if count * 4 > limit:
         other = '; choose "disk"' if storage == "memory" and count * 4 <= MAX_DISK else ""
         raise BoxwrightError(
-            f"{levels} noise levels of {shape[0]} latent(s) need {count * 4 / 2**30:.1f} GiB, more than "
+            f"{levels} noise levels of {counted(shape[0], 'latent')} need {count * 4 / 2**30:.1f} GiB, more than "
             f"{limit / 2**30:.0f} GiB{other}. Use fewer steps or a smaller batch."
         )
     if storage == "memory":
@@ -142,10 +143,26 @@ def decode(
     return x
 
 
-def relative_error(found: Tensor, truth: Tensor) -> list[float]:
-    """Root mean square difference of each row, as a share of the truth's standard deviation."""
-    error = (found - truth).flatten(1).pow(2).mean(1).sqrt()
-    return (error / truth.flatten(1).std(1).clamp_min(1e-12)).tolist()
+@dataclass(frozen=True)
+class Deviation:
+    """How far a latent is from what it should be."""
+
+    rms: float  # root mean square difference, in the units of the model's latent space
+    spread: float  # standard deviation of the latent it should be, about 1 for ordinary pictures
+
+    def __str__(self) -> str:
+        """"2.3 %" of the spread, or "0.012 (flat)" where there is hardly any."""
+        return f"{self.rms:.2g} (flat)" if self.flat else f"{100 * self.rms / self.spread:.1f} %"
+
+    @property
+    def flat(self) -> bool:
+        return self.spread < FLAT
+
+
+def deviations(found: Tensor, truth: Tensor) -> list[Deviation]:
+    """Of each row [B, ...] of `found` from that of `truth`."""
+    errors = (found - truth).flatten(1).pow(2).mean(1).sqrt()
+    return [Deviation(*pair) for pair in zip(errors.tolist(), truth.flatten(1).std(1).tolist(), strict=True)]
 
 
 def directly_inverted(x: Tensor, trajectory: Trajectory, sigma: float, rows: Sequence[int] | slice) -> Tensor:

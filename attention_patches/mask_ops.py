@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grids import coverage
-from .types import BoxwrightError
+from .types import BoxwrightError, counted
 
 MAX_RADIUS = 64  # cells
+ROUNDING = 1e-3  # by which resizing may take a mask past 0 and 1
 
 
 def blurred(maps: Tensor, radius: float) -> Tensor:
@@ -80,12 +81,21 @@ def on_latent(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     Exact area averages. M must be 1 or the batch. Raises BoxwrightError for another count, or values outside 0 to 1.
     """
     masks = mask[None] if mask.ndim == 2 else mask
-    if masks.ndim != 3 or masks.shape[0] not in (1, shape[0]):
+    if masks.ndim != 3 or masks.shape[0] not in (1, shape[0]) or 0 in masks.shape:
         raise BoxwrightError(
-            f"The mask has the shape {tuple(mask.shape)} for {shape[0]} latent(s); wire one mask, or one for each."
+            f"The mask has the shape {tuple(mask.shape)} for {counted(shape[0], 'picture')}; wire one mask, or one for "
+            "each."
         )
-    low, high = float(masks.min()), float(masks.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise BoxwrightError(f"The mask has values from {low:g} to {high:g}; a mask lies between 0 and 1.")
+    check_mask(masks)
     cells = torch.stack([coverage(one, (shape[-2], shape[-1])) for one in masks])
     return cells.expand(shape[0], -1, -1).reshape(shape[0], *([1] * (len(shape) - 3)), *shape[-2:])
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raises BoxwrightError unless all values lie between 0 and 1."""
+    low, high = float(mask.min()), float(mask.max())
+    if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):
+        raise BoxwrightError(
+            f"The mask has values from {low:g} to {high:g}; those of a mask are numbers from 0 to 1. Look at the node "
+            "that made it."
+        )

@@ -8,12 +8,15 @@ Everything that adds noise needs the two numbers apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .types import BoxwrightError
 
 Denoiser = Callable[[Tensor, float], Tensor]  # (noisy latent [B, C, ...], sigma) -> predicted clean latent
 Draw = Callable[[Tensor], Tensor]  # latent -> standard normal noise of its shape, device and dtype
@@ -91,8 +94,30 @@ def report(callback: Callback | None, i: int, x: Tensor, sigma: float, clean: Te
 
 
 def falling(sigmas: Tensor | Sequence[float]) -> list[float]:
-    """A schedule as floats, noisiest first. Raises ValueError unless it falls strictly and stays at 0 or above."""
-    values = [float(sigma) for sigma in sigmas]
-    if len(values) < 2 or values[-1] < 0 or any(low >= high for high, low in zip(values, values[1:])):
-        raise ValueError("sigmas must fall strictly and not below 0")
-    return values
+    """A schedule as floats, noisiest first, each level once: a step from a level to itself changes nothing.
+
+    Schedulers repeat levels where they are asked for more steps than the model has. Raises BoxwrightError, naming the
+    sigma, where one is no finite number, lies below 0 or above the one before; and where no step is left.
+    """
+    values = sigmas.flatten().tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
+    for number, value in enumerate(values, 1):
+        where = f"Sigma {number} of {len(values)} is {value:g}"
+        if not math.isfinite(value):
+            raise BoxwrightError(
+                f"{where}; sigmas are ordinary numbers. Use another scheduler, or look at the node that made them."
+            )
+        if value < 0.0:
+            raise BoxwrightError(f"{where}; no noise level lies below 0. Wire the sigmas of a scheduler node.")
+        if number > 1 and value > values[number - 2]:
+            raise BoxwrightError(
+                f"{where}, after {values[number - 2]:g}: sigmas must fall, from noise to the picture. Wire those of a "
+                "scheduler node as they are, without Flip Sigmas."
+            )
+    levels = list(dict.fromkeys(values))
+    if len(levels) < 2:
+        has = f"1 noise level ({levels[0]:g})" if levels else "no noise level"
+        raise BoxwrightError(
+            f"The schedule has {has}, and a step needs two, from one to the next. Give the scheduler more steps, or "
+            "split its sigmas at another step."
+        )
+    return levels

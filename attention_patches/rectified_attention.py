@@ -30,6 +30,7 @@ from .types import (
     Layout,
     Region,
     StepWindow,
+    counted,
     widest_window,
     window_of,
 )
@@ -151,8 +152,9 @@ def share_end_tokens(layout: Layout) -> Tensor:
     reserved = end_columns(layout).nonzero()[:, 0]
     if len(reserved) < owners:
         raise BoxwrightError(
-            f"The prompt leaves {len(reserved)} end and padding tokens, but {len(layout.regions)} regions and the rest "
-            f'of the image need one each for end_tokens "own". Shorten the prompt, or choose "visible" or "hidden".'
+            f"The prompt leaves {counted(len(reserved), 'end or padding token')}, but "
+            f"{counted(len(layout.regions), 'region')} and the rest of the image need one each for end_tokens "
+            '"own". Shorten the prompt, or choose "visible" or "hidden".'
         )
     shares = torch.zeros(owners, len(layout.prompt.tokens), dtype=torch.bool)
     shares[torch.arange(len(reserved)) % owners, reserved] = True

@@ -33,6 +33,11 @@ class UnsupportedModelError(BoxwrightError):
     """A model whose attention no adapter reaches."""
 
 
+def counted(count: int, noun: str) -> str:
+    """"1 region", "2 regions": for messages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle inside the image: 0 <= x < x + width <= 1, the same for y and height."""

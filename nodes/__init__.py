@@ -23,12 +23,13 @@ from . import (
     regions_preview,
     repaint,
     reweight,
+    schema,
 )
 
 
 class BoxwrightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes = [
             *regions.NODES,
             *box_editor.NODES,
             *layout_prompt.NODES,
@@ -50,3 +51,4 @@ class BoxwrightExtension(ComfyExtension):
             *ilvr.NODES,
             *h_space.NODES,
         ]
+        return [schema.guarded(node) for node in nodes]

@@ -1,12 +1,16 @@
-"""What comes from outside is checked here, once: numbers, phrases, boxes. And foreign values for error messages."""
+"""What comes from outside is checked here, once: numbers, phrases, boxes, pictures. And foreign values for error
+messages."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError
+from torch import Tensor
+
+from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, counted
 
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
 
@@ -48,6 +52,74 @@ def number_of(value: Any, where: str) -> float:
     return number
 
 
+def ranged(value: Any, name: str, low: float, high: float) -> float:
+    """A finite float from `low` to `high`."""
+    number = number_of(value, name)
+    if not low <= value <= high:  # as it came: a float has no room for the largest seeds
+        raise BoxwrightError(f"{name} is {shown(value)}; choose a number from {low} to {high}.")
+    return number
+
+
+def whole(value: Any, name: str, low: int, high: int) -> int:
+    """An integer from `low` to `high`."""
+    ranged(value, name, low, high)
+    if value != int(value):
+        raise BoxwrightError(f"{name} is {shown(value)}; choose a whole number from {low} to {high}.")
+    return int(value)
+
+
+def one_of(value: Any, name: str, options: Sequence[str]) -> str:
+    if value not in options:
+        raise BoxwrightError(f"{name} is {shown(value)}; choose one of {', '.join(options)}.")
+    return value
+
+
+def text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BoxwrightError(f"{name} must be text; it is {shown(value)}. Look at the node that is wired to it.")
+    return value
+
+
+def rgb(images: Any, name: str) -> Tensor:
+    """IMAGE [B, H, W, C] of at least one pixel -> [B, H, W, 3]: grey becomes colour, an alpha channel is left out."""
+    shape = tuple(images.shape) if isinstance(images, Tensor) else shown(images)
+    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in shape or shape[3] not in (1, 3, 4):
+        raise BoxwrightError(
+            f"{name} has the shape {shape}; pictures are [batch, height, width, channels] with at least one pixel and "
+            "1, 3 or 4 channels. Look at the node that is wired to it."
+        )
+    return images[..., :3].expand(-1, -1, -1, 3)
+
+
+def masks(value: Any, name: str) -> Tensor:
+    """MASK [H, W] or [M, H, W] of at least one pixel, without NaN or infinite values."""
+    shape = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
+    if not isinstance(value, Tensor) or value.ndim not in (2, 3) or 0 in shape:
+        raise BoxwrightError(
+            f"{name} has the shape {shape}; masks are [height, width] or [batch, height, width] with at least one "
+            "pixel. Look at the node that is wired to it."
+        )
+    if not bool(value.isfinite().all()):
+        raise BoxwrightError(
+            f"{name} holds NaN or infinite values; a mask is made of numbers from 0 to 1. Look at the node that is "
+            "wired to it."
+        )
+    return value
+
+
+def latent(value: Any, name: str) -> Mapping[str, Any]:
+    """LATENT of one tensor with at least one cell, without NaN or infinite values."""
+    samples = value.get("samples") if isinstance(value, Mapping) else None
+    if getattr(samples, "is_nested", False):
+        raise BoxwrightError(f"{name} holds several latents in one (picture and sound). Wire the latent of a picture.")
+    if not isinstance(samples, Tensor) or 0 in samples.shape:
+        shape = tuple(samples.shape) if isinstance(samples, Tensor) else shown(value)
+        raise BoxwrightError(f"{name} has the shape {shape}: there is no latent in it. Look at the node wired to it.")
+    if not bool(samples.isfinite().all()):
+        raise BoxwrightError(f"{name} holds NaN or infinite values. Look at the node that is wired to it.")
+    return value
+
+
 def check_size(width: float, height: float, where: str) -> None:
     for name, value in (("width", width), ("height", height)):
         if value <= 0.0:
@@ -69,11 +141,7 @@ def clipped_box(x: float, y: float, width: float, height: float, where: str) -> 
 
 def check_count(count: int, holds: str) -> None:
     if count > MAX_REGIONS:
-        raise BoxwrightError(f"{holds} {count} regions; at most {MAX_REGIONS} are allowed. Remove some.")
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        raise BoxwrightError(f"{holds} {counted(count, 'region')}; at most {MAX_REGIONS} are allowed. Remove some.")
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention_patches.recorder import resized, stretched
 from ..attention_patches.types import BoxwrightError
-from .checks import shortened
+from .checks import counted, shortened
 
 MAX_PIXELS = 2**26  # of one grid: 64 megapixels
 LABEL_LETTERS = 60
@@ -83,8 +83,8 @@ def pictures_of(images: Tensor, rows: int) -> Tensor:
     """IMAGE [B, H, W, C] as RGB float32 in [0, 1] on the CPU. Raises BoxwrightError where B is not `rows`."""
     if images.shape[0] != rows:
         raise BoxwrightError(
-            f"There are {images.shape[0]} pictures, and the record is of a run with {rows}. Wire the pictures that "
-            "were decoded from that run, all of them."
+            f"images holds {counted(images.shape[0], 'picture')}, and the record is of a run with {rows}. Wire the "
+            "pictures that were decoded from that run, all of them."
         )
     pixels = images[..., :3].detach().to("cpu", torch.float32).nan_to_num(0.0).clamp(0.0, 1.0)
     return pixels.expand(-1, -1, -1, 3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io, ui
 
 from ..attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
 from ..attention_patches.host.loops import picture_latent
-from ..attention_patches.inversion import MAX_REFINEMENTS
+from ..attention_patches.inversion import MAX_REFINEMENTS, Deviation
 from . import editing, schema
 
 REFINEMENTS = 1
@@ -92,10 +94,20 @@ class BoxwrightInvert(io.ComfyNode):
         )  # fmt: skip
         report = f"{editing.cost(found.evaluations, len(samples)).capitalize()}"
         if found.errors is not None:
-            errors = ", ".join(f"{100 * error:.1f} %" for error in found.errors[:8])
-            report += f", {found.check_evaluations} more to check. Drawn again, the latent is off by {errors} (RMS)"
+            report += f", {found.check_evaluations} more to check. {deviation_report(found.errors)}"
         noise = InvertedNoise(model, found.trajectory)
         return io.NodeOutput(found.trajectory, noise, report + ".", ui=ui.PreviewText(report + "."))
+
+
+def deviation_report(errors: Sequence[Deviation]) -> str:
+    """How far the latents are off when drawn again, in a sentence without its full stop; at most eight are named."""
+    named = ", ".join(map(str, errors[:8])) + ", ..." * (len(errors) > 8)
+    units = ["RMS"]
+    if not all(error.flat for error in errors):
+        units.append("% = of the latent's own standard deviation")
+    if any(error.flat for error in errors):
+        units.append("flat = its values are all alike, so that this is the error itself, not a share")
+    return f"Drawn again, the latent is off by {named} ({'; '.join(units)})"
 
 
 class BoxwrightDirectInversionSampler(io.ComfyNode):

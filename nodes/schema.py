@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..attention_patches.types import StepWindow
+from . import checks
 
 CATEGORY = "Boxwright"
 
@@ -68,3 +71,36 @@ def window_inputs(window: StepWindow) -> list[io.Input]:
             "noisier half. Must lie above start.",
         ),
     ]
+
+
+def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node with its inputs checked against its schema: the host checks what is typed in, not what is wired."""
+
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        for entry in cls.define_schema().inputs:
+            value = inputs.get(entry.id)
+            if entry.id in inputs and not (value is None and entry.optional):
+                inputs[entry.id] = _checked(entry, value)
+        return node.execute.__func__(cls, **inputs)
+
+    return type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__})
+
+
+def _checked(entry: io.Input, value: Any) -> Any:
+    """The value if it is what the schema says; pictures in RGB. Raises BoxwrightError, naming the input."""
+    match entry:
+        case io.Int.Input():
+            return checks.whole(value, entry.id, entry.min, entry.max)
+        case io.Float.Input():
+            return checks.ranged(value, entry.id, entry.min, entry.max)
+        case io.Combo.Input():
+            return checks.one_of(value, entry.id, entry.options)
+        case io.String.Input():
+            return checks.text(value, entry.id)
+        case io.Image.Input():
+            return checks.rgb(value, entry.id)
+        case io.Mask.Input():
+            return checks.masks(value, entry.id)
+        case io.Latent.Input():
+            return checks.latent(value, entry.id)
+    return value

@@ -11,7 +11,7 @@ from ..diff_edit import sample_diff_edit
 from ..inversion import Trajectory
 from ..mask_ops import on_latent
 from .inversion import check_trajectory
-from .loops import check_model, denoiser, logged, progress, run
+from .loops import denoiser, logged, progress, run
 
 
 def diff_edit_sampler(trajectory: Trajectory, mask: Tensor) -> comfy.samplers.KSAMPLER:
@@ -22,9 +22,7 @@ def diff_edit_sampler(trajectory: Trajectory, mask: Tensor) -> comfy.samplers.KS
     on_latent(mask, trajectory.shape)  # refused now, not when sampling starts
 
     def redraw(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
-        guider = model.inner_model
-        check_model(guider.model_patcher)
-        check_trajectory(trajectory, guider.inner_model, tuple(x.shape))
+        check_trajectory(trajectory, model.inner_model.inner_model, tuple(x.shape))
         area = on_latent(mask, trajectory.shape).to(x)
         denoise = denoiser(model, x, {**extra_args, "denoise_mask": None})
         return sample_diff_edit(denoise, trajectory, area, sigmas, callback)

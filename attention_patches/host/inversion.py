@@ -12,17 +12,18 @@ from torch import Tensor
 
 from ..inversion import (
     MAX_REFINEMENTS,
+    Deviation,
     Storage,
     Trajectory,
     decode,
+    deviations,
     empty_states,
     invert,
-    relative_error,
     sample_beside,
 )
 from ..noise import Level
 from ..types import BoxwrightError
-from .loops import check_model, check_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
+from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Inverted:
     """A trajectory and what it cost."""
 
     trajectory: Trajectory
-    errors: list[float] | None  # of each picture when decoded again, relative to its spread; None = not measured
+    errors: list[Deviation] | None  # of each picture when decoded again; None = not measured
     evaluations: int  # of the network, for all pictures, without the check
     check_evaluations: int
 
@@ -53,7 +54,7 @@ def invert_latent(
     refinements takes.
     """
     check_model(model)
-    sigmas = check_sigmas(sigmas)
+    sigmas = checked_sigmas(model.get_model_object("model_sampling"), sigmas, whole=True).cpu()
     if not 0 <= refinements <= MAX_REFINEMENTS:
         raise BoxwrightError(f"refinements is {refinements}; choose 0 to {MAX_REFINEMENTS}.")
     if cfg != 1.0 and negative is None:
@@ -69,13 +70,13 @@ def invert_latent(
 
     def down(model_k: Any, x: Tensor, steps: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
         found = decode(denoiser(model_k, x, extra_args), states[-1].to(x), steps, callback)
-        errors.extend(relative_error(found, model_k.latent_image))
+        errors.extend(deviations(found, model_k.latent_image))
         return found
 
     def go(loop: Callable[..., Tensor]) -> int:
         return run(model, conds, cfg, samples, loop, sigmas, callback=progress(model, len(sigmas) - 1))[1]
 
-    errors: list[float] = []
+    errors: list[Deviation] = []
     rows = go(up)
     if not bool(torch.isfinite(states[-1]).all()):
         raise BoxwrightError(
@@ -120,9 +121,7 @@ def direct_inversion_sampler(trajectory: Trajectory) -> comfy.samplers.KSAMPLER:
     """
 
     def redraw(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
-        guider = model.inner_model
-        check_model(guider.model_patcher)
-        check_trajectory(trajectory, guider.inner_model)
+        check_trajectory(trajectory, model.inner_model.inner_model)
         denoise = denoiser(model, x, {**extra_args, "denoise_mask": None})
         return sample_beside(denoise, x, trajectory, sigmas, callback)
 

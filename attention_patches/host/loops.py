@@ -7,7 +7,6 @@ its own business. Latents are in the model's own space (`process_latent_in`), si
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +21,15 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..mask_ops import on_latent
-from ..noise import Callback, Denoiser, Level, Levels, seeded
+from ..mask_ops import check_mask, on_latent
+from ..noise import Callback, Denoiser, Level, Levels, falling, seeded
 from ..scene import Scene
 from ..types import BoxwrightError
 from .run import schedule_progress
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 LAST = 1.0 - 1e-6  # progress of the last step
+SLACK = 1e-4  # by which rounding may take a schedule above a flow model's highest level
 OTHER_NOISE = 0x9E3779B9  # added to seeds: the host has drawn the start from the seed itself
 COUNT = "boxwright_count"  # start of the key of a wrapper that counts evaluations
 Loop = Callable[[Denoiser, Tensor, Tensor, Scene, Callback], Tensor]  # (model, x, sigmas, scene, callback) -> latents
@@ -67,7 +67,7 @@ def check_model(model: Any) -> None:
 def picture_latent(model: Any, latent: dict[str, Any]) -> Tensor:
     """The samples [B, C, ..., h, w] of a LATENT that holds one picture for each row, shaped as the model wants them.
 
-    Raises BoxwrightError for an empty latent, a video, or several latents in one.
+    Raises BoxwrightError for an empty latent, a video, several latents in one, or values that are no numbers.
     """
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
@@ -84,8 +84,13 @@ def picture_latent(model: Any, latent: dict[str, Any]) -> Tensor:
 
 
 def _check_picture(samples: Tensor) -> None:
-    if samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
-        raise BoxwrightError(f"The latent has the shape {tuple(samples.shape)}, not that of pictures. Use those.")
+    if samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1) or 0 in samples.shape:
+        raise BoxwrightError(
+            f"The latent has the shape {tuple(samples.shape)}, not that of pictures. Use those, of at least one "
+            "latent cell (8 x 8 pixels for most models)."
+        )
+    if not bool(samples.isfinite().all()):
+        raise BoxwrightError("The latent holds NaN or infinite values. Look at the node that made it.")
     if not bool(samples.any()):
         raise BoxwrightError("The latent is empty. Encode the picture to edit with VAE Encode, and wire that.")
 
@@ -123,11 +128,11 @@ def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = Fal
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
         guider, given = model.inner_model, extra_args.get("denoise_mask")
-        check_model(guider.model_patcher)
         _check_picture(model.latent_image)
         if mask is not None:
             area = on_latent(mask, tuple(x.shape)).to(x)
         elif given is not None:
+            check_mask(given)
             area = given
         elif whole:
             area = torch.ones_like(x[:, :1])
@@ -149,10 +154,15 @@ def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = Fal
 
 
 def logged(name: str, sample: Callable[..., Tensor]) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER of the host's signature (model, x, sigmas, extra_args=...) that logs what a run cost under `name`."""
+    """A SAMPLER of the host's signature (model, x, sigmas, extra_args=...) that logs what a run cost under `name`.
+
+    Model and schedule are checked before it runs. Raises BoxwrightError.
+    """
 
     def counted(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, **rest: Any) -> Tensor:
-        tally = Tally()
+        guider, tally = model.inner_model, Tally()
+        check_model(guider.model_patcher)
+        sigmas = checked_sigmas(guider.inner_model.model_sampling, sigmas)
         tally.watch(extra_args["model_options"])
         result = sample(model, x, sigmas, extra_args=extra_args, **rest)
         logging.info("Boxwright %s: %d steps, %d model evaluations", name, len(sigmas) - 1, tally.rows)
@@ -208,20 +218,36 @@ def progress(model: Any, steps: int) -> Any:
 
 
 def schedule(model: Any, scheduler: str, steps: int, strength: float) -> Tensor:
-    """`steps` steps of a schedule's last part, from `strength` (share of the schedule, above 0 to 1) to clean."""
+    """`steps` steps of a schedule's last part, from `strength` (share of the schedule, above 0 to 1) to clean.
+
+    Fewer where the model has fewer noise levels there. Raises BoxwrightError if the scheduler makes no schedule of it.
+    """
     total = steps if strength >= 1.0 else max(steps, int(steps / strength))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, total)
-    return sigmas[-(steps + 1) :].cpu()
-
-
-def check_sigmas(sigmas: Tensor) -> Tensor:
-    """SIGMAS that fall strictly to 0, without repeats of the last level. Raises BoxwrightError for others."""
-    values = sigmas.float().flatten().cpu()
-    if len(values) < 2 or not bool((values.diff() < 0).all()) or float(values[-1]) != 0.0:
+    model_sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, scheduler, total)[-(steps + 1) :].cpu()
+    try:
+        return checked_sigmas(model_sampling, sigmas, whole=True)
+    except BoxwrightError as error:
         raise BoxwrightError(
-            f"The schedule ({len(values)} sigmas) does not fall from noise to 0. Wire the sigmas of a scheduler node, "
-            "whole or split at the noisy end."
+            f"{scheduler} makes no schedule of {steps} steps at strength {strength:g} ({error}) Choose another "
+            "scheduler, or other steps."
+        ) from error
+
+
+def checked_sigmas(model_sampling: Any, sigmas: Tensor, whole: bool = False) -> Tensor:
+    """SIGMAS as the strictly falling noise levels of this model, float32 [L]; `whole` = down to the picture.
+
+    Raises BoxwrightError for others (see `falling`).
+    """
+    values = falling(sigmas)
+    if whole and values[-1] != 0.0:
+        raise BoxwrightError(
+            f"The schedule ends at sigma {values[-1]:g}, not at 0, so that the picture itself is not on it. Wire the "
+            "sigmas of a scheduler node, whole or split at the noisy end."
         )
-    if not math.isfinite(float(values[0])):
-        raise BoxwrightError("The schedule starts at an infinite sigma. Use another scheduler.")
-    return values
+    if levels_of(model_sampling)(values[0]).signal < -SLACK:
+        raise BoxwrightError(
+            f"The schedule starts at sigma {values[0]:g}; this model ({type(model_sampling).__name__}) has noise "
+            "levels from 0 to 1 only. Wire the sigmas of a scheduler node with this model."
+        )
+    return torch.tensor(values, device=sigmas.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..grids import coverage, feathered
 from ..marks import without_orders
-from ..types import Box, BoxwrightError, Layout, Region, StepWindow, window_of
+from ..types import Box, BoxwrightError, Layout, Region, StepWindow, counted, window_of
 from .tokenizers import check_phrases
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent
@@ -38,8 +38,9 @@ def region_texts(conditioning: list, layout: Layout) -> tuple[Tensor, ...]:
     """
     if len(conditioning) != len(layout.regions):
         raise BoxwrightError(
-            f"region_texts holds {len(conditioning)} texts, and the layout {len(layout.regions)} regions. Join one "
-            "text for each region, in order, with Conditioning (Combine)."
+            f"region_texts holds {counted(len(conditioning), 'text')}, and the layout "
+            f"{counted(len(layout.regions), 'region')}. Join one text for each region, in order, with Conditioning "
+            "(Combine)."
         )
     return tuple(_text(entry, layout, f"Text {number} of region_texts") for number, entry in enumerate(conditioning, 1))
 
@@ -47,7 +48,7 @@ def region_texts(conditioning: list, layout: Layout) -> tuple[Tensor, ...]:
 def background_text(conditioning: list, layout: Layout) -> Tensor:
     """The encoded text of a CONDITIONING of one entry. Raises BoxwrightError as `region_texts` does."""
     if len(conditioning) != 1:
-        raise BoxwrightError(f"background holds {len(conditioning)} texts; wire a single one.")
+        raise BoxwrightError(f"background holds {counted(len(conditioning), 'text')}; wire a single one.")
     return _text(conditioning[0], layout, "The background")
 
 
@@ -168,7 +169,7 @@ def same_length(regions: Sequence[Region], conditioning: list) -> list[list]:
     """Each entry of a CONDITIONING as that of one region. Raises BoxwrightError for another number of entries."""
     if len(conditioning) != len(regions):
         raise BoxwrightError(
-            f"region_texts holds {len(conditioning)} texts, and there are {len(regions)} regions. Join one text for "
-            "each region, in order, with Conditioning (Combine)."
+            f"region_texts holds {counted(len(conditioning), 'text')} for {counted(len(regions), 'region')}. Join one "
+            "text for each region, in order, with Conditioning (Combine)."
         )
     return [[entry] for entry in conditioning]

@@ -13,8 +13,8 @@ from pack.attention_patches.diff_mask import DiffMask
 from pack.attention_patches.host import diff_mask as host_diff_mask
 from pack.attention_patches.host.diff_edit import diff_edit_sampler, edit
 from pack.attention_patches.host.diff_mask import measure
-from pack.attention_patches.host.inversion import InvertedNoise, invert_latent
-from pack.attention_patches.host.loops import check_sigmas, levels_of, picture_latent, sampler, schedule
+from pack.attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
+from pack.attention_patches.host.loops import SCHEDULERS, levels_of, picture_latent, sampler, schedule
 from pack.attention_patches.ilvr import ILVR
 from pack.attention_patches.repaint import RePaint
 from pack.attention_patches.types import BoxwrightError, StepWindow
@@ -196,12 +196,12 @@ def test_the_hosts_euler_draws_the_picture_again_from_inverted_noise(models, fam
     for refinements in (0, 6):
         found = invert_latent(model, latent, prompt(family, 1), sigmas, refinements=refinements, check=True)
         assert found.evaluations == 10 * (1 + refinements) and found.check_evaluations == 10
-        errors += found.errors
+        errors += [error.rms / error.spread for error in found.errors]
         for beneath in (latent, torch.zeros_like(latent)):
             noise = InvertedNoise(model, found.trajectory).generate_noise({"samples": beneath})
             again = sample(model, family, comfy.samplers.ksampler("euler"), sigmas, beneath, noise, cfg=1.0)
             error = float((again - latent).pow(2).mean().sqrt() / latent.std())
-            assert error == pytest.approx(found.errors[0], rel=0.01, abs=1e-4)
+            assert error == pytest.approx(errors[-1], rel=0.01, abs=1e-4)
     if (family, strength) != ("sd15", 1.0):  # random weights: there one step too steep for any fixed point
         assert errors[1] < 0.02 and errors[1] < 0.1 * errors[0]
 
@@ -230,10 +230,31 @@ def test_guidance_counts_while_inverting(models):
         invert_latent(model, latent, prompt("sd15", 1), sigmas, refinements=21)
 
 
-@pytest.mark.parametrize("sigmas", [[], [0.0], [5.0, 1.0], [5.0, 5.0, 0.0], [0.0, 1.0, 5.0], [float("inf"), 1.0, 0.0]])
-def test_schedules_that_do_not_end_in_the_picture_are_refused(sigmas):
-    with pytest.raises(BoxwrightError, match="schedule"):
-        check_sigmas(torch.tensor(sigmas))
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("sigmas, words", [
+    ([], "no noise level"), ([5.0], "1 noise level"), ([0.0, 1.0, 5.0], "Sigma 2 of 3 is 1, after 0.*Flip Sigmas"),
+    ([5.0, 1.0], "ends at sigma 1, not at 0"), ([5.0, NAN, 0.0], "Sigma 2 of 3 is nan"), ([INF, 1.0, 0.0], "is inf"),
+], ids=str)  # fmt: skip
+def test_schedules_that_do_not_end_in_the_picture_are_refused(models, sigmas, words):
+    with pytest.raises(BoxwrightError, match=words):
+        invert_latent(models["sd15"], pictures("sd15"), prompt("sd15", 1), torch.tensor(sigmas))
+
+
+def test_a_repeated_level_is_inverted_once(models):
+    sigmas = torch.tensor([5.0, 5.0, 1.0, 0.0, 0.0])
+    found = invert_latent(models["sd15"], pictures("sd15"), prompt("sd15", 1), sigmas)
+    assert found.trajectory.sigmas == (0.0, 1.0, 5.0) and found.evaluations == 2
+
+
+@every_family
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_makes_a_schedule_of_few_and_of_many_steps(models, family, scheduler):
+    """Of many there are more than the model has noise levels, so that schedulers repeat some."""
+    for steps, strength in ((2, 1.0), (25, 0.8), (25, 0.05), (100, 0.05), (1100, 1.0)):
+        sigmas = schedule(models[family], scheduler, steps, strength)
+        assert 1 <= len(sigmas) - 1 <= steps and float(sigmas[-1]) == 0.0 and bool((sigmas.diff() < 0).all())
 
 
 # DiffEdit's sampler
@@ -410,6 +431,10 @@ def test_models_with_extra_channels_are_refused_aloud():
     (torch.ones(1, 16, 8, 8), "16 channels, this model's have 4"),
     (torch.ones(1, 4, 3, 8, 8), "not that of pictures"),
     (torch.ones(4, 8, 8), "not that of pictures"),
+    (torch.ones(0, 4, 8, 8), "not that of pictures"),
+    (torch.ones(1, 4, 0, 8), "at least one latent cell"),
+    (torch.full((1, 4, 8, 8), NAN), "NaN or infinite"),
+    (torch.full((1, 4, 8, 8), INF), "NaN or infinite"),
 ])  # fmt: skip
 def test_latents_that_are_no_pictures_are_refused(models, samples, words):
     with pytest.raises(BoxwrightError, match=words):
@@ -420,6 +445,53 @@ def test_a_sampler_on_an_empty_latent_is_refused(models):
     sigmas = schedule(models["sd15"], "normal", 2, 1.0)
     with pytest.raises(BoxwrightError, match="latent is empty"):
         sample(models["sd15"], "sd15", sampler(*LOOPS["repaint"], left_mask()), sigmas, torch.zeros(1, 4, 8, 12))
+
+
+def samplers(models, family="sd15"):
+    """All five samplers, for the latent of `pictures`."""
+    path = inverted(models[family], family, pictures(family), schedule(models[family], "normal", 2, 1.0))
+    loops = {name: sampler(*LOOPS[name], left_mask()) for name in LOOPS}
+    return {**loops, "diff_edit": diff_edit_sampler(path, left_mask()), "direct": direct_inversion_sampler(path)}
+
+
+FIVE = pytest.mark.parametrize("name", [*LOOPS, "diff_edit", "direct"])
+
+
+@FIVE
+@pytest.mark.parametrize("sigmas, words", [
+    ([5.0, NAN, 0.0], "Sigma 2 of 3 is nan.*another scheduler"), ([NAN, 1.0, 0.0], "Sigma 1 of 3 is nan"),
+    ([INF, 1.0, 0.0], "Sigma 1 of 3 is inf"), ([0.0, 1.0, 5.0], "Sigma 2 of 3 is 1, after 0.*Flip Sigmas"),
+    ([5.0], "1 noise level .5.*more steps"), ([5.0, -1.0], "Sigma 2 of 2 is -1.*below 0"),
+], ids=str)  # fmt: skip
+def test_every_sampler_refuses_a_bad_schedule(models, name, sigmas, words):
+    with pytest.raises(BoxwrightError, match=words):
+        sample(models["sd15"], "sd15", samplers(models)[name], torch.tensor(sigmas), pictures("sd15"))
+
+
+@FIVE
+def test_every_sampler_takes_a_repeated_level_once(models, name, caplog):
+    latent, method = pictures("sd15"), samplers(models)[name]
+    once = sample(models["sd15"], "sd15", method, torch.tensor([5.0, 1.0, 0.0]), latent, seeds("sd15", 0, 1))
+    repeated = torch.tensor([5.0, 5.0, 1.0, 1.0, 0.0, 0.0])
+    with caplog.at_level(logging.INFO):
+        again = sample(models["sd15"], "sd15", method, repeated, latent, seeds("sd15", 0, 1))
+    assert torch.equal(once, again) and ": 2 steps, " in caplog.text
+
+
+@FIVE
+def test_sigmas_of_another_kind_of_model_are_refused(models, name):
+    sigmas = schedule(models["sd15"], "normal", 2, 1.0)
+    with pytest.raises(BoxwrightError, match="starts at sigma 14.6.*from 0 to 1 only.*with this model"):
+        sample(models["flux"], "flux", samplers(models, "flux")[name], sigmas, pictures("flux"))
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -3.0, 4.0])
+@pytest.mark.parametrize("own", [False, True])
+def test_masks_that_are_none_are_refused(models, value, own):
+    sigmas, mask = schedule(models["sd15"], "normal", 2, 1.0), torch.full((8, 12), value)
+    method = sampler(*LOOPS["repaint"], mask if own else None)
+    with pytest.raises(BoxwrightError, match="mask has values from.*numbers from 0 to 1"):
+        sample(models["sd15"], "sd15", method, sigmas, pictures("sd15"), noise_mask=None if own else mask)
 
 
 def test_nothing_stays_on_the_model(models):

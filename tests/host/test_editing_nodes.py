@@ -145,8 +145,16 @@ def test_invert_feeds_the_samplers(model):
     for node in (BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8)),
                  BoxwrightDirectInversionSampler.execute(trajectory)):  # fmt: skip
         assert callable(node[0].sample)
-    with pytest.raises(BoxwrightError, match="shape .3, 8, 8. for 2 latent"):
+    assert report.endswith(" % (RMS; % = of the latent's own standard deviation).")
+    with pytest.raises(BoxwrightError, match="shape .3, 8, 8. for 2 pictures"):
         BoxwrightDiffEditSampler.execute(trajectory, torch.ones(3, 8, 8))
+
+
+def test_invert_says_that_a_latent_is_flat_instead_of_a_share_of_nothing(model):
+    flat = {"samples": torch.full((1, 4, 8, 8), 0.5)}
+    sigmas = schedule(model, "normal", 2, 0.3)
+    report = BoxwrightInvert.execute(model, prompt(1), flat, sigmas, 1.0, 0, "memory", True)[2]
+    assert "(flat) (RMS; flat = its values are all alike" in report and "%" not in report
 
 
 def test_direct_inversion_redraws_the_picture_beside_its_edit(model, caplog):

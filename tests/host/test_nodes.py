@@ -330,16 +330,21 @@ def pack_module():
 
 
 @pytest.fixture(scope="module")
-def schemas(pack_module):
-    """Node id -> schema, in the order of the extension's list."""
+def registered(pack_module):
+    """Node id -> class, as the host gets them, in the order of the extension's list."""
 
     async def entry():
         extension = await pack_module.comfy_entrypoint()
         await extension.on_load()
         return await extension.get_node_list()
 
-    found = [node.GET_SCHEMA() for node in asyncio.run(entry())]
-    return {schema.node_id: schema for schema in found}
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(entry())}
+
+
+@pytest.fixture(scope="module")
+def schemas(registered):
+    """Node id -> schema."""
+    return {name: node.GET_SCHEMA() for name, node in registered.items()}
 
 
 def summary(schema):
@@ -382,6 +387,54 @@ def test_a_node_is_found_and_explained(schemas, pack_module, name):
     page = (ROOT / pack_module.WEB_DIRECTORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert page.startswith("# " + schema.display_name.removesuffix(" (Boxwright)") + "\n")
     assert [entry.id for entry in schema.inputs if not re.search(rf"\b{entry.id}\b", page, re.IGNORECASE)] == []
+
+
+HUGE, NAN, INF = 2**40, float("nan"), float("inf")
+HOSTILE = {
+    "INT": [-(10**6), HUGE * HUGE, 10**400, 1.5, NAN, INF, "7", None],
+    "FLOAT": [-1e6, 1e6, 10**400, NAN, INF, -INF, "0.5", None],
+    "COMBO": ["no such choice", None, 3],
+    "STRING": [None, 5, ["a"]],
+    "IMAGE": [torch.ones(shape) for shape in ((0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 8, 2), (1, 8, 8, 5), (8, 8, 3))]
+    + [torch.ones(1, 2, 8, 8, 3), "a picture"],
+    "MASK": [torch.ones(shape) for shape in ((0, 8, 8), (1, 8, 0), (1, 1, 8, 8), (8,))]
+    + [torch.full((1, 8, 8), NAN), torch.full((8, 8), INF), 1.0],
+    "LATENT": [{"samples": torch.ones(shape)} for shape in ((0, 4, 8, 8), (1, 4, 0, 8))]
+    + [{"samples": torch.full((1, 4, 8, 8), NAN)}, {"samples": torch.full((1, 4, 8, 8), INF)}, {}, None],
+}
+USUAL = {
+    "IMAGE": torch.ones(1, 8, 8, 3), "MASK": torch.ones(1, 8, 8), "LATENT": {"samples": torch.ones(1, 4, 8, 8)},
+    "STRING": "red",
+}  # fmt: skip
+
+
+def hostile_cases(schema):
+    """(input, hostile value) for every input of a kind whose values can be judged."""
+    for entry in schema.inputs:
+        for value in HOSTILE.get(entry.get_io_type(), ()):
+            if not (value is None and entry.optional):
+                yield entry.id, value
+
+
+@every_node
+def test_hostile_values_on_wires_are_refused_by_the_node_they_enter(registered, schemas, name):
+    """The host checks the range of what is typed in, not of what is wired: here every input gets every bad value."""
+    usual = {entry.id: defaults(schemas[name]).get(entry.id, USUAL.get(entry.get_io_type()))
+             for entry in schemas[name].inputs}  # fmt: skip
+    for wire, value in hostile_cases(schemas[name]):
+        with pytest.raises(ValueError) as refused:
+            registered[name].execute(**usual | {wire: value})
+        message = str(refused.value)
+        assert type(refused.value).__name__ == "BoxwrightError", (wire, message)
+        assert message.startswith(f"{wire} ") and len(message) < 500, (wire, message)
+        assert re.search("choose |Look at|Wire |Replace it|quotation", message), (wire, message)
+
+
+def test_the_ends_of_every_range_are_let_in(registered, schemas):
+    """What is refused begins where the schema says, for seeds of 64 bits too."""
+    checks = sys.modules[registered["BoxwrightRegions"].__module__.rpartition(".")[0] + ".checks"]
+    assert checks.whole(2**64 - 1, "seed", 0, 2**64 - 1) == 2**64 - 1
+    assert checks.whole(512.0, "width", 64, 512) == 512 and checks.ranged(1, "strength", 0.0, 1.0) == 1.0
 
 
 def test_every_help_page_belongs_to_a_node():

@@ -11,10 +11,10 @@ from pack.attention_patches.diff_edit import pasted, sample_diff_edit
 from pack.attention_patches.inversion import (
     Trajectory,
     decode,
+    deviations,
     directly_inverted,
     empty_states,
     invert,
-    relative_error,
     sample_beside,
 )
 from pack.attention_patches.types import BoxwrightError
@@ -36,7 +36,7 @@ def test_refinements_make_the_round_trip_exact(kind):
     for refinements in (0, 1, 3, 60):
         noise = invert(Gaussian(kind, 0.4, 0.7), source, SIGMAS[kind], LEVELS[kind], refinements)
         back = decode(Gaussian(kind, 0.4, 0.7), noise, SIGMAS[kind])
-        errors.append(max(relative_error(back, source)))
+        errors.append(max(error.rms / error.spread for error in deviations(back, source)))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 2e-4 < errors[0]
 
@@ -117,10 +117,18 @@ def test_a_trajectory_too_large_is_refused_with_the_way_out(monkeypatch):
         empty_states(3, (2, 4, 8, 8), "disk")
 
 
-def test_relative_error_is_the_share_of_the_spread():
+def test_errors_are_shares_of_the_spread():
     truth = picture(3)
     found = truth + torch.tensor([0.0, 0.1, 0.5]).view(3, 1, 1, 1) * truth.flatten(1).std(1).view(3, 1, 1, 1)
-    assert relative_error(found, truth) == pytest.approx([0.0, 0.1, 0.5], abs=1e-5)
+    found = deviations(found, truth)
+    assert [error.rms / error.spread for error in found] == pytest.approx([0.0, 0.1, 0.5], abs=1e-5)
+    assert [str(error) for error in found] == ["0.0 %", "10.0 %", "50.0 %"]
+
+
+def test_the_error_of_a_flat_latent_is_no_share():
+    truth = torch.full((1, 4, 8, 8), 0.7)
+    error = deviations(truth + 0.25, truth)[0]
+    assert error.flat and str(error) == "0.25 (flat)"
 
 
 # DiffEdit's decoding

@@ -77,10 +77,10 @@ def test_masks_of_any_size_land_on_the_latent_by_area():
 
 
 @pytest.mark.parametrize("mask, words", [
-    (torch.zeros(3, 8, 8), "shape .3, 8, 8. for 2 latent"),
+    (torch.zeros(3, 8, 8), "shape .3, 8, 8. for 2 pictures"),
     (torch.zeros(1, 1, 8, 8), "shape"),
-    (torch.full((8, 8), 1.5), "1.5; a mask lies between 0 and 1"),
-    (torch.full((8, 8), float("nan")), "between 0 and 1"),
+    (torch.full((8, 8), 1.5), "1.5; those of a mask are numbers from 0 to 1"),
+    (torch.full((8, 8), float("nan")), "nan to nan; .*0 to 1"),
 ])  # fmt: skip
 def test_bad_masks_are_refused(mask, words):
     with pytest.raises(BoxwrightError, match=words):
