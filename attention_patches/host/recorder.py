@@ -11,7 +11,7 @@ from torch import Tensor
 from ..recorder import AttentionRecord
 from ..types import Layout
 from . import adapter_for
-from .run import install, schedule_progress
+from .run import install, progress_of
 
 WRAPPER = "boxwright_recorder"
 
@@ -42,6 +42,6 @@ def _begin(
     factors = adapter_for(guider.model_patcher).factors(model.diffusion_model)
     height, width = noise.shape[-2:]
     grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
-    schedule = [schedule_progress(model.model_sampling, float(sigma)) for sigma in sigmas[:-1]]
+    schedule = [*map(progress_of(model.model_sampling), sigmas[:-1].tolist())]
     record.begin(schedule, noise.shape[0], grids)
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
