@@ -236,7 +236,7 @@ def _take_over(
         groups = probs.unflatten(0, (-1, count))
         result = [groups[:, 0]]
         now = (starts <= site.progress) & (site.progress < ends)
-        key = ("prompt to prompt", id(alignments), probs.device, tuple(now.flatten().tolist()))
+        key = ("prompt to prompt", id(factors), probs.device, tuple(now.flatten().tolist()))
         for number, (moves, taken, factor) in enumerate(site.kept(key, lambda: on_device(now, probs.device)), 1):
             own = groups[:, number]
             result.append(torch.where(taken, moves.of_source(groups[:, 0]), own) * factor)
