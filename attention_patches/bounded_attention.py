@@ -45,16 +45,21 @@ class BoundedAttention:
         return at_resolution(site, self.resolutions)
 
     def _bound(self, zeros: Tensor, site: AttentionSite) -> Tensor:
-        return zeros.masked_fill(self.apart(site).to(zeros.device), NEVER)
+        return zeros.masked_fill(self.apart(site, zeros.device), NEVER)
 
-    def apart(self, site: AttentionSite) -> Tensor:
+    def apart(self, site: AttentionSite, device: torch.device | None = None) -> Tensor:
         """Whether the site's queries must not see an image token, bool [n, N]: both in regions, none in common."""
-        cells = torch.stack([visible_cells(covered(region, site)).flatten() for region in site.layout.regions])
-        cells &= torch.tensor(regions_at_work(site, self.window))[:, None]
-        cells &= ~backgrounds(cells)[:, None]
+        at_work = tuple(regions_at_work(site, self.window))
+        cells = site.kept(("bound", site.layout.key, at_work, device), lambda: self._cells(site, at_work).to(device))
         inside = cells.any(dim=0)
         together = cells[:, site.queries].float().T @ cells.float() > 0
         return inside[site.queries, None] & inside & ~together
+
+    def _cells(self, site: AttentionSite, at_work: tuple[bool, ...]) -> Tensor:
+        """Which cells belong to which of the regions that are kept apart, bool [R, N]."""
+        cells = torch.stack([visible_cells(covered(region, site)).flatten() for region in site.layout.regions])
+        cells &= torch.tensor(at_work)[:, None]
+        return cells & ~backgrounds(cells)[:, None]
 
 
 def backgrounds(cells: Tensor) -> Tensor:

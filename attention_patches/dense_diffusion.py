@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,18 +88,28 @@ class DenseDiffusion:
             here = segments[:, site.queries]
             if site.kind == "image_image":
                 return modulated(scores, shared(here, segments), amount)
-            wanted, changed = (words.to(scores.device) for words in self.words(site))
+            wanted, changed = self._words(site, scores.device)
             return modulated(scores, shared(here, wanted), amount * shared(here, changed))
 
         return modulate
 
     def _segments(self, site: AttentionSite, device: torch.device) -> tuple[Tensor, Tensor]:
         """`segments` and `reach`, worked out once for each grid of a run while the same regions are at work."""
-        key = ("dense", id(self), site.grid, site.view, tuple(regions_at_work(site, self.window)), device)
-        if key not in site.memo:
+
+        def make() -> tuple[Tensor, Tensor]:
             segments = self.segments(site)
-            site.memo[key] = segments.to(device), self.reach(segments, site).to(device)
-        return site.memo[key]
+            return segments.to(device), self.reach(segments, site).to(device)
+
+        return site.kept(("dense", *self._now(site), device), make)
+
+    def _words(self, site: AttentionSite, device: torch.device) -> list[Tensor]:
+        """`words`, likewise."""
+        key = ("dense: words", *self._now(site), device)
+        return site.kept(key, lambda: [words.to(device) for words in self.words(site)])
+
+    def _now(self, site: AttentionSite) -> tuple[Any, ...]:
+        """What tells these settings and their layout from others of the run, and which regions are at work."""
+        return id(self), site.layout.key, tuple(regions_at_work(site, self.window))
 
     def segments(self, site: AttentionSite) -> Tensor:
         """The cells of each region and, last, of the background, bool [R + 1, N]; every cell is in one at least."""

@@ -196,15 +196,33 @@ def _missing(phrase: str, prompts: Sequence[TokenMap], where: str) -> PhraseNotF
 
 def moved_columns(source: Tensor, alignment: TokenAlignment) -> Tensor:
     """source @ alignment.weights, [..., T] -> [..., T]. Columns with one origin are copied, to the last bit."""
-    weights = alignment.weights
-    index = weights.argmax(dim=0).to(source.device)
-    moved = source[..., index] * weights.amax(dim=0).to(source)
-    several = (weights != 0).sum(dim=0) > 1
-    if bool(several.any()):
-        origins = weights[:, several].any(dim=1)
-        part = weights[origins][:, several].to(source)
-        moved[..., several.to(source.device)] = source[..., origins.to(source.device)] @ part
-    return moved
+    return _Moves.of(alignment, source.device).of_source(source)
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """An alignment's weights on a device, taken apart so that applying them never waits for it."""
+
+    index: Tensor  # int64 [T]: the heaviest origin of each column
+    weight: Tensor  # float32 [T]: of that one
+    several: Tensor  # int64: the columns with more origins
+    origins: Tensor  # int64: all of these
+    part: Tensor  # float32 [origins, several]
+
+    @classmethod
+    def of(cls, alignment: TokenAlignment, device: torch.device) -> _Moves:
+        weights = alignment.weights
+        several = ((weights != 0).sum(dim=0) > 1).nonzero()[:, 0]
+        origins = weights[:, several].any(dim=1).nonzero()[:, 0]
+        part = weights[origins][:, several]
+        found = (weights.argmax(dim=0), weights.amax(dim=0), several, origins, part)
+        return cls(*(values.to(device) for values in found))
+
+    def of_source(self, source: Tensor) -> Tensor:
+        moved = source[..., self.index] * self.weight.to(source)
+        if len(self.several):
+            moved[..., self.several] = source[..., self.origins] @ self.part.to(source)
+        return moved
 
 
 def _take_over(
@@ -217,13 +235,18 @@ def _take_over(
         check_rows(probs.shape[0], count)
         groups = probs.unflatten(0, (-1, count))
         result = [groups[:, 0]]
-        for number, alignment in enumerate(alignments):
-            own = groups[:, number + 1]
-            now = (starts[number] <= site.progress) & (site.progress < ends[number])
-            edited = torch.where(alignment.shared.to(own.device), moved_columns(groups[:, 0], alignment), own)
-            edited = edited * factors[number].to(own)
-            result.append(torch.where(now.to(own.device), edited, own))
+        now = (starts <= site.progress) & (site.progress < ends)
+        key = ("prompt to prompt", id(factors), probs.device, tuple(now.flatten().tolist()))
+        for number, (moves, taken, factor) in enumerate(site.kept(key, lambda: on_device(now, probs.device)), 1):
+            own = groups[:, number]
+            result.append(torch.where(taken, moves.of_source(groups[:, 0]), own) * factor)
         return torch.stack(result, dim=1).flatten(0, 1)
+
+    def on_device(now: Tensor, device: torch.device) -> list[tuple[_Moves, Tensor, Tensor]]:
+        """For each target: its moves, the columns [T] that take part in them, and what each is multiplied by [T]."""
+        taken = [(alignment.shared & active).to(device) for alignment, active in zip(alignments, now, strict=True)]
+        moves = [_Moves.of(alignment, device) for alignment in alignments]
+        return [*zip(moves, taken, torch.where(now, factors, 1.0).to(device), strict=True)]
 
     return take_over
 
@@ -255,7 +278,8 @@ def _watch_words(columns: Tensor) -> Callable[[Tensor, AttentionSite], None]:
         grids = site.memo.setdefault(_BLENDED, {})
         if site.grid not in grids:
             grids[site.grid] = probs.new_zeros(2, rows, cells)
-        counted = columns.repeat(1, rows // columns.shape[1], 1).to(probs)
+        key = ("local blend", id(columns), rows, probs.device)
+        counted = site.kept(key, lambda: columns.repeat(1, rows // columns.shape[1], 1).to(probs))
         grids[site.grid][:, :, site.queries] += torch.einsum("bnt,rbt->rbn", probs.mean(dim=1), counted)
 
     return watch

@@ -71,22 +71,27 @@ class Reweight:
             factors[_columns(layout, phrase)] *= factor
         return factors
 
-    def _at(self, factors: Tensor, site: AttentionSite) -> Tensor:
-        """[N or 1, T]: the factors where they count, 1 elsewhere."""
+    def _at(self, factors: Tensor, site: AttentionSite, device: torch.device) -> Tensor:
+        """[n or 1, T]: the factors where they count, 1 elsewhere."""
+        at = site.kept(("reweight", id(factors), device), lambda: self._on_grid(factors, site).to(device))
+        return at if self.region == 0 else at[site.queries]
+
+    def _on_grid(self, factors: Tensor, site: AttentionSite) -> Tensor:
+        """The same for all image tokens, [N or 1, T]."""
         if self.region == 0:
             return factors[None]
         inside = covered(site.layout.regions[self.region - 1], site).flatten()
-        return 1.0 + inside[site.queries, None] * (factors[None] - 1.0)
+        return 1.0 + inside[:, None] * (factors[None] - 1.0)
 
     def _bias(self, factors: Tensor) -> Callable[[Tensor, AttentionSite], Tensor]:
         def bias(zeros: Tensor, site: AttentionSite) -> Tensor:
-            return zeros + self._at(factors, site).log().clamp_min(NEVER)
+            return zeros + self._at(factors, site, zeros.device).log().clamp_min(NEVER)
 
         return bias
 
     def _scale(self, factors: Tensor) -> Callable[[Tensor, AttentionSite], Tensor]:
         def scale(probs: Tensor, site: AttentionSite) -> Tensor:
-            return probs * self._at(factors, site).to(probs)
+            return probs * self._at(factors, site, probs.device)
 
         return scale
 

@@ -6,10 +6,11 @@ conditioning), R regions, C channels. Positions are fractions of the image: orig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 MAX_REGIONS = 64
@@ -156,6 +157,14 @@ class AttentionSite:
     progress: float  # same scale as StepWindow
     layout: Layout
     memo: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
+
+    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, worked out once in a run for this key, grid and view. Name the device in the key."""
+        # Autograd may not save what was made in inference mode.
+        key = (key, self.grid, self.view, torch.is_inference_mode_enabled())
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
 
 
 def everywhere(site: AttentionSite) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,37 +22,50 @@ SAMPLED = 256  # queries that are looked at to see whether another pack's attent
 
 
 class BiasCache:
-    """Additive masks and weights of the current step: the same for all layers of a grid, so made once for each."""
+    """Additive masks and weights of one run: the same for all layers of a grid, so worked out once for each in a step.
+
+    On the CPU, and copied to the device where they differ from those of the step before.
+    """
 
     def __init__(self) -> None:
-        self._progress: float | None = None
-        self._masks: dict[tuple[Any, ...], Any] = {}
+        # key -> progress of the step, what was worked out, what was made of it on the device
+        self._made: dict[tuple[Any, ...], tuple[float, Tensor, Any]] = {}
         self.memo: dict[Any, Any] = {}  # AttentionSite.memo of every site of the run
 
     def get(self, block: _Block, like: Tensor) -> Tensor:
         """The sum of the block's bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
         place = block.place
         columns = (place.text.start, place.text.stop, block.chunk.text_length)
-        return self._made(
-            block, block.text_bias, (*columns, like.dtype), like, lambda: _text_bias(block).to(like.device, like.dtype)
+        return self._once(
+            block, block.text_bias, (*columns, like.dtype), like, partial(_text_bias, block), lambda bias: bias.to(like)
         )
 
     def shares(self, block: _Block, item: Installed, like: Tensor) -> _Shares:
         """Who reads which text of a mix at this site, on the device of `like`."""
-        return self._made(block, [item], (), like, lambda: _shares(block, item, like.device))
+        return self._once(
+            block, [item], (), like, partial(_weights, block, item), lambda w: _shares(w, block.place, like.device)
+        )
 
-    def _made(
-        self, block: _Block, items: list[Installed], more: tuple[Any, ...], like: Tensor, make: Callable[[], Any]
+    def _once(
+        self,
+        block: _Block,
+        items: list[Installed],
+        more: tuple[Any, ...],
+        like: Tensor,
+        work_out: Callable[[], Tensor],
+        make: Callable[[Tensor], Any],
     ) -> Any:
-        if block.call.progress != self._progress:
-            self._progress, self._masks = block.call.progress, {}
         edits = tuple(id(item.edit) for item in items)
         # Autograd may not save what was made in inference mode.
         mode = torch.is_inference_mode_enabled()
         key = (edits, block.place.grid, block.place.extent, block.chunk.offset, *more, like.device, mode)
-        if key not in self._masks:
-            self._masks[key] = make()
-        return self._masks[key]
+        step, before, made = self._made.get(key, (None, None, None))
+        if step != block.call.progress:
+            found = work_out()
+            if before is None or not torch.equal(found, before):
+                made = make(found)
+            self._made[key] = block.call.progress, found, made
+        return made
 
 
 @dataclass(frozen=True)
@@ -324,9 +338,11 @@ class _Shares:
     readers: tuple[tuple[Tensor | None, Tensor], ...]  # for each text: places (None = everywhere), their weights [n, 1]
 
 
-def _shares(block: _Block, item: Installed, device: torch.device) -> _Shares:
-    place = block.place
-    weights = item.edit.weigh(block.site(item, slice(0, place.grid[0] * place.grid[1]))).float()
+def _weights(block: _Block, item: Installed) -> Tensor:
+    return item.edit.weigh(block.site(item, slice(0, block.place.grid[0] * block.place.grid[1]))).float()
+
+
+def _shares(weights: Tensor, place: Place, device: torch.device) -> _Shares:
     readers = []
     for weight in weights:
         index = weight.nonzero()[:, 0]

@@ -25,7 +25,7 @@ from ..mask_ops import check_mask, on_latent
 from ..noise import Callback, Denoiser, Level, Levels, falling, seeded
 from ..scene import Scene
 from ..types import BoxwrightError
-from .run import schedule_progress
+from .run import progress_of
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 LAST = 1.0 - 1e-6  # progress of the last step
@@ -139,13 +139,14 @@ def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = Fal
         else:
             raise BoxwrightError("There is no mask. Wire one to this sampler's node, or use Set Latent Noise Mask.")
         model_sampling = guider.inner_model.model_sampling
+        now = progress_of(model_sampling)
         scene = Scene(
             model.latent_image,
             area,
             levels_of(model_sampling),
             seeded((extra_args.get("seed") or 0) + OTHER_NOISE),
             # A step that is being taken is not after the last, even at the model's lowest sigma.
-            lambda sigma: min(schedule_progress(model_sampling, sigma), LAST),
+            lambda sigma: min(now(sigma), LAST),
         )
         # Without the mask: the host would blend the picture in once more, at the wrong place in the loop.
         return loop(denoiser(model, x, {**extra_args, "denoise_mask": None}), x, sigmas, scene, callback)

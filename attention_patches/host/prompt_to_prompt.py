@@ -25,7 +25,7 @@ from ..token_alignment import Mode, token_alignment
 from ..types import BoxwrightError, EncodedText, Layout, TokenMap
 from . import adapter_for, tokenizers, unet_cross
 from .family import MEMO
-from .run import install, schedule_progress
+from .run import install, progress_of
 from .same_noise import SameNoise, same_rows
 from .tokenizers import LAYOUT_KEY
 
@@ -183,11 +183,11 @@ class _Blending:
     """Post-CFG function of one run: what the sampler takes for the clean picture is blended."""
 
     def __init__(self, blend: LocalBlend, count: int, model_sampling: Any) -> None:
-        self.blend, self.count, self.model_sampling = blend, count, model_sampling
+        self.blend, self.count, self.progress = blend, count, progress_of(model_sampling)
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         denoised = args["denoised"]
-        if schedule_progress(self.model_sampling, float(args["sigma"].flatten()[0])) < self.blend.start:
+        if self.progress(float(args["sigma"].flatten()[0])) < self.blend.start:
             return denoised
         memo = args["model_options"]["transformer_options"].get(MEMO, {})
         maps = recorded_maps(memo)

@@ -13,7 +13,7 @@ from ..recorder import Place, Records
 from ..types import Layout
 from . import adapter_for
 from .family import MEMO
-from .run import install, schedule_progress
+from .run import install, progress_of
 
 WRAPPER = "boxwright_recorder"
 
@@ -45,7 +45,7 @@ def _record_run(
     factors = adapter_for(guider.model_patcher).factors(model.diffusion_model)
     height, width = noise.shape[-2:]
     grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
-    schedule = [schedule_progress(model.model_sampling, float(sigma)) for sigma in sigmas[:-1]]
+    schedule = [*map(progress_of(model.model_sampling), sigmas[:-1].tolist())]
     record = records.begin(schedule, noise.shape[0], grids)
     extra_args["model_options"]["transformer_options"][MEMO][records] = record
     result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)

@@ -7,10 +7,11 @@ pack's attention override is found wherever it was added and called first in lin
 
 from __future__ import annotations
 
+import copy
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class Run:
         self.family = family
         self.guider = guider
         self.guides = [item for item in installed if isinstance(item.edit, LatentGuide)]
-        self.model_sampling = guider.inner_model.model_sampling
+        self.progress = progress_of(guider.inner_model.model_sampling)
         self.factors = family.factors(guider.inner_model.diffusion_model)
         self.batch = noise.shape[0]
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
@@ -147,7 +148,6 @@ class Run:
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
         self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
         self.cache = BiasCache()
-        self.steps: dict[float, float] = {}
 
     def attach(self, options: dict[str, Any]) -> None:
         self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
@@ -261,10 +261,32 @@ class Run:
         if not any(chunk.edits for chunk in chunks):
             return None
         references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
-        further = _further_texts(chunks, context)
+        further = self._further_texts(chunks, context, x.device)
         return ModelCall(
             chunks, latent, self.image, context.shape[1], references, progress, self.factors, further, self.others
         )
+
+    def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
+        """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
+
+        Rows with fewer end in zeros that nobody reads.
+        """
+        texts = [[t for i in chunk.edits if isinstance(i.edit, TextMix) for t in i.edit.texts] for chunk in chunks]
+        longest = max(sum(text.shape[1] for text in own) for own in texts)
+        if not longest:
+            return None
+        rows = tuple((chunk.rows.start, *map(id, own)) for chunk, own in zip(chunks, texts, strict=True))
+        # Autograd may not save what was made in inference mode.
+        key = ("further texts", rows, context.shape[0], device, torch.is_inference_mode_enabled())
+        if key not in self.cache.memo:
+            further = context.new_zeros(context.shape[0], longest, context.shape[2])
+            for chunk, own in zip(chunks, texts, strict=True):
+                start = 0
+                for text in own:
+                    further[chunk.rows, start : start + text.shape[1]] = text.to(context)
+                    start += text.shape[1]
+            self.cache.memo[key] = further.to(device)
+        return self.cache.memo[key]
 
     def report_unheard(self) -> None:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
@@ -274,11 +296,29 @@ class Run:
             if report is not None and id(item) not in heard:
                 report("negative phrases had no effect: this run evaluated no negative prompt (CFG 1)")
 
-    def progress(self, sigma: float) -> float:
-        """`schedule_progress`, worked out once for a step: on a GPU every look-up waits for the device."""
-        if sigma not in self.steps:
-            self.steps = {sigma: schedule_progress(self.model_sampling, sigma)}
-        return self.steps[sigma]
+
+def progress_of(model_sampling: Any) -> Callable[[float], float]:
+    """How far the schedule has come at a sigma: the inverse of the host's `percent_to_sigma`, in [0, 1].
+
+    For one run. Found by bisection on a twin of the schedule in main memory, each sigma once: on a GPU every look-up in
+    the host's own table waits for the device.
+    """
+    twin = copy.copy(model_sampling)
+    twin._buffers = {name: None if table is None else table.cpu() for name, table in model_sampling._buffers.items()}
+
+    @cache
+    def progress(sigma: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            if twin.percent_to_sigma(middle) > sigma:
+                low = middle
+            else:
+                high = middle
+        # Rounded, so that a step exactly on the edge of a window falls on the same side every time.
+        return round(high, 6)
+
+    return progress
 
 
 def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iterator[Any]:
@@ -293,31 +333,8 @@ def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iter
 
 
 def schedule_progress(model_sampling: Any, sigma: float) -> float:
-    """How far the schedule has come at this sigma: the inverse of the host's `percent_to_sigma`, in [0, 1]."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        if model_sampling.percent_to_sigma(middle) > sigma:
-            low = middle
-        else:
-            high = middle
-    # Rounded, so that a step exactly on the edge of a window falls on the same side every time.
-    return round(high, 6)
-
-
-def _further_texts(chunks: Sequence[Chunk], context: Tensor) -> Tensor | None:
-    """The texts of every chunk's mixes side by side, [rows, E, C]; rows with fewer end in zeros that nobody reads."""
-    texts = [[t for i in chunk.edits if isinstance(i.edit, TextMix) for t in i.edit.texts] for chunk in chunks]
-    longest = max(sum(text.shape[1] for text in own) for own in texts)
-    if not longest:
-        return None
-    further = context.new_zeros(context.shape[0], longest, context.shape[2])
-    for chunk, own in zip(chunks, texts, strict=True):
-        start = 0
-        for text in own:
-            further[chunk.rows, start : start + text.shape[1]] = text.to(context)
-            start += text.shape[1]
-    return further
+    """`progress_of` for a single sigma."""
+    return progress_of(model_sampling)(sigma)
 
 
 def _of_layout(item: Installed) -> bool:
