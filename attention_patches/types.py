@@ -70,6 +70,7 @@ class TokenMap:
     text: str  # the prompt as the encoder read it: emphasis marks and escapes removed
     spans: tuple[tuple[int, int] | None, ...]  # length T: characters [start, end) of text; None for every other role
     roles: tuple[TokenRole, ...]  # length T
+    filled_with_end: bool = True  # padding is the end token again (CLIP-L), and not a token of its own
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -150,7 +151,7 @@ class AttentionSite:
     queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
     progress: float  # same scale as StepWindow
     layout: Layout
-    memo: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
 
 
 def everywhere(site: AttentionSite) -> bool:
@@ -245,5 +246,5 @@ class LatentGuide:
     targets: tuple[tuple[float, float], ...] = ()  # (progress, p): from there on refine once, until loss <= 1 - p
     refine_iterations: int = 0  # at most, at each target
     smallest_side: int = 16  # cells the shorter side of the grid should have at least
-    early_exit: bool = True  # stop after the last layer that is read; off only to measure what that saves
+    early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves
     report: Callable[[str], None] | None = None  # told once for each step how far each phrase is
