@@ -10,8 +10,8 @@ more than half (the code rounds edges); refinement recomputes every term afterwa
 `fast` moves the prediction instead of the latent, with the gradient of the ordinary forward: the loss guidance of iLGD
 (arXiv 2405.14101) without its injection into the attention, and with the losses of BoxDiff.
 
-In every preset but `published` losses go on along their tangent where the published ones level off: on coarse or very
-decided maps a phrase that is far from its box had no gradient left.
+In every preset but `published` a pull is left where the published losses level off (`leak`): where maps are decided, as
+in small pictures, a phrase that is far from its box has no gradient there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class BoxConstraint:
     corner_width: int = 1  # cells on either side of an edge that the corner term looks at
     smoothing: float = 0.7071  # standard deviation of the 3 x 3 Gaussian, cells; 0 = none
     competition: Competition = "auto"  # which tokens compete for a cell: see `rivals`
-    tangent: bool = True  # distances above a half go on along their tangent; False = they level off, as published
+    leak: float = 0.02  # what is left of the pull on a cell that a rival is sure of, see `distance`; 0 = published
     two_grid_weight: float = 1.0  # of the loss on models with two grids of text attention (SDXL) instead of more
     max_change: float = 0.0  # largest change of a latent value in one gradient step, in units of sigma; 0 = no limit
     targets: tuple[tuple[float, float], ...] = field(default=((0.0, 0.05), (0.2, 0.5), (0.4, 0.8)))
@@ -76,6 +76,7 @@ class BoxConstraint:
             "inner": (self.inner, 0.0, 100.0),
             "outer": (self.outer, 0.0, 100.0),
             "corner": (self.corner, 0.0, 100.0),
+            "leak": (self.leak, 0.0, 1.0),
             "top_fraction": (self.top_fraction, 0.01, 1.0),
             "corner_width": (self.corner_width, 0, 64),
             "smoothing": (self.smoothing, 0.0, 10.0),
@@ -113,7 +114,7 @@ class BoxConstraint:
         return self.step_size * math.sqrt(1.0 + (self.step_end - 1.0) * progress)
 
 
-PUBLISHED = BoxConstraint(refine=True, tangent=False, two_grid_weight=100.0)
+PUBLISHED = BoxConstraint(refine=True, leak=0.0, two_grid_weight=100.0)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def rivals(tokens: TokenMap, own: Sequence[int], competition: Competition) -> li
 class Sight:
     """Where a phrase is seen, float32 [B, h, w] each, smoothed.
 
-    `absent` is 0 where the cell is the phrase's own, `present` where nothing of it is seen; at the share 1/2 both are.
+    `absent` is 0 where the cell is the phrase's own, `present` where nothing of it is seen.
     """
 
     share: Tensor  # of the cell, 0 to 1
@@ -184,26 +185,27 @@ class Sight:
     present: Tensor
 
 
-def sight(maps: Tensor, own: Tensor, others: Tensor, deviation: float, tangent: bool) -> Sight:
+def sight(maps: Tensor, own: Tensor, others: Tensor, deviation: float, leak: float) -> Sight:
     """How much each cell of attention [B, T, h, w] is a phrase's: its share of those that compete for it.
 
     The share is the paper's: softmax of 100 times the map, summed over the `own` columns.
     """
     scores = maps.float() * CONTRAST
     lead = scores.index_select(1, own).logsumexp(dim=1) - scores.index_select(1, others).logsumexp(dim=1)
-    values = (lead.sigmoid(), distance(lead, tangent), distance(-lead, tangent))
+    values = (lead.sigmoid(), distance(lead, leak), distance(-lead, leak))
     return Sight(*(smoothed(value, deviation) for value in values))
 
 
-def distance(lead: Tensor, tangent: bool) -> Tensor:
-    """1 - sigmoid(lead): how far a phrase is from owning a cell in which its score is ahead by `lead`.
+def distance(lead: Tensor, leak: float) -> Tensor:
+    """How far a phrase is from owning a cell in which its score is ahead by `lead`: 1 - S + leak * -log S.
 
-    The published loss. It levels off: where a rival's attention is ahead by a fifth, `lead` is -20 and the gradient
-    2e-9 of what it is at 0. With `tangent` it goes on from there in a straight line instead: as steep as the published
-    loss ever is, however far the goal, and the same loss for a phrase that leads.
+    S = sigmoid(lead) is its share, and 1 - S the published loss. That levels off: where a rival's attention is ahead by
+    a fifth, `lead` is -20, and nothing is left of a pull of 1/4 at lead 0. The logarithm has the slope 1 however far it
+    is. With a small `leak` it tells only where no other cell does, and what moves is in proportion to the gradient; at
+    full weight it outvotes the cells that can be won, and the picture turns blotchy.
     """
     flat = (-lead).sigmoid()
-    return torch.where(lead < 0, 0.5 - 0.25 * lead, flat) if tangent else flat
+    return flat + leak * torch.nn.functional.softplus(-lead) if leak else flat
 
 
 def smoothed(values: Tensor, deviation: float) -> Tensor:
@@ -345,7 +347,7 @@ class _Losses:
 
     def _seen(self, maps: Tensor, facts: _Facts) -> list[Sight]:
         s = self.settings
-        return [sight(maps, own, others, s.smoothing, s.tangent) for own, others in facts.columns]
+        return [sight(maps, own, others, s.smoothing, s.leak) for own, others in facts.columns]
 
     def _weight(self, site: AttentionSite) -> float:
         return self.settings.two_grid_weight if site.levels == 2 else 1.0

@@ -245,6 +245,6 @@ class LatentGuide:
     refine_loss: Callable[[Tensor, AttentionSite], AttentionLoss] | None = None
     targets: tuple[tuple[float, float], ...] = ()  # (progress, p): from there on refine once, until loss <= 1 - p
     refine_iterations: int = 0  # at most, at each target
-    smallest_side: int = 16  # cells the shorter side of the grid should have at least
+    smallest_side: int = 16  # cells the shorter side of the coarsest grid should have; of other grids, half as many
     early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves
     report: Callable[[str], None] | None = None  # told once for each step how far each phrase is

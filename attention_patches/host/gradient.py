@@ -82,13 +82,17 @@ class MapReader:
 
 
 def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: int) -> int:
-    """Which attention grid a loss reads: the coarsest that has `smallest_side` cells and shows 32 pixels per cell.
+    """Which attention grid a loss reads: the coarsest with cells enough that shows no more than 32 pixels per cell.
 
-    `factors` are latent cells per token, finest first. 16 x 16 for SD 1.5 at 512 and 32 x 32 for SDXL at 1024 pixels;
-    the finest grid where none is fine enough.
+    `factors` are latent cells per token, finest first. 16 x 16 for SD 1.5 at 512 and 32 x 32 for SDXL at 1024 pixels.
+    What the layers of a grid look at was learnt with the model, at whatever size: in smaller pictures the same layers
+    serve down to half of `smallest_side`, but for the coarsest grid, which sees the picture as a whole. The finest grid
+    where none has cells enough.
     """
-    fine = [f for f in factors if f <= COARSEST and min(latent) // f >= smallest_side]
-    return factors.index(max(fine)) if fine else 0
+    coarsest = len(factors) - 1
+    needed = [smallest_side if level == coarsest else smallest_side // 2 for level in range(len(factors))]
+    fine = [i for i, f in enumerate(factors) if f <= COARSEST and min(latent) // f >= needed[i]]
+    return max(fine, default=0)
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------

@@ -279,10 +279,17 @@ def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, famil
         ((1, 2, 4, 8), (64, 64), 2),  # SD 1.5 at 512: 16 x 16
         ((1, 2, 4, 8), (96, 96), 2),  # at 768: 24 x 24
         ((1, 2, 4, 8), (128, 128), 2),  # at 1024: 32 x 32
+        ((1, 2, 4, 8), (48, 48), 2),  # at 384: 12 x 12, of the same layers
+        ((1, 2, 4, 8), (32, 48), 2),  # at 256 x 384: 8 x 12
+        ((1, 2, 4, 8), (24, 24), 1),  # at 192: 6 x 6 would show no more than where halves are
         ((2, 4), (128, 128), 1),  # SDXL at 1024: 32 x 32
         ((2, 4), (64, 64), 1),  # SDXL at 512: 16 x 16
         ((1, 2, 4), (32, 32), 1),  # the toy at 256: 16 x 16
-        ((2, 4), (16, 24), 0),  # nothing is fine enough: the finest
+        ((1, 2, 4), (40, 40), 1),  # at 320: 20 x 20; the coarsest grid would be 10 x 10
+        ((1, 2, 4), (16, 16), 1),  # at 128: 8 x 8
+        ((1, 2, 4), (8, 8), 0),
+        ((2, 4), (16, 24), 0),
+        ((2, 4), (8, 8), 0),  # nothing is fine enough: the finest
     ],
 )
 def test_the_grid_follows_from_the_latent(factors, latent, level):

@@ -556,12 +556,16 @@ def test_guiders_that_order_their_prompts_differently(models, layout, guider):
             made.set_conds(positive, other, third)
             made.set_cfg(4.0, 1.0)
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
-        return made.sample(tiny.latent("sd15"), torch.zeros(1, 4, 16, 24), comfy.samplers.ksampler("euler"), sigmas,
-                           disable_pbar=True, seed=1)  # fmt: skip
+        first = []
+        out = made.sample(tiny.latent("sd15"), torch.zeros(1, 4, 16, 24), comfy.samplers.ksampler("euler"), sigmas,
+                          callback=lambda step, denoised, x, total: first.append(denoised.clone()),
+                          disable_pbar=True, seed=1)  # fmt: skip
+        return out, first[0]
 
-    plain = sample(models["sd15"])
-    for moves in ("latent", "prediction"):
-        assert not torch.equal(sample(install(models["sd15"], layout, [replace(GUIDE, moves=moves)])), plain)
+    plain, prediction = sample(models["sd15"])
+    assert not torch.equal(sample(install(models["sd15"], layout, [GUIDE]))[0], plain)
+    _, moved = sample(install(models["sd15"], layout, [replace(FAST, max_change=0.7)]))
+    assert float((moved - prediction).abs().max()) == pytest.approx(0.7, rel=1e-3), "however prompts are combined"
 
 
 # --- what can go wrong ---
