@@ -327,15 +327,15 @@ class _Losses:
         losses, misses = [], []
         for phrase, seen, there in zip(self.phrases, self._seen(maps, facts), facts.places, strict=True):
             weight = min(1.0, phrase.strength)
-            if not whole:
+            if whole:
+                now = float(any(window.contains(site.progress) for window in phrase.windows))
+                losses.append(weight * now * seen.absent.flatten(1).amin(dim=1))
+                misses.append(now * (1.0 - seen.share.detach().flatten(1).amax(dim=1)))
+            else:
                 inner = [inner_loss(seen, cells, self.settings.top_fraction) for cells, _ in there.boxes]
                 loss = torch.stack(inner).amax(dim=0) if inner else 0.0 * seen.share.flatten(1).sum(dim=1)
                 losses.append(weight * loss)
                 misses.append(weight * self._miss(seen, there))
-            else:
-                now = weight * any(window.contains(site.progress) for window in phrase.windows)
-                losses.append(now * seen.absent.flatten(1).amin(dim=1))
-                misses.append(now * (1.0 - seen.share.detach().flatten(1).amax(dim=1)))
         total = torch.stack(losses).amax(dim=0) * self._weight(site)
         return AttentionLoss(total, torch.stack(misses, dim=1), self.texts)
 

@@ -239,11 +239,11 @@ class LatentGuide:
     step_size: Callable[[float], float]  # of the progress of the schedule
     window: StepWindow = StepWindow()
     iterations: int = 1  # gradient steps for each step of the sampler
-    # Limit of one gradient step on each latent value, in sigmas (of a prediction: at most in units of 1); 0 = none.
+    # Limit of one gradient step on each latent value, in sigmas, 0 = none. Of a prediction: in units of 1, at most 4.
     max_change: float = 0.0
     moves: Literal["latent", "prediction"] = "latent"
     refine_loss: Callable[[Tensor, AttentionSite], AttentionLoss] | None = None
-    targets: tuple[tuple[float, float], ...] = ()  # (progress, p): from there on refine once, until loss <= 1 - p
+    targets: tuple[tuple[float, float], ...] = ()  # (progress, p): then refine once, until no miss is above 1 - p
     refine_iterations: int = 0  # at most, at each target
     smallest_side: int = 16  # cells the shorter side of the coarsest grid should have; of other grids, half as many
     early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves

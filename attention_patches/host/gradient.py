@@ -41,6 +41,7 @@ REMEDIES = {  # what else can be done about an overflow, by the model's type
     torch.float16: "Run the model in bfloat16 or float32, or c",
     torch.bfloat16: "Run the model in float32, or c",
 }
+LITTLE = 1e-3  # a loss that may well have no gradient: the goal is reached
 TILE = 128  # queries or keys that attention kernels take at a time, or a multiple of what they take
 
 
@@ -256,7 +257,7 @@ def _attention_with_backward(
 ) -> Tensor:
     """The host's PyTorch attention; with a mask the plain kernel, unless every tile of the fused ones is full.
 
-    The fused kernels' backward with a mask has been wrong on some cards where the last tile of 128 is half full.
+    On new cards the fused kernels' backward with a mask may be wrong where the last tile is not: half full, above all.
     """
     call = AttentionCall(attention_pytorch, q, k, v, heads, mask, rest, options)
     counts = (q.shape[call.token_axis], k.shape[call.token_axis])
@@ -286,7 +287,7 @@ def differentiate(model: Any, loss: AttentionLoss, latent: Tensor, last: bool = 
             f"{REMEDIES.get(dtype, 'C')}hoose a method without gradients (Rectified Attention)."
         )
     notes = loss.notes
-    if any(peak == 0.0 < total for peak, total in zip(*peaks, strict=True)):
+    if any(peak == 0.0 and total > LITTLE for peak, total in zip(*peaks, strict=True)):
         notes = (*notes, "the attention gives no direction here, so that nothing is moved")
     return Gradient(values.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, notes)
 

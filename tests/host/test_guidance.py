@@ -13,7 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
-from pack.attention_patches.box_constraint import BoxConstraint
+from pack.attention_patches.box_constraint import BoxConstraint, preset
 from pack.attention_patches.host import guidance
 from pack.attention_patches.host.family import Installed
 from pack.attention_patches.host.gradient import Gradient, loss_gradient
@@ -182,6 +182,29 @@ def test_a_later_step_is_moved_at_its_start_and_not_at_a_trial_of_it(models, lay
     halfway = sample(models["sd15"], tiny.latent("sd15"), nothing, sigmas[:2]) + delta / scale
     expected = sample(models["sd15"], nothing, halfway, sigmas[1:])
     torch.testing.assert_close(guided, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 24), (32, 48), (48, 48)])
+@pytest.mark.parametrize("sure", [1.0, 4.0], ids=["soft", "decided"])
+def test_phrases_are_pulled_in_small_pictures(layout, size, sure, monkeypatch):
+    """128 to 384 pixels, also where attention is decided, so that a rival holds whole boxes."""
+    model, pulls = tiny.build("sd15"), []
+    for name, parameter in model.model.diffusion_model.named_parameters():
+        if "attn2.to_q" in name:
+            parameter.mul_(sure)
+
+    def noted(run, guide, gradient, level):
+        pulls.append(float(latent_change(run, guide, gradient, level).abs().max()) / level)
+        return torch.zeros_like(gradient)
+
+    latent_change = guidance.latent_change
+    monkeypatch.setattr(guidance, "latent_change", noted)
+    for number in range(2):
+        regions = [replace(region, strength=float(i == number)) for i, region in enumerate(layout.regions)]
+        alone = replace(layout, regions=tuple(regions))
+        guides = preset("standard", "boxdiff").guides(alone)
+        run("sd15", install(model, alone, guides), alone, steps=1, noise=tiny.latent("sd15", size=size))
+    assert len(pulls) == 2 and min(pulls) > 1e-3
 
 
 def test_outside_an_inpaint_mask_the_samplers_latent_stays(models, layout, monkeypatch):
