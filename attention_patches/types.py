@@ -76,6 +76,7 @@ class TokenMap:
     text: str  # the prompt as the encoder read it: emphasis marks and escapes removed
     spans: tuple[tuple[int, int] | None, ...]  # length T: characters [start, end) of text; None for every other role
     roles: tuple[TokenRole, ...]  # length T
+    filled_with_end: bool = True  # padding is the end token again (CLIP-L), and not a token of its own
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -156,7 +157,7 @@ class AttentionSite:
     queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
     progress: float  # same scale as StepWindow
     layout: Layout
-    memo: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, worked out once in a run for this key, grid and view. Name the device in the key."""
@@ -252,12 +253,12 @@ class LatentGuide:
     step_size: Callable[[float], float]  # of the progress of the schedule
     window: StepWindow = StepWindow()
     iterations: int = 1  # gradient steps for each step of the sampler
-    # Limit of one gradient step on each latent value, in sigmas (of a prediction: at most in units of 1); 0 = none.
+    # Limit of one gradient step on each latent value, in sigmas, 0 = none. Of a prediction: in units of 1, at most 4.
     max_change: float = 0.0
     moves: Literal["latent", "prediction"] = "latent"
     refine_loss: Callable[[Tensor, AttentionSite], AttentionLoss] | None = None
-    targets: tuple[tuple[float, float], ...] = ()  # (progress, p): from there on refine once, until loss <= 1 - p
+    targets: tuple[tuple[float, float], ...] = ()  # (progress, p): then refine once, until no miss is above 1 - p
     refine_iterations: int = 0  # at most, at each target
-    smallest_side: int = 16  # cells the shorter side of the grid should have at least
-    early_exit: bool = True  # stop after the last layer that is read; off only to measure what that saves
+    smallest_side: int = 16  # cells the shorter side of the coarsest grid should have; of other grids, half as many
+    early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves
     report: Callable[[str], None] | None = None  # told once for each step how far each phrase is

@@ -37,8 +37,9 @@ class BoxwrightBoxConstraint(io.ComfyNode):
                     options=list(get_args(Mode)),
                     default=DEFAULT.mode,
                     tooltip="boxdiff = moves the latent before each of the first steps (best placement). fast = moves "
-                    "the prediction instead, without another model call (works with uni_pc too). attend_excite = no "
-                    "boxes: makes sure that every phrase appears somewhere (arXiv 2301.13826).",
+                    "the prediction instead, without another model call, by as much at any CFG (works with uni_pc "
+                    "too). attend_excite = no boxes: makes sure that every phrase appears somewhere (arXiv "
+                    "2301.13826).",
                 ),
                 io.Combo.Input(
                     "preset",
@@ -46,7 +47,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
                     default="standard",
                     tooltip="gentle = small moves, least change to the picture; standard; strict = several moves per "
                     "step, at twice to three times the cost; published = the papers' numbers, which bound nothing and "
-                    "can leave blotches.",
+                    "can leave blotches (boxdiff and attend_excite only).",
                 ),
                 Settings.Input(
                     "settings",
@@ -100,7 +101,8 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip="The most one move may change a value of the latent, as a share of the noise in it: 0 = no "
-                    "limit (published; can leave blotches), 0.1 = careful, 0.3 = strong.",
+                    "limit (published; can leave blotches), 0.1 = careful, 0.3 = strong. In the mode fast, of the "
+                    "prediction: 0.75 = careful, 1.5 = standard, 0 = 4.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
                 io.Int.Input(
@@ -169,7 +171,7 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
                     options=list(get_args(Competition)),
                     default=DEFAULT.competition,
                     tooltip="Which tokens a phrase must beat in a cell: all but the start token (SD 1.x in the paper), "
-                    "or the prompt's words only (SD 2.x).",
+                    "or the prompt's words only (SD 2.x). auto = as the text encoder asks for.",
                 ),
             ],
             outputs=[Settings.Output(tooltip="For Box Constraint.")],

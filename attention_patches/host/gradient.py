@@ -7,6 +7,7 @@ reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..types import AttentionEdit, AttentionLoss, AttentionSite, BoxwrightError, LatentGuide, UnsupportedModelError
+from .attention_call import AttentionCall
 from .differentiable import differentiable
 from .family import Extra, IncompatiblePatchError, Installed
 
@@ -31,7 +35,14 @@ if TYPE_CHECKING:
 Loss = Callable[[Tensor, AttentionSite], AttentionLoss]
 
 COARSEST = 4  # latent cells under a token: 32 pixels, the grid that the papers read at 512 and 1024 pixels
-HALF_SCALE = 1024.0  # gradients in 16 bits are small: the loss is scaled up, and the gradient down again
+# Gradients in 16 bits are small: the loss is scaled up, and the gradient down again. Tried in turn until it is finite.
+HALF_SCALES = (1024.0, 64.0, 4.0, 0.25)
+REMEDIES = {  # what else can be done about an overflow, by the model's type
+    torch.float16: "Run the model in bfloat16 or float32, or c",
+    torch.bfloat16: "Run the model in float32, or c",
+}
+LITTLE = 1e-3  # a loss that may well have no gradient: the goal is reached
+TILE = 128  # queries or keys that attention kernels take at a time, or a multiple of what they take
 
 
 class _Enough(Exception):
@@ -42,10 +53,13 @@ class _Enough(Exception):
 
 
 class MapReader:
-    """The attention maps of one conditioning entry on one grid."""
+    """The attention maps of one conditioning entry on one grid.
 
-    def __init__(self, level: int, last: str | None) -> None:
-        self.level, self.last = level, last
+    `finished(reader)` is called when the last layer of that grid has been read.
+    """
+
+    def __init__(self, level: int, last: str | None, finished: Callable[[MapReader], None]) -> None:
+        self.level, self.last, self.finished = level, last, finished
         self.parts: dict[str, list[Tensor]] = {}
         self.sites: dict[str, AttentionSite] = {}
 
@@ -56,7 +70,7 @@ class MapReader:
         self.sites[site.layer] = site
         self.parts.setdefault(site.layer, []).append(probs.mean(dim=1))
         if site.layer == self.last and site.queries.stop == site.grid[0] * site.grid[1]:
-            raise _Enough
+            self.finished(self)
 
     def maps(self) -> tuple[Tensor, AttentionSite]:
         """[B, T, h, w], the mean over heads and layers, and where they are from.
@@ -69,13 +83,17 @@ class MapReader:
 
 
 def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: int) -> int:
-    """Which attention grid a loss reads: the coarsest that has `smallest_side` cells and shows 32 pixels per cell.
+    """Which attention grid a loss reads: the coarsest with cells enough that shows no more than 32 pixels per cell.
 
-    `factors` are latent cells per token, finest first. 16 x 16 for SD 1.5 at 512 and 32 x 32 for SDXL at 1024 pixels;
-    the finest grid where none is fine enough.
+    `factors` are latent cells per token, finest first. 16 x 16 for SD 1.5 at 512 and 32 x 32 for SDXL at 1024 pixels.
+    What the layers of a grid look at was learnt with the model, at whatever size: in smaller pictures the same layers
+    serve down to half of `smallest_side`, but for the coarsest grid, which sees the picture as a whole. The finest grid
+    where none has cells enough.
     """
-    fine = [f for f in factors if f <= COARSEST and min(latent) // f >= smallest_side]
-    return factors.index(max(fine)) if fine else 0
+    coarsest = len(factors) - 1
+    needed = [smallest_side if level == coarsest else smallest_side // 2 for level in range(len(factors))]
+    fine = [i for i, f in enumerate(factors) if f <= COARSEST and min(latent) // f >= needed[i]]
+    return max(fine, default=0)
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------
@@ -115,8 +133,11 @@ def loss_gradient(
         ]
         parts.append(None if rows[0] is None else _joined(rows))
     found = [part for part in parts if part is not None]
-    if not found:
-        return None
+    return mean_gradient(found) if found else None
+
+
+def mean_gradient(found: list[Gradient]) -> Gradient:
+    """Of several entries of one layout: however many there are, they move as much as one."""
     worst = torch.stack([part.per_phrase for part in found]).amax(dim=0)
     values, total = (sum(getattr(part, name) for part in found) / len(found) for name in ("values", "total"))
     return Gradient(values, total, worst, found[0].phrases, found[0].notes)
@@ -156,7 +177,7 @@ def _entry_gradient(
     sigma: Tensor,
     options: dict[str, Any],
 ) -> Gradient | None:
-    reader = reader_of(run, item.edit, item.edit.early_exit)
+    reader = reader_of(run, item.edit, _stop)
     model = run.guider.inner_model
     entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
     with differentiable(model.diffusion_model):
@@ -188,10 +209,35 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def reader_of(run: Run, guide: LatentGuide, early_exit: bool) -> MapReader:
+def reader_of(run: Run, guide: LatentGuide, finished: Callable[[MapReader], None]) -> MapReader:
     level = map_level(run.factors, run.image, guide.smallest_side)
-    last = run.family.last_layer(run.guider.inner_model.diffusion_model, level) if early_exit else None
-    return MapReader(level, last)
+    last = run.family.last_layer(run.guider.inner_model.diffusion_model, level) if guide.early_exit else None
+    return MapReader(level, last, finished)
+
+
+def _stop(reader: MapReader) -> None:
+    raise _Enough
+
+
+class PartialGraph:
+    """For a model call whose output counts too: autograd follows it up to the last layer that its readers want."""
+
+    def __init__(self) -> None:
+        self.readers: dict[Any, list[MapReader]] = {}  # uuid of a conditioning entry -> who reads its rows
+        self.waiting: list[MapReader] = []  # those of the model call under way that have not seen their last layer
+
+    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """APPLY_MODEL wrapper."""
+        options = args[5] if len(args) > 5 else kwargs["transformer_options"]
+        self.waiting = [reader for key in options["uuids"] for reader in self.readers.get(key, ())]
+        with torch.enable_grad():
+            return executor(*args, **kwargs)
+
+    def drop(self, reader: MapReader) -> None:
+        """The reader is content; after the last of them nothing more is kept for the backward pass."""
+        self.waiting = [other for other in self.waiting if other is not reader]
+        if not self.waiting:
+            torch.set_grad_enabled(False)
 
 
 def _options_for_gradient(run: Run, options: dict[str, Any], extra: dict[Any, tuple[Installed, ...]]) -> dict[str, Any]:
@@ -208,14 +254,52 @@ def _options_for_gradient(run: Run, options: dict[str, Any], extra: dict[Any, tu
 
 def attention_with_gradient(run: Run, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     """optimized_attention_override: some of the host's kernels, and other packs' overrides, have no backward."""
-    return run.attention(None, attention_pytorch, *args, **kwargs)
+    return run.attention(None, _attention_with_backward, *args, **kwargs)
 
 
-def differentiate(model: Any, loss: AttentionLoss, latent: Tensor) -> Gradient:
+def _attention_with_backward(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, *rest: Any, **options: Any
+) -> Tensor:
+    """The host's PyTorch attention; with a mask the plain kernel, unless every tile of the fused ones is full.
+
+    On new cards the fused kernels' backward with a mask may be wrong where the last tile is not: half full, above all.
+    """
+    call = AttentionCall(attention_pytorch, q, k, v, heads, mask, rest, options)
+    counts = (q.shape[call.token_axis], k.shape[call.token_axis])
+    if mask is None or all(count % TILE == 0 for count in counts):
+        return call.fused()
+    q, k, v = (call.by_head(t) for t in (q, k, v))
+    with sdpa_kernel(SDPBackend.MATH):
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options.get("scale"))
+    return out if options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
+
+
+def differentiate(model: Any, loss: AttentionLoss, latent: Tensor, last: bool = True) -> Gradient:
+    """d loss / d latent. In 16 bits the loss is scaled up, by less and less where the gradient overflows.
+
+    All but the `last` of several losses keep the graph that they share.
+    """
     dtype = model.manual_cast_dtype or model.get_dtype()
-    scale = HALF_SCALE if dtype in (torch.float16, torch.bfloat16) else 1.0
+    scales = HALF_SCALES if dtype in REMEDIES else (1.0,)
+    for scale in scales:
+        values = _backward(loss.total.sum() * scale, latent, keep=not last or scale != scales[-1]).float() / scale
+        peaks = torch.stack([values.flatten(1).abs().amax(dim=1), loss.total.detach().float()]).tolist()
+        if all(map(math.isfinite, peaks[0])):
+            break
+    else:
+        raise BoxwrightError(
+            f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. "
+            f"{REMEDIES.get(dtype, 'C')}hoose a method without gradients (Rectified Attention)."
+        )
+    notes = loss.notes
+    if any(peak == 0.0 and total > LITTLE for peak, total in zip(*peaks, strict=True)):
+        notes = (*notes, "the attention gives no direction here, so that nothing is moved")
+    return Gradient(values.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, notes)
+
+
+def _backward(loss: Tensor, latent: Tensor, keep: bool) -> Tensor:
     try:
-        (gradient,) = torch.autograd.grad(loss.total.sum() * scale, latent)
+        return torch.autograd.grad(loss, latent, retain_graph=keep)[0]
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
@@ -223,13 +307,6 @@ def differentiate(model: Any, loss: AttentionLoss, latent: Tensor) -> Gradient:
             "Another patch on this model writes into tensors that the gradient still needs. Remove that patch, or use "
             "a method without gradients (Rectified Attention)."
         ) from error
-    gradient = gradient.float() / scale
-    if not bool(torch.isfinite(gradient).all()):
-        raise BoxwrightError(
-            f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. Run the model in "
-            "bfloat16 or float32, or choose a method without gradients (Rectified Attention)."
-        )
-    return Gradient(gradient.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, loss.notes)
 
 
 # --- what has no gradient ---------------------------------------------------------------------------------------------

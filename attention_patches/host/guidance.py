@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,22 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..types import BoxwrightError, LatentGuide
 from .differentiable import differentiable
-from .family import Extra, Installed
+from .family import Extra, IncompatiblePatchError, Installed
 from .gradient import (
     Gradient,
     Loss,
     MapReader,
+    PartialGraph,
     attention_with_gradient,
     differentiate,
     explained,
     loss_gradient,
+    mean_gradient,
     reader_of,
     without_foreign_gradients,
 )
@@ -117,7 +121,7 @@ class _Steps:
     """Tells which of a sampler's model calls start a step; the others are evaluations on the way."""
 
     def __init__(self, sigmas: Tensor, name: str) -> None:
-        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.sigmas = sigmas.tolist()
         self.stages = STAGES.get(name, 0)
         self.tries = name in TRIES_THE_NEXT
         self.free: bool | None = True if name in FREE_STEPS else None
@@ -172,42 +176,49 @@ class _GuidedModel:
         level = float(sigma.flatten()[0])
         self._run.sees(x)
         if level > 0 and self._steps.starts(level):
+            progress = self._run.progress(level)
             for item in self._run.guides:
-                if item.edit.moves == "latent" and item.edit.window.contains(self._run.progress(level)):
-                    self._guide(item, x, sigma, kwargs)
+                if item.edit.moves == "latent" and item.edit.window.contains(progress):
+                    self._guide(item, x, sigma, level, kwargs)
         return self._model(x, sigma, **kwargs)
 
-    def _guide(self, item: Installed, x: Tensor, sigma: Tensor, kwargs: dict[str, Any]) -> None:
+    def _guide(self, item: Installed, x: Tensor, sigma: Tensor, level: float, kwargs: dict[str, Any]) -> None:
         guide: LatentGuide = item.edit
-        level = float(sigma.flatten()[0])
         progress = self._run.progress(level)
         for number, (start, target) in enumerate(guide.targets):
             if progress >= start and (id(guide), number) not in self._reached:
                 self._reached.add((id(guide), number))
                 for _ in range(guide.refine_iterations):
-                    found = self._step(item, guide.refine_loss, x, sigma, kwargs, 1.0 - target)
-                    if found is None or bool((found.total <= 1.0 - target).all()):
+                    found = self._step(item, guide.refine_loss, x, sigma, level, kwargs, 1.0 - target)
+                    if found is None or bool((found.per_phrase <= 1.0 - target).all()):
                         break
         found = None
         for _ in range(guide.iterations):
-            found = self._step(item, guide.loss, x, sigma, kwargs, None)
+            found = self._step(item, guide.loss, x, sigma, level, kwargs, None)
         if found is not None and guide.report is not None:
             guide.report(report_line(self._steps.started, len(self._steps.sigmas) - 1, found))
 
     def _step(
-        self, item: Installed, loss: Loss, x: Tensor, sigma: Tensor, kwargs: dict[str, Any], enough: float | None
+        self,
+        item: Installed,
+        loss: Loss,
+        x: Tensor,
+        sigma: Tensor,
+        level: float,
+        kwargs: dict[str, Any],
+        enough: float | None,
     ) -> Gradient | None:
-        """One gradient step on x, in place; rows whose loss is `enough` or less stay."""
+        """One gradient step on x, in place; rows stay in which no phrase misses more than `enough`."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         mask, seen = self._inpainting(x, sigma, kwargs)
         found = loss_gradient(self._run, item, loss, seen, sigma, kwargs["model_options"])
         if found is None:
             return None
-        change = latent_change(self._run, item.edit, found.values, sigma)
+        change = latent_change(self._run, item.edit, found.values, level)
         if mask is not None:
             change = change * mask
         if enough is not None:
-            change = change * (found.total > enough).view(-1, *[1] * (x.ndim - 1))
+            change = change * (found.per_phrase > enough).any(dim=1).view(-1, *[1] * (x.ndim - 1))
         x.add_(change.to(x))
         return found
 
@@ -224,12 +235,11 @@ class _GuidedModel:
         return mask, x * mask + kept * (1.0 - mask)
 
 
-def latent_change(run: Run, guide: LatentGuide, gradient: Tensor, sigma: Tensor) -> Tensor:
-    """What one gradient step adds to the sampler's latent.
+def latent_change(run: Run, guide: LatentGuide, gradient: Tensor, level: float) -> Tensor:
+    """What one gradient step adds to the sampler's latent at a sigma.
 
     Published step sizes belong to z = x / sqrt(1 + sigma^2); the same step on x is (1 + sigma^2) times as long.
     """
-    level = float(sigma.flatten()[0])
     flow = isinstance(run.guider.inner_model.model_sampling, comfy.model_sampling.CONST)
     factor = guide.step_size(run.progress(level)) * (1.0 if flow else 1.0 + level**2)
     change = -factor * gradient
@@ -251,32 +261,87 @@ def report_line(step: int, steps: int, found: Gradient) -> str:
 
 # --- moving the prediction --------------------------------------------------------------------------------------------
 
+# A denoised latent has a deviation near 1: a move by as much as this everywhere leaves no picture, whatever the sigma.
+MOST = 4.0
+MOVES = "boxwright_moves"  # key of the moves of one evaluation in transformer_options
+
+
+@dataclass
+class _Moves:
+    """What guides add to one evaluation of the guider."""
+
+    seen: bool = False  # the prompts were evaluated through the host
+    change: Tensor | None = None  # of the denoised latent; None until the layout's rows have been run
+
+
+def predict_with_moves(executor: Any, x: Tensor, sigma: Tensor, options: dict[str, Any], *args: Any, **kw: Any) -> Any:
+    """PREDICT_NOISE wrapper: the guides' move is added to what the guider has made of all predictions.
+
+    So its size does not depend on CFG, nor on how a guider combines its prompts.
+    """
+    moves = _Moves()
+    inner = {**options.get("transformer_options", {}), MOVES: moves}
+    out = executor(x, sigma, {**options, "transformer_options": inner}, *args, **kw)
+    if not moves.seen and "sampler_calc_cond_batch_function" in options:
+        raise IncompatiblePatchError(
+            "Another patch on this model evaluates the prompts by itself (sampler_calc_cond_batch_function), so that "
+            'the mode "fast" has no pass to take its gradient from. Remove that patch, or use the mode "boxdiff".'
+        )
+    return out if moves.change is None else out + moves.change.to(out)
+
 
 def predict_with_guides(
     run: Run, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict[str, Any]
 ) -> list[Tensor]:
     """CALC_COND_BATCH wrapper: the ordinary evaluation, and where a guide is active its gradient from the same pass.
 
-    The rows with guides run on their own, so that the others need no graph. iLGD (arXiv 2405.14101): the predicted
-    noise grows by step * sigma * the gradient by the scaled model input; the denoised latent falls by sigma times that.
+    The rows with guides run on their own, so that the others need no graph. In one call of the guider only the first
+    evaluation of the layout's rows counts: what other packs evaluate after it (PAG, SAG) is the same again or not at x.
     """
+    moves = options["transformer_options"].get(MOVES)
+    if moves is None or moves.change is not None or run.EXTRA in options["transformer_options"]:
+        return executor(model, conds, x, sigma, options)
+    moves.seen = True
     level = float(sigma.flatten()[0])
+    progress = run.progress(level)
     active = [
         item
         for item in run.guides
-        if item.edit.moves == "prediction" and level > 0 and item.edit.window.contains(run.progress(level))
+        if item.edit.moves == "prediction" and level > 0 and item.edit.window.contains(progress)
     ]
     guided = [i for i, entries in enumerate(conds) if entries and any(run.items_of(entries, item) for item in active)]
-    if not guided or run.EXTRA in options["transformer_options"]:
+    if not guided:
         return executor(model, conds, x, sigma, options)
     rest = [None if i in guided else entries for i, entries in enumerate(conds)]
     if any(rest):
         outputs = list(executor(model, rest, x, sigma, options))
     else:
         outputs = [torch.zeros_like(x) for _ in conds]
+    found, moves.change = [], torch.zeros_like(x)
     for i in guided:
-        outputs[i] = _guided_prediction(run, active, executor, model, conds[i], x, sigma, options)
+        outputs[i], gradients = _guided_prediction(run, active, executor, model, conds[i], x, sigma, options)
+        found += gradients
+    for item in active:
+        own = [gradient for of, gradient in found if of is item]
+        if own:
+            gradient = mean_gradient(own)
+            moves.change = moves.change + prediction_change(item.edit, gradient.values, level, progress).to(x)
+            if item.edit.report is not None:
+                sigmas = options["transformer_options"]["sample_sigmas"].tolist()
+                step = sum(other > level * 1.0001 for other in sigmas)
+                item.edit.report(report_line(step, len(sigmas) - 1, gradient))
     return outputs
+
+
+def prediction_change(guide: LatentGuide, gradient: Tensor, level: float, progress: float) -> Tensor:
+    """What a guide adds to the denoised latent at a sigma.
+
+    iLGD (arXiv 2405.14101): the predicted noise grows by step * sigma * the gradient by the scaled model input, so that
+    the denoised latent falls by sigma times that. It is bounded at every sigma: that product grows with its cube.
+    """
+    change = -guide.step_size(progress) * level**2 * (1.0 + level**2) ** 0.5 * gradient
+    limit = min(guide.max_change or MOST, MOST) * min(level, 1.0)  # a denoised latent has a deviation near 1
+    return change.clamp(-limit, limit)
 
 
 def _guided_prediction(
@@ -288,14 +353,16 @@ def _guided_prediction(
     x: Tensor,
     sigma: Tensor,
     options: dict[str, Any],
-) -> Tensor:
-    level = float(sigma.flatten()[0])
+) -> tuple[Tensor, list[tuple[Installed, Gradient]]]:
+    """The prediction for some entries, and the gradient of each guide for each entry that took part."""
     readers: list[tuple[Installed, MapReader]] = []
     extra: dict[Any, tuple[Installed, ...]] = {}
+    graph = PartialGraph()
     for item in active:
         for entry in run.items_of(entries, item):
-            reader = reader_of(run, item.edit, early_exit=False)
+            reader = reader_of(run, item.edit, graph.drop)
             readers.append((item, reader))
+            graph.readers.setdefault(entry["uuid"], []).append(reader)
             extra[entry["uuid"]] = (*extra.get(entry["uuid"], ()), Installed(item.layout, reader.edit(), graph=True))
     with differentiable(model.diffusion_model):
         latent = x.detach().clone().requires_grad_(True)
@@ -303,18 +370,13 @@ def _guided_prediction(
         inner = local["transformer_options"]
         inner["optimized_attention_override"] = partial(attention_with_gradient, run)
         inner[run.EXTRA] = Extra(extra, aside=False)
+        inner["wrappers"].setdefault(WrappersMP.APPLY_MODEL, {})["boxwright_graph"] = [graph.apply_model]
         entries = [without_foreign_gradients(entry) for entry in entries]
         with explained():
             (output,) = executor(model, [entries], latent, sigma.detach().clone(), local)
-        change = torch.zeros_like(latent)
-        for item, reader in readers:
-            if reader.parts:
-                found = differentiate(model, item.edit.loss(*reader.maps()), latent)
-                step = item.edit.step_size(run.progress(level)) * level**2 * (1.0 + level**2) ** 0.5
-                limit = item.edit.max_change * min(level, 1.0)  # a denoised latent has a deviation near 1
-                if item.edit.report is not None:
-                    sigmas = local["transformer_options"]["sample_sigmas"]
-                    item.edit.report(report_line(int((sigmas > level * 1.0001).sum()), len(sigmas) - 1, found))
-                moved = -step * found.values
-                change = change + (moved.clamp(-limit, limit) if limit else moved)
-    return output.detach() + change.detach()
+        heard = [(item, reader) for item, reader in readers if reader.parts]
+        gradients = [
+            (item, differentiate(model, item.edit.loss(*reader.maps()), latent, last=reader is heard[-1][1]))
+            for item, reader in heard
+        ]
+    return output.detach(), gradients

@@ -66,6 +66,8 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
         refuse_without_gradient(family)
     if any(guide.moves == "latent" for guide in guides):
         _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
+    if any(guide.moves == "prediction" for guide in guides):
+        _wrap(patched, WrappersMP.PREDICT_NOISE, guidance.predict_with_moves)
     _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
     _wrap(patched, WrappersMP.PREDICT_NOISE, _predict_at_any_size)
     return patched

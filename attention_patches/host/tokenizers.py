@@ -81,6 +81,7 @@ class Stream:
     ids: tuple[int | torch.Tensor, ...]  # Tensor [C]: one vector of a textual inversion
     spans: tuple[Span | None, ...]
     roles: tuple[TokenRole, ...]
+    filled_with_end: bool  # by its tokenizer, behind the prompt
 
 
 class Listening:
@@ -145,7 +146,8 @@ class PromptReader:
                     spans[place] = max(a, begin) - begin, min(b, end) - begin
                 else:
                     roles[place] = "template"
-        return Stream(text[begin:end], tuple(token[0] for token in tokens), tuple(spans), tuple(roles))
+        ids = tuple(token[0] for token in tokens)
+        return Stream(text[begin:end], ids, tuple(spans), tuple(roles), inner.pad_token == inner.end_token)
 
     def hear(self, text: str) -> dict[str, list]:
         """The host's tokens of `text` with their groups; what the vocabularies were given is in `self.heard`."""
@@ -293,7 +295,7 @@ def column_streams(reader: PromptReader) -> list[tuple[str, ...]]:
 
 def token_map(reader: PromptReader, prompt: str, tokens: dict[str, list], columns: int) -> TokenMap:
     """What each of the `columns` of the conditioning stands for. `tokens` are the ones that were encoded."""
-    text, spans, roles = None, [], []
+    text, spans, roles, filled_with_end = None, [], [], False
     for keys in column_streams(reader):
         streams = [reader.read(prompt, key) for key in keys]
         for key, stream in zip(keys, streams, strict=True):
@@ -311,11 +313,12 @@ def token_map(reader: PromptReader, prompt: str, tokens: dict[str, list], column
         text = streams[0].text
         spans += streams[0].spans[:length]
         roles += streams[0].roles[:length]
+        filled_with_end |= any(stream.filled_with_end for stream in streams)
     dropped = len(spans) - columns
     names = {parent.__name__ for parent in type(reader.encoder).__mro__}
     if dropped and (dropped < 0 or not names & STRIPS_TEMPLATE or "word" in roles[:dropped]):
         raise reader.unsupported(f"its conditioning has {columns} columns for {len(spans)} tokens")
-    return TokenMap(text, tuple(spans[dropped:]), tuple(roles[dropped:]))
+    return TokenMap(text, tuple(spans[dropped:]), tuple(roles[dropped:]), filled_with_end)
 
 
 def check_same_tokens(reader: PromptReader, key: str, stream: Stream, tokens: dict[str, list]) -> None:

@@ -1,5 +1,6 @@
 """Gradients through the real host, in inference mode as its executor runs."""
 
+import types
 from dataclasses import replace
 
 import comfy.model_management
@@ -7,13 +8,15 @@ import comfy.ops
 import pytest
 import tiny_models as tiny
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
 from pack.attention_patches.host import adapter_for, gradient
 from pack.attention_patches.host.differentiable import differentiable
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
+from pack.attention_patches.rectified_attention import RectifiedAttention
 from pack.attention_patches.region_prompt import RegionPrompt
-from pack.attention_patches.types import BoxwrightError, UnsupportedModelError
+from pack.attention_patches.types import AttentionLoss, BoxwrightError, StepWindow, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +268,7 @@ def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, famil
     model = models[family].model.diffusion_model
     adapter = adapter_for(models[family])
     for level in range(len(adapter.factors(model))):
-        reader = gradient.MapReader(level, None)
+        reader = gradient.MapReader(level, None, None)
         run(family, install(models[family], layout, [reader.edit()]), layout, steps=1)
         assert list(reader.parts)[-1] == adapter.last_layer(model, level)
 
@@ -276,10 +279,17 @@ def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, famil
         ((1, 2, 4, 8), (64, 64), 2),  # SD 1.5 at 512: 16 x 16
         ((1, 2, 4, 8), (96, 96), 2),  # at 768: 24 x 24
         ((1, 2, 4, 8), (128, 128), 2),  # at 1024: 32 x 32
+        ((1, 2, 4, 8), (48, 48), 2),  # at 384: 12 x 12, of the same layers
+        ((1, 2, 4, 8), (32, 48), 2),  # at 256 x 384: 8 x 12
+        ((1, 2, 4, 8), (24, 24), 1),  # at 192: 6 x 6 would show no more than where halves are
         ((2, 4), (128, 128), 1),  # SDXL at 1024: 32 x 32
         ((2, 4), (64, 64), 1),  # SDXL at 512: 16 x 16
         ((1, 2, 4), (32, 32), 1),  # the toy at 256: 16 x 16
-        ((2, 4), (16, 24), 0),  # nothing is fine enough: the finest
+        ((1, 2, 4), (40, 40), 1),  # at 320: 20 x 20; the coarsest grid would be 10 x 10
+        ((1, 2, 4), (16, 16), 1),  # at 128: 8 x 8
+        ((1, 2, 4), (8, 8), 0),
+        ((2, 4), (16, 24), 0),
+        ((2, 4), (8, 8), 0),  # nothing is fine enough: the finest
     ],
 )
 def test_the_grid_follows_from_the_latent(factors, latent, level):
@@ -325,13 +335,98 @@ def test_another_error_stays_what_it_is(models, layout, monkeypatch):
     assert rows == [3]
 
 
-def test_a_gradient_that_is_not_finite_is_refused(models, layout):
+@pytest.mark.parametrize(
+    "dtype, advice, others",
+    [
+        (torch.float16, "Run the model in bfloat16 or float32, or choose", []),
+        (torch.bfloat16, "Run the model in float32, or choose", ["bfloat16 or"]),
+        (torch.float32, "Choose a method without gradients", ["Run the model"]),
+    ],
+)
+def test_a_gradient_that_is_not_finite_is_refused(layout, dtype, advice, others):
     def broken(maps, site):
         found = left_mass(maps, site)
         return replace(found, total=found.total * torch.inf)
 
-    with pytest.raises(BoxwrightError, match="not finite"):
-        run("sd15", install(models["sd15"], layout, [replace(GUIDE, loss=broken)]), layout)
+    model = tiny.build("sd15", dtype=dtype)
+    with pytest.raises(BoxwrightError, match=f"not finite in {dtype}.*{advice}") as caught:
+        run("sd15", install(model, layout, [replace(GUIDE, loss=broken)]), layout, steps=1)
+    assert not any(other in str(caught.value) for other in others)
+
+
+@pytest.mark.parametrize("too_steep", [1e2, 3e3])
+def test_a_gradient_that_overflows_is_tried_again_with_a_smaller_loss(too_steep):
+    """In 16 bits the loss is scaled up; a steep one needs less of that, and some need more than one try."""
+    scales = []
+
+    class Half(torch.autograd.Function):
+        """A layer in float16."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            scales.append(1)
+            return gradient.half().float()
+
+    model = types.SimpleNamespace(manual_cast_dtype=None, get_dtype=lambda: torch.float16)
+    with torch.inference_mode(False), torch.enable_grad():
+        latent = torch.ones(2, 4, 3, 3, requires_grad=True)
+        total = too_steep * Half.apply(latent).flatten(1).sum(dim=1)
+        loss = AttentionLoss(total, total.detach()[:, None], ("w",))
+        found = gradient.differentiate(model, loss, latent)
+    torch.testing.assert_close(found.values, torch.full_like(latent, too_steep), rtol=1e-3, atol=0)
+    assert len(scales) == {1e2: 2, 3e3: 3}[too_steep]
+
+
+def test_a_loss_without_a_gradient_is_told(models, layout):
+    """A goal that the attention gives no way to: the note is all that a user can see of it."""
+
+    def flat(maps, site):
+        found = left_mass(maps, site)
+        return replace(found, total=found.total.detach() + 0.0 * found.total)
+
+    lines = []
+    guide = replace(GUIDE, loss=flat, report=lines.append)
+    run("sd15", install(models["sd15"], layout, [guide]), layout, steps=1)
+    assert "gives no direction" in lines[0]
+    lines.clear()
+    run("sd15", install(models["sd15"], layout, [replace(guide, loss=left_mass)]), layout, steps=1)
+    assert "gives no direction" not in lines[0]
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_masked_attention_is_differentiated_by_the_plain_kernel(models, layout, moves, monkeypatch):
+    """The fused kernels' backward with a mask is not known to be right for every length on every card."""
+    used = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(q, k, v, attn_mask=None, **kwargs):
+        fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
+        used.append((q.requires_grad, attn_mask is not None, fused))
+        return original(q, k, v, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(gradient, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", noted)
+    confined = RectifiedAttention(window=StepWindow(), feather=0.0).edits(layout)
+    run("sd15", install(models["sd15"], layout, [*confined, replace(GUIDE, moves=moves)]), layout, steps=1)
+    with_graph = {(masked, fused) for graph, masked, fused in used if graph}
+    assert with_graph == {(False, True), (True, False)}
+
+
+@pytest.mark.parametrize("tokens", [64, 128, 192])
+@pytest.mark.parametrize("reshaped", [False, True])
+def test_the_plain_kernel_gives_what_the_hosts_attention_gives(tokens, reshaped):
+    draw = torch.Generator().manual_seed(0)
+    shape = (2, 4, tokens, 8) if reshaped else (2, tokens, 32)
+    q, k, v = (torch.randn(shape, generator=draw) for _ in range(3))
+    mask = torch.randn(2, 1, tokens, tokens, generator=draw)
+    options = {"skip_reshape": reshaped, "skip_output_reshape": reshaped}
+    found = gradient._attention_with_backward(q, k, v, 4, mask, **options)
+    torch.testing.assert_close(found, attention_pytorch(q, k, v, 4, mask, **options))
 
 
 def test_weights_without_a_backward_are_refused(layout):

@@ -95,7 +95,7 @@ SCHEMAS = {
         "top_fraction: FLOAT = 0.2, 0.01 to 1.0",
         "corner_width: INT = 1, 0 to 64",
         "smoothing: FLOAT = 0.7071, 0.0 to 10.0",
-        "competition: COMBO = 'all', of ['all', 'words']",
+        "competition: COMBO = 'auto', of ['auto', 'all', 'words']",
         "-> BOXWRIGHT_BOX_CONSTRAINT",
     ],
     "BoxwrightRegionPrompt": [

@@ -400,6 +400,12 @@ def test_causal_encoders_change_from_the_word_on(reader, name):
     assert changed.nonzero()[0] == columns.nonzero()[0]
 
 
+@pytest.mark.parametrize("name, filled", [("sd1", True), ("sd2", False), ("sdxl", True), ("refiner", False)])
+def test_what_columns_behind_the_prompt_hold_is_read_from_the_tokenizer(reader, name, filled):
+    """SD 2.x fills up with a token of its own; where one of two encoders repeats the end token, that is there."""
+    assert tokenizers.encode(tiny_clip(reader, name), "a red cat")[0].tokens.filled_with_end is filled
+
+
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "flux", "hydit", "lumina2", "qwen_image"])
 @pytest.mark.parametrize("prompt", ["a (red:1.3) cat (x", "", "\ncat", "((a)) \\(b\\) <|im_end|>"])
 def test_conditioning_is_that_of_the_stock_node(reader, name, prompt):

@@ -10,15 +10,20 @@ from pack.attention_patches.box_constraint import (
     PRESETS,
     PUBLISHED,
     BoxConstraint,
+    Sight,
+    best_mean,
     constrained_phrases,
     corner_loss,
+    distance,
     edge_cells,
     inner_loss,
     outer_loss,
-    relevance,
+    place,
+    preset,
+    rivals,
+    sight,
     small_boxes,
     smoothed,
-    top_mean,
 )
 from pack.attention_patches.types import Box, BoxwrightError
 
@@ -37,16 +42,60 @@ def layout(areas=(oracles.LEFT, oracles.RIGHT), owned=((2,), (4,)), strengths=No
     return oracles.layout(list(areas), [list(columns) for columns in owned], list("abcde"), T, strengths)
 
 
+ONLY = {"inner": 0.0, "outer": 0.0, "corner": 0.0}
+SHARE = BoxConstraint(smoothing=0.0, leak=0.0)  # distances as published
+
+
+def shares(maps, own, competition="all", deviation=0.0, leak=0.0, roles=ROLES) -> Sight:
+    tokens = replace(layout().prompt.tokens, roles=roles)
+    return sight(maps, torch.tensor(own), torch.tensor(rivals(tokens, own, competition)), deviation, leak)
+
+
+def published(values) -> Sight:
+    return Sight(values, 1.0 - values, values)
+
+
+def numbers(box) -> torch.Tensor:
+    return box.flatten().nonzero()[:, 0]
+
+
+def edges_of(box, width):
+    return place([(box, 1.0)], tuple(box.shape), width, "cpu").edges
+
+
 # --- the parts ---
 
 
-def test_relevance_is_a_softmax_of_100_times_the_map_without_the_start_token():
+def test_the_share_is_a_softmax_of_100_times_the_map_without_the_start_token():
     maps = torch.tensor([0.5, 0.02, 0.01, 0.0, 0.03]).view(1, 5, 1, 1)
     e = [math.exp(100 * v) for v in (0.02, 0.01, 0.0, 0.03)]
-    expected = torch.tensor([0.0, *(v / sum(e) for v in e)])
-    torch.testing.assert_close(relevance(maps, ROLES).flatten(), expected)
-    words = torch.tensor([0.0, e[0] / (e[0] + e[1]), e[1] / (e[0] + e[1]), 0.0, 0.0])
-    torch.testing.assert_close(relevance(maps, ROLES, "words").flatten(), words)
+    for own, expected in (([1], e[0]), ([2], e[1]), ([1, 2], e[0] + e[1])):
+        assert shares(maps, own).share.item() == pytest.approx(expected / sum(e), rel=1e-5)
+    assert shares(maps, [1], "words").share.item() == pytest.approx(e[0] / (e[0] + e[1]), rel=1e-5)
+    assert shares(maps, [1, 2], "words").share.item() == pytest.approx((e[0] + e[1]) / sum(e), rel=1e-5), "no rival"
+
+
+def test_words_alone_compete_where_the_encoder_fills_up_with_another_token():
+    """SD 2.x; SD 1.x fills up with the end token. What competes is what the layout says of its encoder."""
+    tokens = layout().prompt.tokens
+    everything = [i for i, role in enumerate(tokens.roles) if role != "start" and i != 2]
+    words = [i for i, role in enumerate(tokens.roles) if role == "word" and i != 2]
+    assert rivals(tokens, [2], "auto") == everything == rivals(tokens, [2], "all")
+    assert rivals(replace(tokens, filled_with_end=False), [2], "auto") == words == rivals(tokens, [2], "words")
+    assert rivals(replace(tokens, filled_with_end=False), [2], "all") == everything
+    assert BoxConstraint().competition == PUBLISHED.competition == "auto"
+
+
+def test_distances_are_the_published_ones_and_a_pull_that_is_left_where_those_level_off():
+    lead = torch.linspace(-90, 90, 181, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(distance(lead, 0.0), 1 - lead.sigmoid())
+    torch.testing.assert_close(distance(lead, 0.1), 1 - lead.sigmoid() - 0.1 * lead.sigmoid().log())
+    (slopes,) = torch.autograd.grad(distance(lead, 0.1).sum(), lead)
+    assert slopes[0].item() == pytest.approx(-0.1) and slopes[90].item() == pytest.approx(-0.25 - 0.05)
+    assert slopes[-1].item() == pytest.approx(0.0)
+    seen = shares(torch.rand(2, 5, 4, 4) * 0.03, [1, 2], deviation=0.7)
+    torch.testing.assert_close(seen.absent, 1 - seen.share)
+    torch.testing.assert_close(seen.present, seen.share)
 
 
 def test_smoothing_has_the_published_weights_and_reflects():
@@ -61,20 +110,49 @@ def test_smoothing_has_the_published_weights_and_reflects():
     assert torch.equal(smoothed(point, 0.0), point)
 
 
-def test_top_mean_takes_a_fraction_of_the_cells_and_at_least_one():
+@pytest.mark.parametrize("part, side", [("inner", slice(0, 4)), ("outer", slice(4, 8)), ("corner", slice(0, 8))])
+def test_a_phrase_that_is_far_from_its_box_is_still_pulled(part, side):
+    """Where one token leads by a fifth of the attention or more, the published loss has no gradient to speak of."""
+    maps = torch.full((1, T, 8, 8), 0.01)
+    maps[:, 3, :, :4] = maps[:, 2, :, 4:] = 0.95  # a rival owns the box, and the phrase what lies outside
+
+    def gradient(leak):
+        leaf = maps.clone().requires_grad_()
+        total = of_boxes(leaf, (oracles.LEFT,), ((2,),), BoxConstraint(leak=leak, **{**ONLY, part: 1.0})).total
+        return torch.autograd.grad(total.sum(), leaf)[0]
+
+    assert gradient(0.0).abs().max() < 1e-20, "the fault itself: else this test proves nothing"
+    pulled = gradient(BoxConstraint().leak)[0, 2, :, side]
+    assert pulled.abs().max() > 0.01
+    if part != "corner":
+        assert bool((pulled <= 0).all() if part == "inner" else (pulled >= 0).all())
+
+
+def test_every_phrase_is_pulled_when_one_of_them_is_at_its_place():
+    maps = torch.full((1, T, 8, 8), 0.01)
+    maps[:, 4] = 0.9
+    leaf = maps.requires_grad_()
+    total = of_boxes(leaf, (oracles.LEFT, oracles.RIGHT), ((2,), (4,)), BoxConstraint()).total
+    (gradient,) = torch.autograd.grad(total.sum(), leaf)
+    assert gradient[0, 2, :, :4].min() < -0.01
+
+
+def test_best_mean_takes_a_fraction_of_the_cells_and_at_least_one():
     values = torch.arange(16.0).view(1, 4, 4)
-    assert top_mean(values, BOX, 0.5).tolist() == [(10 + 9) / 2]
-    assert top_mean(values, BOX, 0.2).tolist() == [10.0]  # 0.8 of a cell: the published code divides by zero
-    assert top_mean(values, torch.zeros(4, 4, dtype=torch.bool), 0.5).tolist() == [0.0]
+    box = numbers(BOX)
+    assert best_mean(values, box, 0.5).tolist() == [(10 + 9) / 2]
+    assert best_mean(values, box, 0.5, largest=False).tolist() == [(5 + 6) / 2]
+    assert best_mean(values, box, 0.2).tolist() == [10.0]  # 0.8 of a cell: the published code divides by zero
+    assert best_mean(values, box[:0], 0.5).tolist() == [0.0]
     two = torch.stack([values[0], -values[0]])
-    assert top_mean(two, BOX, 1.0).tolist() == [7.5, -7.5]
+    assert best_mean(two, box, 1.0).tolist() == [7.5, -7.5]
 
 
 def test_inner_and_outer_losses_by_hand():
     values = torch.zeros(1, 4, 4)
     values[0, 1, 1], values[0, 2, 2], values[0, 0, 3], values[0, 3, 0] = 0.8, 0.4, 0.6, 0.3
-    assert inner_loss(values, BOX, 0.5).item() == pytest.approx(1 - 0.6)
-    assert outer_loss(values, BOX, 2 / 12).item() == pytest.approx((0.6 + 0.3) / 2)
+    assert inner_loss(published(values), numbers(BOX), 0.5).item() == pytest.approx(1 - 0.6)
+    assert outer_loss(published(values), numbers(~BOX), 2 / 12).item() == pytest.approx((0.6 + 0.3) / 2)
 
 
 def test_corner_loss_by_hand():
@@ -86,7 +164,7 @@ def test_corner_loss_by_hand():
     # Edges 1 and 3 with one cell on either side: cells 0..4 along x and y; projections .7 at 1 and .9 at (4 | 5).
     across = (abs(0.0) + abs(0.7 - 1) + abs(0.0 - 1) + 0.0 + 0.9) / 6
     down = (0.0 + abs(0.7 - 1) + 1.0 + 0.0 + 0.0) / 6  # row 5 is not looked at
-    assert corner_loss(values, box, 1).item() == pytest.approx(across + down)
+    assert corner_loss(published(values), edges_of(box, 1)).item() == pytest.approx(across + down)
 
 
 def test_edge_cells_of_runs():
@@ -101,7 +179,7 @@ def test_edge_cells_of_runs():
 
 def of_boxes(maps, areas, owned, settings=None, strengths=None):
     made = layout(areas, owned, strengths)
-    settings = settings or BoxConstraint(smoothing=0.0)
+    settings = settings or SHARE
     (guide,) = settings.guides(made)
     return guide.loss(maps, oracles.site(made, grid=tuple(maps.shape[-2:])))
 
@@ -117,14 +195,15 @@ def blob_maps(x: float, y: float, column: int, side=8, size=1.2, height=0.2, tok
 
 def test_the_total_is_the_sum_of_the_weighted_parts_of_all_phrases():
     torch.manual_seed(0)
-    settings = BoxConstraint(smoothing=0.0, inner=2.0, outer=3.0, corner=5.0)
+    settings = replace(SHARE, inner=2.0, outer=3.0, corner=5.0)
     maps = torch.rand(2, T, 4, 4) * 0.05
     made = layout((Box(0, 0, 0.5, 0.5), Box(0.5, 0.5, 0.5, 0.5)))
     roles = made.prompt.tokens.roles
     expected = 0
     for column, box in ((2, cells("##..", "##..", "....", "....")), (4, cells("....", "....", "..##", "..##"))):
-        s = relevance(maps, roles)[:, column]
-        expected += 2 * inner_loss(s, box, 0.2) + 3 * outer_loss(s, box, 0.2) + 5 * corner_loss(s, box, 1)
+        s = shares(maps, [column], roles=roles)
+        inner, outer = inner_loss(s, numbers(box), 0.2), outer_loss(s, numbers(~box), 0.2)
+        expected += 2 * inner + 3 * outer + 5 * corner_loss(s, edges_of(box, 1))
     (guide,) = settings.guides(made)
     found = guide.loss(maps, oracles.site(made))
     torch.testing.assert_close(found.total, expected)
@@ -197,7 +276,7 @@ def test_a_region_with_its_own_window_counts_then_only():
     maps = torch.rand(1, T, 4, 4) * 0.05
     made = layout()
     late = replace(made, regions=(replace(made.regions[0], extra={"start": 0.3, "end": 0.7}), made.regions[1]))
-    settings = BoxConstraint(smoothing=0.0)
+    settings = SHARE
     (guide,) = settings.guides(late)
     assert (guide.window.start, guide.window.end) == (0.0, 0.7)
 
@@ -223,13 +302,19 @@ def test_end_and_padding_columns_that_a_region_owns_do_not_count():
 def test_attend_excite_asks_for_the_worst_phrase_anywhere():
     maps = torch.zeros(1, T, 4, 4)
     maps[0, 2, 3, 3] = 10.0
-    settings = BoxConstraint(mode="attend_excite", smoothing=0.0)
+    settings = replace(SHARE, mode="attend_excite")
     found = of_boxes(maps, (oracles.LEFT, oracles.RIGHT), ((2,), (4,)), settings)
     assert found.per_phrase[0, 0].item() == pytest.approx(0.0, abs=1e-5)  # outside its box, and that is fine
     assert found.total.item() == pytest.approx(found.per_phrase[0, 1].item()) and found.total.item() > 0.9
 
 
 # --- what each loss does on its own ---
+
+
+@pytest.fixture(params=[0.0, BoxConstraint().leak], ids=["published", "ours"])
+def only(request):
+    """No loss at all."""
+    return {**ONLY, "leak": request.param}
 
 
 def follow(settings: BoxConstraint, start, area, free=(1.0, 1.0, 1.0), steps=60, rate=0.4):
@@ -250,22 +335,19 @@ def follow(settings: BoxConstraint, start, area, free=(1.0, 1.0, 1.0), steps=60,
     return place.tolist()
 
 
-ONLY = {"inner": 0.0, "outer": 0.0, "corner": 0.0}
-
-
-def test_the_inner_loss_alone_moves_a_blob_into_the_box():
-    x, y, _ = follow(BoxConstraint(**{**ONLY, "inner": 1.0}), [5.0, 5.0, 3.0], Box(0.5, 0.5, 0.4, 0.4))
+def test_the_inner_loss_alone_moves_a_blob_into_the_box(only):
+    x, y, _ = follow(BoxConstraint(**{**only, "inner": 1.0}), [5.0, 5.0, 3.0], Box(0.5, 0.5, 0.4, 0.4))
     assert 8 < x < 14.4 and 8 < y < 14.4
 
 
-def test_the_outer_loss_alone_moves_a_blob_out_of_the_rest():
-    x, _, _ = follow(BoxConstraint(**{**ONLY, "outer": 1.0}), [6.5, 8.0, 2.0], Box(0.5, 0.0, 0.5, 1.0), (1.0, 1.0, 0.0))
+def test_the_outer_loss_alone_moves_a_blob_out_of_the_rest(only):
+    x, _, _ = follow(BoxConstraint(**{**only, "outer": 1.0}), [6.5, 8.0, 2.0], Box(0.5, 0.0, 0.5, 1.0), (1.0, 1.0, 0.0))
     assert x > 9
 
 
-def test_the_corner_loss_alone_brings_a_blob_to_the_size_of_the_box():
+def test_the_corner_loss_alone_brings_a_blob_to_the_size_of_the_box(only):
     box = Box(0.25, 0.25, 0.5, 0.5)
-    wide, narrow = (follow(BoxConstraint(**{**ONLY, "corner": 1.0}), [8.0, 8.0, w], box)[2] for w in (5.0, 0.8))
+    wide, narrow = (follow(BoxConstraint(**{**only, "corner": 1.0}), [8.0, 8.0, w], box)[2] for w in (5.0, 0.8))
     assert wide < 4.0 and narrow > 1.5
 
 
@@ -285,8 +367,39 @@ def test_the_published_settings():
     assert (PUBLISHED.window.start, PUBLISHED.window.end, PUBLISHED.refine) == (0.0, 0.5, True)
     (guide,) = PUBLISHED.guides(layout())
     assert guide.targets == ((0.0, 0.05), (0.2, 0.5), (0.4, 0.8)) and guide.refine_iterations == 20
+    assert (PUBLISHED.leak, PUBLISHED.two_grid_weight) == (0.0, 100.0)  # the weight: BoxDiff's port to SDXL
     (fast,) = replace(PUBLISHED, mode="fast").guides(layout())
     assert fast.moves == "prediction" and fast.refine_iterations == 0 and fast.refine_loss is None
+
+
+def test_the_loss_is_weighed_on_models_with_two_grids_of_text_attention():
+    maps, made = torch.rand(1, T, 4, 4) * 0.05, layout()
+    four, two = (oracles.site(made, levels=levels) for levels in (4, 2))
+    for settings, factor in ((PUBLISHED, 100.0), (PRESETS["standard"], 1.0)):
+        (guide,) = settings.guides(made)
+        torch.testing.assert_close(guide.loss(maps, two).total, factor * guide.loss(maps, four).total)
+
+
+def test_no_preset_of_the_fast_mode_claims_to_be_published():
+    assert preset("published", "boxdiff") == PUBLISHED
+    with pytest.raises(BoxwrightError, match='"published".*no paper'):
+        preset("published", "fast")
+
+
+def test_the_geometry_of_a_grid_is_worked_out_once_for_a_run(monkeypatch):
+    """On a GPU every look at a tensor waits for the device."""
+    from pack.attention_patches import box_constraint
+
+    made, asked = layout(), []
+    (guide,) = BoxConstraint().guides(made)
+    original = box_constraint.coverage
+    monkeypatch.setattr(box_constraint, "coverage", lambda *a: asked.append(a) or original(*a))
+    site, maps = oracles.site(made), torch.rand(1, T, 4, 4)
+    first = guide.loss(maps, site)
+    count = len(asked)
+    assert count > 0 and torch.equal(guide.loss(maps, site).total, first.total) and len(asked) == count
+    guide.loss(maps, oracles.site(made))  # another run
+    assert len(asked) == 2 * count
 
 
 def test_presets_grow_stricter():

@@ -5,10 +5,16 @@ Thresholds lie well inside what was measured (docs/results.md).
 
 from dataclasses import replace
 
+import comfy.sample
+import comfy.samplers
 import pytest
-from measure import SEEDS, draw, score, score_layouts
+import torch
+from measure import SEEDS, draw, layout_of, score, score_layouts
 from pack.attention_patches.box_constraint import preset
+from pack.attention_patches.host import guidance
+from pack.attention_patches.host.run import install
 from pack.attention_patches.rectified_attention import RectifiedAttention
+from toyworld import sampling
 from toyworld.layouts import LAYOUTS
 
 STANDARD = preset("standard", "boxdiff")
@@ -47,3 +53,33 @@ def test_with_rectified_attention_more_of_them_arrive(toy, unpatched):
 def test_the_fast_mode_moves_them_too(toy, unpatched):
     fast = score_layouts(toy, preset("standard", "fast").guides, "box constraint, fast", SEEDS[: len(SEEDS) // 2])
     assert fast["iou"][0] > unpatched["iou"][0] + 0.1
+
+
+SIZES = [(64, 64), (96, 128), (128, 128), (192, 192), (192, 256), (256, 256), (320, 320)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_phrase_is_pulled_at_every_size(toy, size, monkeypatch):
+    """At the first step, each phrase for itself: the published losses level off where another word holds the box."""
+    model, clip, _ = toy
+    case = LAYOUTS[-1]
+    positive, layout = layout_of(clip, case.prompt, case.regions)
+    pulls = []
+
+    def noted(run, guide, gradient, level):
+        pulls.append(float(latent_change(run, guide, gradient, level).abs().max()) / level)
+        return torch.zeros_like(gradient)
+
+    latent_change = guidance.latent_change
+    monkeypatch.setattr(guidance, "latent_change", noted)
+    for number in range(len(layout.regions)):
+        regions = [replace(r, strength=float(i == number)) for i, r in enumerate(layout.regions)]
+        alone = replace(layout, regions=tuple(regions))
+        noise = sampling.noise_for(0, size)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
+        guided = install(model, alone, STANDARD.guides(alone))
+        comfy.sample.sample_custom(
+            guided, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas[:2], positive, sampling.encode(clip, ""),
+            torch.zeros_like(noise), disable_pbar=True, seed=0,
+        )  # fmt: skip
+    assert len(pulls) == 3 and min(pulls) > 0.01, "of the noise"
