@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..attention_patches.types import StepWindow
+from ..attention_patches.types import BoxwrightError, StepWindow
 
 CATEGORY = "Boxwright"
 
@@ -33,6 +33,27 @@ def recorded_pictures_input() -> io.Input:
         tooltip="The pictures drawn with the recorder's model, all of the batch: the record is full only when they "
         "are there.",
     )
+
+
+def size_input(name: str) -> io.Input:
+    """`width` or `height`, 0 = not given."""
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=16384,
+        optional=True,
+        advanced=True,
+        tooltip=f"The picture's {name} in pixels, where something counts in pixels. 0 = as the regions say, which know "
+        "it from Box Editor.",
+    )
+
+
+def given_size(width: int, height: int) -> tuple[int, int] | None:
+    """The two of size_input; None where neither is given. Raises BoxwrightError where one is."""
+    if bool(width) != bool(height):
+        raise BoxwrightError(f"width {width} and height {height} belong together: give both, or 0 for both.")
+    return (width, height) if width else None
 
 
 def threshold_input() -> io.Input:
