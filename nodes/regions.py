@@ -49,14 +49,14 @@ class BoxwrightRegions(io.ComfyNode):
                     default=512,
                     min=1,
                     max=16384,
-                    tooltip="Width in pixels of the picture that boxes in pixels were measured on. Used for nothing else.",
+                    tooltip="Width in pixels of the picture that boxes in pixels were measured on; for nothing else.",
                 ),
                 io.Int.Input(
                     "height",
                     default=512,
                     min=1,
                     max=16384,
-                    tooltip="Height in pixels of the picture that boxes in pixels were measured on. Used for nothing else.",
+                    tooltip="Height in pixels of the picture that boxes in pixels were measured on; for nothing else.",
                 ),
                 io.String.Input(
                     "phrases",
@@ -64,8 +64,8 @@ class BoxwrightRegions(io.ComfyNode):
                     default="",
                     tooltip=(
                         "One line for each area without a text of its own, in order: regions_json where another "
-                        "program wrote it, bounding_boxes, elements, masks. Or one line for every one of these, to name "
-                        "them all anew."
+                        "program wrote it, bounding_boxes, elements, masks. Or one line for every one of these, to "
+                        "name them all anew."
                     ),
                 ),
                 BoundingBoxes.Input(
@@ -99,12 +99,12 @@ class BoxwrightRegions(io.ComfyNode):
             ],
             outputs=[
                 schema.Regions.Output("regions", tooltip="For Layout Prompt, Regions Preview and the methods."),
-                io.String.Output("report", tooltip="How a text of another program was read, and which regions there are."),
+                io.String.Output("report", tooltip="How a text of another program was read; the regions there are."),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, regions_json=None, width=None, height=None) -> bool | str:
+    def validate_inputs(cls, regions_json=None) -> bool | str:
         """Refuse bad text before anything runs; a connected text (None here) is checked when it arrives."""
         if not (regions_json or "").strip():
             return True
@@ -112,7 +112,7 @@ class BoxwrightRegions(io.ComfyNode):
             if is_ours(regions_json):
                 parse_regions_json(regions_json)
             else:
-                read_layout(regions_json, width, height, "regions_json", strict=False)
+                read_layout(regions_json, None, None, "regions_json", strict=False)
         except BoxwrightError as error:
             return str(error)
         return True

@@ -190,8 +190,9 @@ def test_a_text_of_another_program_is_read_and_how_is_said(monkeypatch, tmp_path
         "2": {"class_type": "BoxwrightRegions", "inputs": SENT | ambiguous},
         "3": {"class_type": "BoxwrightRegionsPreview", "inputs": {"regions": ["2", 0], "width": 256, "height": 128}},
     }
-    (error,) = run_graph(monkeypatch, tmp_path, graph)[1]["2"]["errors"]
-    assert "Write xyxy or xywh in front" in error["details"]
+    _, messages = run_graph(monkeypatch, tmp_path, graph)
+    assert messages[-1][0] == "execution_error"
+    assert "Write xyxy or xywh in front" in messages[-1][1]["exception_message"]
 
 
 def test_connected_text_is_checked_when_it_arrives(monkeypatch, tmp_path):
