@@ -19,7 +19,7 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightLayoutToPrompt",
-            display_name="Layout to Prompt (Boxwright)",
+            display_name="Layout to Prompt",
             category=schema.CATEGORY,
             description=(
                 "Writes boxes as the prompt of a model that reads boxes itself: FLUX.3 (pictures and edits), Ideogram "

@@ -23,7 +23,7 @@ class BoxwrightPromptToRegions(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightPromptToRegions",
-            display_name="Prompt to Regions (Boxwright)",
+            display_name="Prompt to Regions",
             category=schema.CATEGORY,
             description=(
                 "Reads boxes out of a prompt with a layout (FLUX.3, Ideogram 4, Ming-Image, a template of your own) or "

@@ -21,7 +21,7 @@ class BoxwrightRegions(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRegions",
-            display_name="Regions (Boxwright)",
+            display_name="Regions",
             category=schema.CATEGORY,
             description=(
                 f"Says what belongs where: 1 to {MAX_REGIONS} areas of the image, each with a phrase of the prompt. "
