@@ -22,7 +22,7 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightAttentionHeatmap",
-            display_name="Attention Heatmap (Boxwright)",
+            display_name="Attention Heatmap",
             category=schema.CATEGORY,
             description="Draws where the picture attended to each phrase, over the picture: one row for each phrase, "
             "and in columns the mean, the moments of the run or the resolutions. Also a mask of where the phrases are.",

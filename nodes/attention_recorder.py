@@ -22,7 +22,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightAttentionRecorder",
-            display_name="Attention Recorder (Boxwright)",
+            display_name="Attention Recorder",
             category=schema.CATEGORY,
             description="Records which words every part of the picture attends to, with any sampler, without changing "
             "the picture by a single bit. Look at the record with Attention Heatmap; turn it into a mask with Mask "

@@ -17,7 +17,7 @@ class BoxwrightBlendedLatents(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightBlendedLatents",
-            display_name="Blended Latents Sampler (Boxwright)",
+            display_name="Blended Latents Sampler",
             category=schema.CATEGORY,
             description="A sampler that redraws inside a mask and, after every step, puts the original back outside, "
             "with the noise of that step (Blended Latent Diffusion, arXiv 2206.02779). Thin masks can start "

@@ -23,7 +23,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightBoxConstraint",
-            display_name="Box Constraint (Boxwright)",
+            display_name="Box Constraint",
             category=schema.CATEGORY,
             description="Moves the latent so that each phrase is drawn in its box (BoxDiff, arXiv 2307.10816), with "
             "nearly any sampler. Costs about one more model call per step in the first half of the schedule. "
@@ -71,7 +71,7 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightBoxConstraintSettings",
-            display_name="Box Constraint Settings (Boxwright)",
+            display_name="Box Constraint Settings",
             category=schema.CATEGORY,
             description="Every number of Box Constraint. The defaults are its standard preset.",
             search_aliases=["boxdiff settings"],

@@ -31,7 +31,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightBoxEditor",
-            display_name="Box Editor (Boxwright)",
+            display_name="Box Editor",
             category=schema.CATEGORY,
             description=(
                 "Draw boxes and say what belongs in each. Wire regions and prompt to Layout Prompt. Boxes are kept as "

@@ -5,7 +5,6 @@ Everything that enters here is untrusted. What leaves is in fractions of the ima
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,8 @@ from .checks import (
     shortened,
     shown,
 )
-from .regions_json import load_json, parse_drawing, parse_regions_json
+from .layout_import import read_layout
+from .regions_json import is_ours, parse_regions_json
 
 ELEMENT_SCALE = 1000.0  # the host writes ARRAY elements on 0..1000, whatever the picture's size
 
@@ -46,14 +46,18 @@ def collect_regions(
     masks: Tensor | None = None,
     frame: int = 0,
 ) -> tuple[Region, ...]:
-    """All regions of one layout, 1 to MAX_REGIONS: first the JSON's, then boxes, elements and masks, each in order.
+    """All regions of one layout, 1 to MAX_REGIONS: first the text's, then boxes, elements and masks, each in order.
 
-    `phrases`: lines for the areas that came without text (see name_regions). None = nothing is connected there.
-    `width`, `height`: pixels of the picture that `bounding_boxes` was measured on. `frame`: see from_bounding_boxes.
+    `regions_json`: our JSON, or any text that layout_import reads; the boxes of the latter are named like connected
+    ones. `phrases`: lines for the areas that came without text (see name_regions). None = nothing is connected there.
+    `width`, `height`: pixels of the picture that boxes in pixels were measured on. `frame`: see from_bounding_boxes.
     Raises BoxwrightError.
     """
-    written = parse_regions_json(regions_json) if regions_json.strip() else ()
+    ours = is_ours(regions_json)
+    written = parse_regions_json(regions_json) if ours else ()
     wired: tuple[Region, ...] = ()
+    if not ours and regions_json.strip():
+        wired += read_layout(regions_json, width, height, "regions_json").regions
     if bounding_boxes is not None:
         wired += from_bounding_boxes(bounding_boxes, width, height, frame)
     if elements is not None:
@@ -73,7 +77,7 @@ def collect_regions(
 def from_anything(value: Any, width: int, height: int) -> tuple[Region, ...]:
     """Regions from any value that holds boxes; the phrase is "" where there is no text.
 
-    `value`: regions, BOUNDING_BOX (of frames, the first), elements, any of these as JSON text, our JSON, or masks. A
+    `value`: regions, BOUNDING_BOX (of frames, the first), elements, masks, or a text that layout_import reads. A
     painted mask becomes the box around its pixels of at least one half. `width`, `height`: see from_bounding_boxes.
     Raises BoxwrightError.
     """
@@ -82,9 +86,7 @@ def from_anything(value: Any, width: int, height: int) -> tuple[Region, ...]:
             replace(region, area=_box_around(region, number)) for number, region in enumerate(from_masks(value), 1)
         )
     if isinstance(value, str):
-        value = load_json(value)
-        if isinstance(value, dict) and "regions" in value:
-            return parse_drawing(json.dumps(value)).regions
+        return read_layout(value, width, height, "boxes").regions
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, Region) for entry in value):
         return tuple(replace(region, area=_box_around(region, number)) for number, region in enumerate(value, 1))
     entries = value if isinstance(value, (list, tuple)) else [value]

@@ -22,7 +22,7 @@ class BoxwrightDiffEditSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightDiffEditSampler",
-            display_name="DiffEdit Sampler (Boxwright)",
+            display_name="DiffEdit Sampler",
             category=schema.CATEGORY,
             description="A sampler that starts from an inverted picture, redraws inside the mask and follows the "
             "inverted path outside (DiffEdit, arXiv 2210.11427). For Sampler Custom, with the target prompt.",
@@ -49,7 +49,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightDiffEdit",
-            display_name="DiffEdit (Boxwright)",
+            display_name="DiffEdit",
             category=schema.CATEGORY,
             description="Edits a picture by two prompts: finds where they differ, inverts the picture, and redraws "
             "that part with the target prompt (DiffEdit, arXiv 2210.11427). Difference Mask, Invert and DiffEdit "

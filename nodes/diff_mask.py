@@ -63,7 +63,7 @@ class BoxwrightDiffMask(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightDiffMask",
-            display_name="Difference Mask (Boxwright)",
+            display_name="Difference Mask",
             category=schema.CATEGORY,
             description="Finds what an edit would change: noises the picture, lets the model predict it from the "
             "source and from the target prompt, and makes a mask of the difference (DiffEdit, arXiv 2210.11427).",

@@ -17,7 +17,7 @@ class BoxwrightHSpace(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightHSpace",
-            display_name="H-Space Edit (Boxwright)",
+            display_name="H-Space Edit",
             category=schema.CATEGORY,
             description="Patches a UNet so that its pictures move from what one prompt says towards what another says: "
             "the difference of both in the bottleneck is added where the step predicts the clean picture, and "

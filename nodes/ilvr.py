@@ -17,7 +17,7 @@ class BoxwrightILVR(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightILVR",
-            display_name="ILVR Sampler (Boxwright)",
+            display_name="ILVR Sampler",
             category=schema.CATEGORY,
             description="A sampler whose pictures keep the coarse shapes and colours of a reference and invent the "
             "rest: after each step the low frequencies are those of the reference (ILVR, arXiv 2108.02938).",

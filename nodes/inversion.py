@@ -30,7 +30,7 @@ class BoxwrightInvert(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightInvert",
-            display_name="Invert (Boxwright)",
+            display_name="Invert",
             category=schema.CATEGORY,
             description="Walks a picture up the noise levels without randomness (DDIM inversion; Euler for flow "
             "models): the noise it ends in draws the same picture again, and the path is what DiffEdit keeps "
@@ -115,7 +115,7 @@ class BoxwrightDirectInversionSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightDirectInversionSampler",
-            display_name="Direct Inversion Sampler (Boxwright)",
+            display_name="Direct Inversion Sampler",
             category=schema.CATEGORY,
             description="A sampler for Prompt to Prompt on a real picture: its own row is drawn exactly again, because "
             "it is put back on the inverted path after every step (Direct Inversion, arXiv 2310.01506), and the edits "

@@ -19,7 +19,7 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightLayoutPrompt",
-            display_name="Layout Prompt (Boxwright)",
+            display_name="Layout Prompt",
             category=schema.CATEGORY,
             description=(
                 "Encodes a prompt like CLIP Text Encode and finds the words of each region in it. Wire positive to the "

@@ -16,7 +16,7 @@ class BoxwrightMaskFromWord(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightMaskFromWord",
-            display_name="Mask from Word (Boxwright)",
+            display_name="Mask from Word",
             category=schema.CATEGORY,
             description="The part of the picture that attended to a word or phrase of the prompt, as a mask for "
             "inpainting, for regions, or for anything else that takes one.",

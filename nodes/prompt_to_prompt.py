@@ -30,7 +30,7 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightPromptToPrompt",
-            display_name="Prompt to Prompt (Boxwright)",
+            display_name="Prompt to Prompt",
             category=schema.CATEGORY,
             description="Draws a picture and, beside it, the same picture with words of its prompt changed, added, "
             "removed or reweighted (Prompt-to-Prompt, arXiv 2208.01626). Wire all outputs to a KSampler: it returns "

@@ -19,7 +19,7 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRectifiedAttention",
-            display_name="Rectified Attention (Boxwright)",
+            display_name="Rectified Attention",
             category=schema.CATEGORY,
             description="Hides the words of each region from the rest of the image (rectified cross-attention, RCA, "
             "arXiv 2303.14412). Costs next to nothing and works with every sampler. It confines words; it does not "

@@ -21,7 +21,7 @@ class BoxwrightRegionConditioning(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRegionConditioning",
-            display_name="Region Conditioning (Boxwright)",
+            display_name="Region Conditioning",
             category=schema.CATEGORY,
             description="The regions as ComfyUI's own conditioning (Conditioning Set Mask or Set Area, combined), for "
             "models that Region Prompt cannot patch, for a LoRA per region, and for comparison. Every region costs a "

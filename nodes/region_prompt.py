@@ -26,7 +26,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRegionPrompt",
-            display_name="Region Prompt (Boxwright)",
+            display_name="Region Prompt",
             category=schema.CATEGORY,
             description="Gives every region its own words, all in one pass of the model. couple: each region reads its "
             "own encoded text. dense: the prompt's attention is modulated towards the layout (DenseDiffusion, arXiv "

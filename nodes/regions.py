@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..attention_patches.types import MAX_REGIONS, BoxwrightError
 from . import schema
 from .boxes import EXAMPLE_REGIONS, collect_regions
-from .regions_json import parse_regions_json, regions_to_json
+from .checks import shortened
+from .layout_import import read_layout
+from .regions_json import is_ours, parse_regions_json, regions_to_json
 
 # The host's own classes for these two exist only in recent versions; the type names are all that matters on a wire.
 BoundingBoxes = io.Custom("BOUNDING_BOX")
@@ -19,13 +21,16 @@ class BoxwrightRegions(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRegions",
-            display_name="Regions (Boxwright)",
+            display_name="Regions",
             category=schema.CATEGORY,
             description=(
                 f"Says what belongs where: 1 to {MAX_REGIONS} areas of the image, each with a phrase of the prompt. "
                 "Areas come from text, bounding boxes, elements and masks, in this order, all together."
             ),
-            search_aliases=["regional prompt", "bounding box", "layout", "box to region", "mask to region", "bbox"],
+            search_aliases=[
+                "regional prompt", "bounding box", "layout", "box to region", "mask to region", "bbox", "import boxes",
+                "coco",
+            ],
             inputs=[
                 io.String.Input(
                     "regions_json",
@@ -34,8 +39,9 @@ class BoxwrightRegions(io.ComfyNode):
                     placeholder=regions_to_json(EXAMPLE_REGIONS),
                     tooltip=(
                         "Regions as text, in fractions of the image: x and y of the left upper corner from 0 to 1, "
-                        "width, height, a phrase, and optionally a strength from 0 (off) to 1 (full). May stay empty "
-                        "when all areas come from the sockets; what stands here is added before theirs."
+                        "width, height, a phrase, and optionally a strength from 0 (off) to 1 (full). Or boxes as "
+                        "other programs write them (see the help page); the report says how they were read. May stay "
+                        "empty when all areas come from the sockets; what stands here is added before theirs."
                     ),
                 ),
                 io.Int.Input(
@@ -43,22 +49,23 @@ class BoxwrightRegions(io.ComfyNode):
                     default=512,
                     min=1,
                     max=16384,
-                    tooltip="Width in pixels of the picture bounding_boxes was measured on. Used for nothing else.",
+                    tooltip="Width in pixels of the picture that boxes in pixels were measured on; for nothing else.",
                 ),
                 io.Int.Input(
                     "height",
                     default=512,
                     min=1,
                     max=16384,
-                    tooltip="Height in pixels of the picture bounding_boxes was measured on. Used for nothing else.",
+                    tooltip="Height in pixels of the picture that boxes in pixels were measured on; for nothing else.",
                 ),
                 io.String.Input(
                     "phrases",
                     multiline=True,
                     default="",
                     tooltip=(
-                        "One line for each connected area without a text of its own, in order: bounding_boxes, "
-                        "elements, masks. Or one line for every connected area, to name them all anew."
+                        "One line for each area without a text of its own, in order: regions_json where another "
+                        "program wrote it, bounding_boxes, elements, masks. Or one line for every one of these, to "
+                        "name them all anew."
                     ),
                 ),
                 BoundingBoxes.Input(
@@ -90,7 +97,10 @@ class BoxwrightRegions(io.ComfyNode):
                     tooltip="Which frame of bounding_boxes to take, from 0, when it holds a list per frame.",
                 ),
             ],
-            outputs=[schema.Regions.Output("regions", tooltip="For Layout Prompt, Regions Preview and the methods.")],
+            outputs=[
+                schema.Regions.Output("regions", tooltip="For Layout Prompt, Regions Preview and the methods."),
+                io.String.Output("report", tooltip="How a text of another program was read; the regions there are."),
+            ],
         )
 
     @classmethod
@@ -99,7 +109,10 @@ class BoxwrightRegions(io.ComfyNode):
         if not (regions_json or "").strip():
             return True
         try:
-            parse_regions_json(regions_json)
+            if is_ours(regions_json):
+                parse_regions_json(regions_json)
+            else:
+                read_layout(regions_json, None, None, "regions_json", strict=False)
         except BoxwrightError as error:
             return str(error)
         return True
@@ -108,9 +121,12 @@ class BoxwrightRegions(io.ComfyNode):
     def execute(
         cls, regions_json, width, height, phrases, bounding_boxes=None, elements=None, masks=None, frame=0
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            collect_regions(regions_json, phrases, width, height, bounding_boxes, elements, masks, frame)
-        )
+        regions = collect_regions(regions_json, phrases, width, height, bounding_boxes, elements, masks, frame)
+        lines = [f"{number}. {shortened(region.phrase, 60)}" for number, region in enumerate(regions, 1)]
+        if regions_json.strip() and not is_ours(regions_json):
+            lines.insert(0, read_layout(regions_json, width, height, "regions_json").how + ".")
+        report = "\n".join(lines)
+        return io.NodeOutput(regions, report, ui=ui.PreviewText(report))
 
 
 NODES = [BoxwrightRegions]

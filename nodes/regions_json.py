@@ -82,26 +82,44 @@ def regions_to_json(regions: Sequence[Region]) -> str:
     return f'{{"type": "{FORMAT_TYPE}", "version": {FORMAT_VERSION}, "regions": [\n  {body}\n]}}'
 
 
-def load_json(text: str) -> Any:
-    """json.loads for text that may be hostile: size, depth, NaN and infinities are checked."""
+def is_ours(text: str) -> bool:
+    """Whether a text starts as our layouts do; any other may be a layout of another program."""
+    return '"regions"' in text and text.lstrip().startswith("{")
+
+
+def load_json(text: str, name: str = "regions_json") -> Any:
+    """json.loads for text that may be hostile: size, depth, NaN and infinities are checked. `name`: of the input.
+
+    Raises BoxwrightError.
+    """
     if len(text) > MAX_TEXT:
         raise BoxwrightError(
-            f"regions_json is {len(text)} characters long; at most {MAX_TEXT} are read. Remove what is not a region."
+            f"{name} is {len(text)} characters long; at most {MAX_TEXT} are read. Remove what is not a region."
         )
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise BoxwrightError(f"{name} holds the number {shown(digits)}, which is too large. Replace it.")
+        return value
+
+    def refused(constant: str) -> float:
+        raise BoxwrightError(f"{name} holds {constant}; only ordinary numbers are allowed. Replace it.")
+
     try:
-        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+        data = json.loads(text, parse_constant=refused, parse_float=finite)
     except json.JSONDecodeError as error:
         raise BoxwrightError(
-            f"regions_json is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it there."
+            f"{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it there."
         ) from error
     except RecursionError:
-        raise _too_deep() from None
+        raise _too_deep(name) from None
     except BoxwrightError:
         raise
     except ValueError as error:  # an integer of thousands of digits
-        raise BoxwrightError(f"regions_json holds a number that cannot be read: {error}.") from error
+        raise BoxwrightError(f"{name} holds a number that cannot be read: {error}.") from error
     if not _shallower_than(data, MAX_DEPTH):
-        raise _too_deep()
+        raise _too_deep(name)
     return data
 
 
@@ -132,20 +150,9 @@ def _enabled(regions: Iterable[Region]) -> tuple[Region, ...]:
     return tuple(region for region in regions if region.extra.get("enabled", True))
 
 
-def _refuse_constant(name: str) -> float:
-    raise BoxwrightError(f"regions_json holds {name}; only ordinary numbers are allowed. Replace it.")
-
-
-def _finite_float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise BoxwrightError(f"regions_json holds the number {shown(digits)}, which is too large. Replace it.")
-    return value
-
-
-def _too_deep() -> BoxwrightError:
+def _too_deep(name: str) -> BoxwrightError:
     return BoxwrightError(
-        f"regions_json is nested more than {MAX_DEPTH} levels deep; a layout needs 3. Remove the nested part."
+        f"{name} is nested more than {MAX_DEPTH} levels deep; a layout needs 3. Remove the nested part."
     )
 
 

@@ -14,7 +14,7 @@ class BoxwrightRegionsPreview(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRegionsPreview",
-            display_name="Regions Preview (Boxwright)",
+            display_name="Regions Preview",
             category=schema.CATEGORY,
             description=(
                 "Draws regions, numbered and labelled, and reports how much of the image they cover, where they "

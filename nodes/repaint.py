@@ -17,7 +17,7 @@ class BoxwrightRePaint(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightRePaint",
-            display_name="RePaint Sampler (Boxwright)",
+            display_name="RePaint Sampler",
             category=schema.CATEGORY,
             description="A sampler that fills the mask of a picture with any text-to-image model: at every step the "
             "rest is put back, and the walk jumps back up the noise again and again until both fit "

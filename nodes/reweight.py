@@ -50,7 +50,7 @@ class BoxwrightReweight(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BoxwrightReweight",
-            display_name="Reweight Words (Boxwright)",
+            display_name="Reweight Words",
             category=schema.CATEGORY,
             description="Multiplies the attention that words or phrases of the prompt get (Prompt-to-Prompt "
             "reweighting, arXiv 2208.01626), for the whole image or inside one region. The encoded text stays as it "

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention_patches.types import StepWindow
+from ..attention_patches.types import BoxwrightError, StepWindow
 from . import checks
 
 CATEGORY = "Boxwright"
@@ -35,6 +35,27 @@ def recorded_pictures_input() -> io.Input:
         "images",
         tooltip="The pictures drawn with the recorder's model, all of the batch. They say which run's record is meant.",
     )
+
+
+def size_input(name: str) -> io.Input:
+    """`width` or `height`, 0 = not given."""
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=16384,
+        optional=True,
+        advanced=True,
+        tooltip=f"The picture's {name} in pixels, where something counts in pixels. 0 = as the regions say, which know "
+        "it from Box Editor.",
+    )
+
+
+def given_size(width: int, height: int) -> tuple[int, int] | None:
+    """The two of size_input; None where neither is given. Raises BoxwrightError where one is."""
+    if bool(width) != bool(height):
+        raise BoxwrightError(f"width {width} and height {height} belong together: give both, or 0 for both.")
+    return (width, height) if width else None
 
 
 def threshold_input() -> io.Input:

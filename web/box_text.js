@@ -114,6 +114,22 @@ export const ENGLISH = {
     boxWindow: "Box {number} ends before it starts.",
     pasteEmpty: "There is no box in what was pasted.",
     pasteNotBox: "Entry {number} of what was pasted is not a box.",
+    pastedAs: "Pasted: {count}, read as {order} in {unit}",
+    pasteEdit: "Entry {number} is a row of an edit, with a box before and a box after. The node Prompt to Regions reads both.",
+    pastePhrases: "{count} phrases for {boxes} boxes: one phrase for each box is needed.",
+    pastePictures: "The boxes are of {count} pictures. Keep those of one.",
+    pasteOutside: "Box {number} reaches outside the image. Are the numbers pixels of another picture? Set width and height to it.",
+    boxCoordinates: "The coordinates of layer {number} are no box inside the picture, as \"cx: 0.5, cy: 0.5, w: 0.2, h: 0.2\".",
+    unitUnknown: "The largest number is {number}: too large for fractions, too small for pixels. Write pixels or fractions in front.",
+    pixelsOrThousandths: "These numbers may be pixels or thousandths. Write pixels or thousandths in front.",
+    unitsMixed: "The boxes mix {units}. Paste them one by one.",
+    orderUnknown: "{numbers} may be [x1, y1, x2, y2] or [x, y, width, height]. Write xyxy or xywh in front.",
+    orderNeither: "{numbers} fits the image neither as [x1, y1, x2, y2] nor as [x, y, width, height]. Is it of another size? Or write yxyx or cxcywh in front.",
+    ordersMixed: "The boxes mix corners and sizes. Paste them one by one.",
+    unitPixels: "pixels",
+    unitFractions: "fractions of the image",
+    unitPercent: "per cent",
+    unitThousandths: "thousandths",
 };
 
 /** A function from a key and its values to words, in the language of `messages` (may be undefined or incomplete). */

@@ -160,9 +160,13 @@ export class BoxEditor {
     paste(text) {
         if (this.problem) return false;
         try {
-            const boxes = parsePasted(text, this.size.width, this.size.height);
+            const { boxes, words } = parsePasted(text, this.size.width, this.size.height);
             if (!hasRoom(this.state, boxes.length)) return this.sayFull();
             this.commit(pasted(this.state, boxes));
+            if (words) {
+                const { order, unit } = words;
+                this.host.notify(this.t("pastedAs", { count: boxes.length, order, unit: this.t(unit) }));
+            }
             return this.say("pastedCount", { count: boxes.length });
         } catch (error) {
             if (!(error instanceof Problem)) throw error;

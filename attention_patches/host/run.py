@@ -58,7 +58,7 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     if any(isinstance(edit, TextMix) for edit in edits) and not getattr(family, "further_texts", False):
         raise UnsupportedModelError(
             f"In {family.name} text and image are read together, so that a region cannot have a text of its own in the "
-            "same pass. Use Region Conditioning (Boxwright), which takes a pass for each region, or a method that "
+            "same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
             "edits scores (Region Prompt in its dense mode, Rectified Attention)."
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]

@@ -248,6 +248,8 @@ FOREIGN = [
     ('[{"x": 128, "y": 64, "width": 256, "height": 128, "label": "cat"}]', ("cat", [0.25, 0.125, 0.5, 0.25])),
     ('[{"bbox": [100, 200, 600, 700], "desc": "dog"}]', ("dog", [0.2, 0.1, 0.5, 0.5])),
     ('{"x": 0.5, "y": 0.5, "width": 0.25, "height": 0.25}', ("", [0.5, 0.5, 0.25, 0.25])),
+    ('[{"bbox": [256, 128, 512, 384], "label": "owl"}]', ("owl", [0.5, 0.25, 0.5, 0.5])),
+    ('A cat <obj_1>. [{"id":"obj_1","bbox":[0,0,500,1000],"desc":"a cat"}]', ("a cat", [0, 0, 1, 0.5])),
 ]
 
 
@@ -260,6 +262,11 @@ def test_boxes_of_other_programs_paste_as_json(bench):
         bench.press("Control+v")
         assert (bench.phrases()[-1], bench.rects()[-1]) == (phrase, near(rect))
     assert len(bench.boxes()) == len(FOREIGN)
+    assert "read as [top, left, bottom, right] in thousandths" in bench.page.locator(".p-toast").first.inner_text()
+    bench.page.evaluate("navigator.clipboard.writeText('[[100, 100, 200, 200]]')")
+    bench.press("Control+v")
+    assert len(bench.boxes()) == len(FOREIGN)
+    assert "Write xyxy or xywh in front" in bench.page.locator(".p-toast").first.inner_text()
 
 
 def test_a_whole_drawing_goes_out_and_in_as_json(bench):

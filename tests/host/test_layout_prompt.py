@@ -19,7 +19,7 @@ def shown(output):
 def test_interface_is_kept():
     schema = BoxwrightLayoutPrompt.define_schema()
     assert (schema.node_id, schema.display_name, schema.category) == (
-        "BoxwrightLayoutPrompt", "Layout Prompt (Boxwright)", "Boxwright",
+        "BoxwrightLayoutPrompt", "Layout Prompt", "Boxwright",
     )
     assert [(i.id, i.get_io_type()) for i in schema.inputs] == [
         ("clip", "CLIP"), ("regions", "BOXWRIGHT_REGIONS"), ("prompt", "STRING"), ("append_missing", "BOOLEAN"),

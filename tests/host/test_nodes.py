@@ -30,6 +30,7 @@ SCHEMAS = {
         "masks: MASK?",
         "frame: INT? = 0, 0 to 99999",
         "-> BOXWRIGHT_REGIONS",
+        "-> STRING",
     ],
     "BoxwrightBoxEditor": [
         "regions_json: STRING = ''",
@@ -59,6 +60,34 @@ SCHEMAS = {
         "height: INT = 512, 64 to 4096",
         "background: IMAGE?",
         "-> IMAGE",
+        "-> STRING",
+    ],
+    "BoxwrightLayoutToPrompt": [
+        "regions: BOXWRIGHT_REGIONS?",
+        "format: COMBO = 'FLUX.3', of ['FLUX.3', 'Ideogram 4', 'Ming-Image', 'template']",
+        "prompt: STRING = ''",
+        "background: STRING = ''",
+        "style: STRING = ''",
+        "unsupported: COMBO = 'refuse', of ['refuse', 'leave out']",
+        "template: STRING? = '{prompt}\\n{phrase}: [{x1}, {y1}, {x2}, {y2}]'",
+        "width: INT? = 0, 0 to 16384",
+        "height: INT? = 0, 0 to 16384",
+        "source: BOXWRIGHT_REGIONS?",
+        "-> STRING",
+        "-> STRING",
+    ],
+    "BoxwrightPromptToRegions": [
+        "text: STRING = ''",
+        "format: COMBO = 'auto', of ['auto', 'FLUX.3', 'Ideogram 4', 'Ming-Image', 'template', 'any']",
+        "keep_marks: BOOLEAN = True",
+        "width: INT? = 0, 0 to 16384",
+        "height: INT? = 0, 0 to 16384",
+        "template: STRING? = '{prompt}\\n{phrase}: [{x1}, {y1}, {x2}, {y2}]'",
+        "-> BOXWRIGHT_REGIONS",
+        "-> STRING",
+        "-> STRING",
+        "-> STRING",
+        "-> BOXWRIGHT_REGIONS",
         "-> STRING",
     ],
     "BoxwrightRectifiedAttention": [
@@ -382,10 +411,10 @@ def test_inputs_and_outputs_stay_as_workflows_have_saved_them(schemas, name):
 def test_a_node_is_found_and_explained(schemas, pack_module, name):
     schema = schemas[name]
     assert name.startswith("Boxwright") and schema.category == "Boxwright"
-    assert schema.display_name.endswith(" (Boxwright)") and schema.description and schema.search_aliases
+    assert "Boxwright" not in schema.display_name and schema.description and schema.search_aliases  # a badge says it
     assert [entry.id for entry in [*schema.inputs, *schema.outputs] if not entry.tooltip] == []
     page = (ROOT / pack_module.WEB_DIRECTORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    assert page.startswith("# " + schema.display_name.removesuffix(" (Boxwright)") + "\n")
+    assert page.startswith(f"# {schema.display_name}\n")
     assert [entry.id for entry in schema.inputs if not re.search(rf"\b{entry.id}\b", page, re.IGNORECASE)] == []
 
 

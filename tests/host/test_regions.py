@@ -74,7 +74,7 @@ def test_schema_of_regions():
         ("masks", "MASK", False),
         ("frame", "INT", False),
     ]
-    assert outputs == ["BOXWRIGHT_REGIONS"]
+    assert outputs == ["BOXWRIGHT_REGIONS", "STRING"]
     assert BoxwrightRegions.GET_SCHEMA().node_id == "BoxwrightRegions"
     assert widget(BoxwrightRegions, "bounding_boxes")["forceInput"] is True
 
@@ -177,6 +177,22 @@ def test_bad_text_is_refused_before_anything_runs(monkeypatch, tmp_path, text, w
     assert problem["type"] == "prompt_outputs_failed_validation"
     (error,) = node_errors["2"]["errors"]
     assert words in error["details"]
+
+
+def test_a_text_of_another_program_is_read_and_how_is_said(monkeypatch, tmp_path):
+    text = '[{"bbox": [128, 64, 256, 128], "label": "a dog"}]'
+    regions, report = BoxwrightRegions.execute(**SENT | {"regions_json": text}).args
+    assert regions == (Region("a dog", Box(0.5, 0.5, 0.5, 0.5)),)
+    assert report.splitlines() == [
+        "1 box read as [x1, y1, x2, y2] in pixels of a picture of 256 x 128.", "1. a dog"]
+    ambiguous = {"regions_json": '[{"bbox": [10, 10, 20, 20], "label": "a dog"}]'}
+    graph = {
+        "2": {"class_type": "BoxwrightRegions", "inputs": SENT | ambiguous},
+        "3": {"class_type": "BoxwrightRegionsPreview", "inputs": {"regions": ["2", 0], "width": 256, "height": 128}},
+    }
+    _, messages = run_graph(monkeypatch, tmp_path, graph)
+    assert messages[-1][0] == "execution_error"
+    assert "Write xyxy or xywh in front" in messages[-1][1]["exception_message"]
 
 
 def test_connected_text_is_checked_when_it_arrives(monkeypatch, tmp_path):

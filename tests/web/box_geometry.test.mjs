@@ -109,7 +109,7 @@ test("a phrase counts as whole words, whatever their case, width and emphasis", 
 });
 
 test("pasted boxes are read, cut to the image, or refused in words", () => {
-    const [cut] = parsePasted('[[{"x": -64, "y": 0, "width": 128, "height": 1024, "metadata": {"desc": "cat"}}]]', 512, 512);
+    const { boxes: [cut] } = parsePasted('[[{"x": -32, "y": 0, "width": 96, "height": 540, "metadata": {"desc": "cat"}}]]', 512, 512);
     assert.deepEqual(cut, { phrase: "cat", x: 0, y: 0, width: 0.125, height: 1, extra: {} });
     for (const text of ["", "1", "null", "[]", "{}", '[{"x":1}]', '{"bbox":[1,2,3]}', '{"x":900,"y":0,"width":9,"height":9}']) {
         assert.throws(() => parsePasted(text, 512, 512), Problem, text);
