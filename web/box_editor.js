@@ -2,9 +2,9 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { BoxEditor } from "./box_widget.js";
-import { STYLE } from "./box_style.js";
-import { translator } from "./box_text.js";
+import { BoxEditor } from "./editor/widget.js";
+import { STYLE } from "./editor/view/style.js";
+import { translator } from "./editor/model/words.js";
 
 const NODE = "BoxwrightBoxEditor";
 const VIEW = "boxwright.view"; // node property: how the editor shows things; Python needs none of it

@@ -83,7 +83,7 @@ class Bench:
             "() => window.app?.graph && window.app.extensionManager && Boolean(LiteGraph.registered_node_types"
             f"['{NODE}']) && app.extensionManager.workflow?.activeWorkflow", timeout=90_000)
         self.page.wait_for_function("() => app.vueAppReady !== false")
-        self.page.evaluate("import('/extensions/boxwright/box_view.js').then((module) => { window.view = module; })")
+        self.page.evaluate("import('/extensions/boxwright/editor/view/scene.js').then((module) => { window.view = module; })")
 
     def load(self, *nodes, links=(), scale=1.0):
         """Replace the workflow in the same tab and forget its undo; wait until every editor is drawn."""

@@ -1,8 +1,8 @@
 // Draws a scene onto a 2D context and keeps nothing. Words reach the canvas through fillText only.
 
-import { option } from "./box_model.js";
-import { bottom, bounds, HANDLES, handlePoint, right } from "./box_geometry.js";
-import { boxColor, inkOn, lineOn } from "./box_colors.js";
+import { option } from "../model/drawing.js";
+import { bottom, bounds, HANDLES, handlePoint, right } from "../model/geometry.js";
+import { boxColor, inkOn, lineOn } from "../model/colors.js";
 
 export const MARGIN = 12; // CSS pixels around the image, so that handles at its edge can be grabbed
 export const HANDLE = 9; // CSS pixels, side of a handle

@@ -1,13 +1,13 @@
 // The canvas: turns pointers and keys into gestures, and shows the editor's state. It holds no drawing of its own.
 
-import { begin, drag, end } from "./box_gestures.js";
-import { handleAt, bounds } from "./box_geometry.js";
+import { begin, drag, end } from "./model/gestures.js";
+import { handleAt, bounds } from "./model/geometry.js";
 import {
     boxesAt, cycled, editable, movedBy, option, removed, select, selectAll, selected, set,
-} from "./box_model.js";
-import { boxColor, inkOn } from "./box_colors.js";
-import { drawScene, frameOf, HANDLE, imageArea, THEMES } from "./box_view.js";
-import { element } from "./box_dom.js";
+} from "./model/drawing.js";
+import { boxColor, inkOn } from "./model/colors.js";
+import { drawScene, frameOf, HANDLE, imageArea, THEMES } from "./view/scene.js";
+import { element } from "./dom.js";
 
 const CLICK = 4; // screen pixels a click may wander
 const SNAP = 6; // CSS pixels

@@ -3,17 +3,17 @@
 //   opacity(), picture(source) -> image or null, view() -> object, setView(object), recall() -> history or null,
 //   keep(history), forward(event), isPanning(), notify(text) }
 
-import { drawingText, MAX_BOXES, parsePasted, Problem } from "./box_json.js";
-import { coverage, unfilledGrids } from "./box_geometry.js";
+import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
+import { coverage, unfilledGrids } from "./model/geometry.js";
 import {
     added, canRedo, canUndo, duplicated, followed, freePlace, hasRoom, newHistory, option, pasted, present, presentText,
     remembered, removed, selected, split, stateOf, withBackground,
-} from "./box_model.js";
-import { element } from "./box_dom.js";
-import { icon } from "./box_icons.js";
-import { BoxList, Inspector } from "./box_panel.js";
-import { isInPrompt } from "./box_phrases.js";
-import { Stage } from "./box_stage.js";
+} from "./model/drawing.js";
+import { element } from "./dom.js";
+import { icon } from "./view/icons.js";
+import { BoxList, Inspector } from "./panel.js";
+import { isInPrompt } from "./model/phrases.js";
+import { Stage } from "./stage.js";
 
 const VIEW = { snap: true, grid: 0, gaps: false, behind: "input", percent: false };
 const GRIDS = [0, 8, 16, 32, 64];
@@ -213,7 +213,7 @@ export class BoxEditor {
         return this.view.behind === "nothing" ? null : this.host.picture(this.view.behind);
     }
 
-    /** See box_geometry.coverage, of the boxes that take part. Worked out once per state. */
+    /** See geometry.coverage, of the boxes that take part. Worked out once per state. */
     coverage() {
         if (this.known.coverage?.boxes !== this.state.boxes) {
             const value = coverage(this.state.boxes.filter((box) => option(box, "enabled")));
