@@ -44,6 +44,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                     "regions_json",
                     default="",
                     socketless=True,
+                    extra_dict={"widgetType": "BOXWRIGHT_BOX_EDITOR"},  # web/box_editor.js draws it
                     tooltip=(
                         "The drawing, as JSON in fractions of the image (see the help page of Regions). The editor "
                         "writes it; other programs may too. Empty = nothing drawn."
@@ -120,7 +121,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
     @classmethod
     def execute(cls, regions_json, width, height, prompt, image_opacity, image=None, boxes=None) -> io.NodeOutput:
         drawing = parse_drawing(regions_json)
-        regions, messages = drawing.regions, {}
+        regions, messages = drawing.regions, {"boxwright_size": [width, height]}
         if boxes is not None:
             incoming = from_anything(boxes, width, height)
             mark = fingerprint(incoming)
