@@ -31,6 +31,7 @@ app.registerExtension({
     name: "boxwright.BoxEditor",
     setup() {
         watchPictures();
+        watchRefusals();
         setInterval(() => editors.forEach((each) => each.beat()), HEARTBEAT);
     },
     getCustomWidgets() {
@@ -79,13 +80,17 @@ function drawingWidget(node, name) {
     return widget;
 }
 
-/** A DOM widget that keeps its width: a panel that draws it too would have it shrink to its own. */
+/**
+ * A DOM widget that keeps its width, where a panel that draws it too would have it shrink to its own, and that is there
+ * when its input is wired: then it says so itself.
+ */
 function addEditor(node, name, editor, options) {
     const widget = node.addDOMWidget(name, WIDGET, editor.element, {
         ...options, hideOnZoom: false, hideInPanel: true, getMinHeight: () => MIN_HEIGHT, margin: 8,
     });
-    Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
-    widget.isVisible = () => !widget.hidden && node.isWidgetVisible?.(widget) !== false; // wired or not: it says so itself
+    for (const [key, value] of Object.entries({ width: undefined, computedDisabled: false, connectionSuppressed: false })) {
+        Object.defineProperty(widget, key, { get: () => value, set: () => {}, configurable: true });
+    }
     widget.editor = editor;
     owners.set(editor.element, { node, editor });
     live(node, widget, editor);
@@ -214,11 +219,10 @@ function watchPromotions(node) {
         const projected = input._widget;
         if (projected && !projected.editor && projected.type === WIDGET && node.graph) input._widget = faceOf(node, input, projected);
     });
-    const later = () => queueMicrotask(look);
-    node.subgraph.events?.addEventListener?.("widget-promoted", later);
-    chain(node, "onConfigure", later);
-    chain(node, "onAdded", later);
-    later();
+    node.subgraph.events?.addEventListener?.("widget-promoted", look); // at once: before the host puts it on the page
+    chain(node, "onConfigure", look);
+    chain(node, "onAdded", look);
+    look();
 }
 
 /** An editor for the value that a subgraph's input keeps. */
@@ -231,15 +235,18 @@ function faceOf(node, input, projected) {
         inner: () => innerEnd(node, input),
     };
     const editor = new BoxEditor(hostOf(node, input.name, access));
-    const widget = addEditor(node, input.name, editor, {
-        getValue: () => projected.value,
-        setValue: (value) => {
-            projected.value = value;
-            queueMicrotask(() => editor.sync());
-        },
-    });
-    if (widget.name !== input.name) widget.name = input.name;
-    return widget;
+    node.addCustomWidget = () => {}; // the input holds the widget; the list of the node's own is the host's to make
+    try {
+        return addEditor(node, input.name, editor, {
+            getValue: () => projected.value,
+            setValue: (value) => {
+                projected.value = value;
+                queueMicrotask(() => editor.sync());
+            },
+        });
+    } finally {
+        delete node.addCustomWidget;
+    }
 }
 
 // --- what the editor is told ------------------------------------------------------------------------------------------
@@ -371,6 +378,19 @@ function watchPictures() {
     api.addEventListener("executed", ({ detail }) => {
         const image = detail?.output?.images?.at?.(-1);
         if (image?.filename) showLast(addressOf(image));
+    });
+}
+
+/** What the server tells of a node that then refuses: what came in by wire must be seen to be mended. */
+function watchRefusals() {
+    api.addEventListener("boxwright.output", ({ detail }) => {
+        let graph = app.rootGraph ?? app.graph, node = null;
+        for (const id of String(detail?.node ?? "").split(":")) { // from the outermost subgraph's node inwards
+            node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
+            graph = node?.subgraph;
+        }
+        const widget = node?.widgets?.find((each) => each.name === DRAWING && each.editor);
+        if (widget) takeOutput(widget.editor, node, detail.output);
     });
 }
 

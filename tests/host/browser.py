@@ -206,6 +206,12 @@ class Bench:
         self.keys.press("Control+z")
         self.reloaded()
 
+    def undo_in(self, number):
+        """Undo where the nodes made anew are not editors."""
+        self.keys.press("Control+z")
+        self.page.wait_for_timeout(700)
+        self.settled(number)
+
     def redo(self, keys="Control+Shift+Z"):
         self.keys.press(keys)
         self.reloaded()

@@ -233,7 +233,7 @@ def slot(bench, number):
 def body(bench, number):
     """A place on the screen where a node has nothing but itself: between its inputs and its outputs."""
     return bench.page.evaluate("""(id) => {
-        const { pos, size } = nodeOf(id), rect = app.canvas.canvas.getBoundingClientRect(), { scale, offset } = app.canvas.ds;
+        const { pos, size } = nodeOf(id) ?? window[id], rect = app.canvas.canvas.getBoundingClientRect(), { scale, offset } = app.canvas.ds;
         return [rect.x + (pos[0] + size[0] / 2 + offset[0]) * scale, rect.y + (pos[1] + 50 + offset[1]) * scale];
     }""", number)
 
@@ -287,3 +287,162 @@ def test_a_wired_prompt_and_wired_boxes_say_where_they_come_from(bench):
     bench.load(sender("PrimitiveString", 2, "[]", "STRING"), wired("boxes", "*"), links=[[1, 2, 0, 1, 1, "STRING"]])
     bench.page.wait_for_timeout(700)
     assert bench.part(".bw-sources").inner_text() == f"boxes from {name(bench, 2)}"
+
+
+# Subgraphs and apps
+
+
+def into_subgraph(bench, number=1):
+    """Pack the editor into a subgraph: window.host and window.inner are the two nodes."""
+    bench.page.evaluate("""(id) => {
+        const { subgraph, node } = app.graph.convertToSubgraph(new Set([nodeOf(id)]));
+        Object.assign(window, { host: node, inner: subgraph.nodes[0] });
+        host.pos = [80, 100];
+        app.canvas.setDirty(true, true);
+    }""", number)
+    bench.page.wait_for_timeout(400)
+    x, y = body(bench, "host")
+    bench.mouse.click(x, y - 62)
+    bench.page.wait_for_timeout(200)
+
+
+def show_all(bench):
+    """Promote everything that the host offers, by the button of its own panel."""
+    bench.page.evaluate("app.extensionManager.command.execute('Comfy.Graph.EditSubgraphWidgets')")
+    bench.page.get_by_text("Show all", exact=True).last.click()
+    bench.page.wait_for_timeout(400)
+    panel(bench, False)
+    bench.page.evaluate("host.setSize([700, 760]); app.canvas.setDirty(true, true)")
+    bench.page.wait_for_timeout(500)
+
+
+def face(bench):
+    """Make the editor on the subgraph's face the one that the bench looks at; its number."""
+    bench.page.evaluate("""() => {
+        window.editorOf = (id) => [...(nodeOf(id)?.widgets ?? []), ...(nodeOf(id)?.inputs ?? []).map((input) => input._widget)]
+            .find((widget) => widget?.editor)?.editor;
+    }""")
+    number = bench.page.evaluate("(app.rootGraph ?? app.graph).nodes.find((node) => node.subgraph).id")
+    bench.settled(number)
+    return number
+
+
+def sent(bench):
+    """The drawings in the prompt that Run would send."""
+    texts = bench.page.evaluate("""async () => Object.values((await app.graphToPrompt()).output)
+        .map((node) => node.inputs.regions_json)""")
+    return [[region["phrase"] for region in json.loads(text)["regions"]] for text in texts]
+
+
+@pytest.mark.every_version
+def test_a_promoted_drawing_is_drawn_on_the_subgraphs_face(bench):
+    bench.load(editor_node([ONE], width=512, height=256))
+    into_subgraph(bench)
+    show_all(bench)
+    number = face(bench)
+    bench.shot("face")
+    bench.drag((0.6, 0.6), (0.9, 0.9), number=number)
+    bench.keys.type("blue star")
+    bench.press("Enter")
+    assert sent(bench) == [["red heart", "blue star"]]
+    (left, top), (right, low) = bench.place(0, 0, number), bench.place(1, 1, number)
+    assert (right - left) / (low - top) == pytest.approx(2, rel=0.02), "the size is that of the node inside"
+    bench.undo_in(number)
+    assert sent(bench) == [["red heart"]]
+    bench.keys.press("Control+Shift+Z")
+    bench.page.wait_for_timeout(700)
+    assert sent(bench) == [["red heart", "blue star"]]
+    bench.page.evaluate("""async () => {
+        const saved = JSON.stringify((await app.graphToPrompt()).workflow);
+        await app.loadGraphData(JSON.parse(saved), true, false, app.extensionManager.workflow.activeWorkflow);
+        Object.assign(app.canvas.ds, { scale: 1 });
+        app.canvas.ds.offset[0] = 20; app.canvas.ds.offset[1] = 20;
+        app.canvas.setDirty(true, true);
+    }""")
+    bench.page.wait_for_timeout(700)
+    number = face(bench)
+    assert sent(bench) == [["red heart", "blue star"]]
+    bench.drag((0.75, 0.75), (0.65, 0.75), number=number)
+    assert bench.page.evaluate("(id) => editorOf(id).state.boxes[1].x", number) == pytest.approx(0.5, abs=NEAR)
+
+
+@pytest.mark.every_version
+def test_a_drawing_that_comes_from_elsewhere_says_so_and_cannot_be_drawn_over(bench):
+    bench.load(editor_node([ONE]))
+    into_subgraph(bench)
+    show_all(bench)
+    bench.page.evaluate("host.title = 'My face'; app.canvas.setGraph(host.subgraph)")
+    bench.page.wait_for_timeout(900)
+    number = bench.page.evaluate("inner.id")
+    trouble = bench.page.locator(".bw-trouble:visible")
+    assert "comes by wire" in trouble.inner_text() and "My face" in trouble.inner_text()
+    bench.shot("inside")
+    before = sent(bench)
+    bench.drag((0.1, 0.1), (0.3, 0.3), number=number)
+    assert sent(bench) == before and bench.page.evaluate("inner.widgets[0].value") == bench.page.evaluate("inner.widgets[0].editor.text")
+    bench.page.evaluate("inner.disconnectInput(inner.inputs.findIndex((input) => input.name === 'regions_json'))")
+    bench.page.wait_for_timeout(900)
+    assert bench.page.locator(".bw-trouble:visible").count() == 0
+    bench.page.evaluate("app.canvas.setGraph(app.rootGraph)")
+    bench.page.wait_for_timeout(300)
+
+
+@pytest.mark.every_version
+def test_an_app_shows_the_editor_of_the_node_that_is_there_now(bench):
+    """An app keeps the element of a node that the undo has made anew: what was drawn there reached nobody."""
+    if not bench.vue:
+        return  # apps are of Nodes 2.0
+    bench.load(editor_node([ONE]))
+    bench.page.evaluate("""async () => {
+        const graph = JSON.parse(JSON.stringify((await app.graphToPrompt()).workflow));
+        graph.extra.linearData = { inputs: [[1, "regions_json"]], outputs: [1] };
+        await app.loadGraphData(graph, true, false, app.extensionManager.workflow.activeWorkflow);
+        await app.extensionManager.command.execute("Comfy.ToggleLinear");
+    }""")
+    bench.page.wait_for_timeout(900)
+    tour = bench.page.get_by_text("Skip", exact=True)
+    if tour.count():
+        tour.click()
+        bench.page.wait_for_timeout(500)
+    bench.settled()
+    bench.shot("app")
+    bench.drag((0.6, 0.6), (0.9, 0.9))
+    bench.keys.type("blue star")
+    bench.press("Enter")
+    assert sent(bench) == [["red heart", "blue star"]]
+    bench.undo()
+    assert sent(bench) == [["red heart"]]
+    bench.drag((0.6, 0.1), (0.9, 0.4))
+    bench.keys.type("moon")
+    bench.press("Enter")
+    assert bench.part(".bw-phrase").evaluate_all("(all) => all.map((each) => each.value)") == ["red heart", "moon"]
+    assert sent(bench) == [["red heart", "moon"]] and bench.phrases() == ["red heart", "moon"]
+    bench.page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    bench.page.wait_for_timeout(700)
+    bench.settled()
+    bench.drag((0.75, 0.25), (0.75, 0.75))
+    assert bench.rects()[1] == near([0.6, 0.6, 0.3, 0.3])
+
+
+# Runs
+
+
+@pytest.mark.every_version
+def test_a_run_without_a_box_marks_the_editor_and_boxes_without_words_appear_in_it(bench):
+    masks = node("SolidMask", 2, (900, 60), [1.0, 64, 64], outputs=[{"name": "MASK", "type": "MASK", "links": [1]}])
+    preview = node("BoxwrightRegionsPreview", 3, (900, 400), [64, 64],
+                   inputs=[{"name": "regions", "type": "BOXWRIGHT_REGIONS", "link": 2}])
+    editor = {**editor_node(), "outputs": [{"name": "regions", "type": "BOXWRIGHT_REGIONS", "links": [2]}]}
+    bench.load(editor, preview, links=[[2, 1, 0, 3, 0, "BOXWRIGHT_REGIONS"]])
+    kind, words = run(bench)
+    assert kind == "execution_error" and words.strip() == "There is no box. Draw one in the box editor, or connect boxes."
+    bench.page.wait_for_timeout(500)
+    bench.shot("no_box")
+    marked = bench.page.evaluate("app.lastExecutionError?.node_id ?? null")
+    assert str(marked) in ("1", "None")  # newer frontends keep it elsewhere
+    editor["inputs"] = [{"name": "boxes", "type": "*", "link": 1}]
+    bench.load(masks, editor, preview, links=[[1, 2, 0, 1, 1, "MASK"], [2, 1, 0, 3, 0, "BOXWRIGHT_REGIONS"]])
+    kind, words = run(bench)
+    assert kind == "execution_error" and "nothing is written there" in words
+    bench.page.wait_for_timeout(500)
+    assert bench.rects() == [[0, 0, 1, 1]], "what came in is there to be named"
