@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
+from server import PromptServer
 from torch import Tensor
 
 from ..attention_patches.grids import coverage, feathered
@@ -21,6 +22,8 @@ from .regions_json import parse_drawing, regions_to_json
 
 MAX_PICTURE = 8192  # pixels each way
 MAX_MASK_VALUES = 2**27  # of all masks together: half a gigabyte
+
+REGIONS_SLOT, MASKS_SLOT = 0, 3  # outputs that need boxes with words
 
 NOTHING_DRAWN = "There is no box. Draw one in the box editor, or connect boxes."
 ALL_OFF = "Every box of the box editor is switched off. Switch one on, in its list."
@@ -37,6 +40,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 "Draw boxes and say what belongs in each. Wire regions and prompt to Layout Prompt. Boxes are kept as "
                 "fractions of the image, so they follow when width and height change."
             ),
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,  # connected boxes shall appear even while nothing uses them
             search_aliases=["draw boxes", "bounding box editor", "regional prompt", "region editor", "layout", "bbox"],
             inputs=[
@@ -44,6 +48,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                     "regions_json",
                     default="",
                     socketless=True,
+                    extra_dict={"widgetType": "BOXWRIGHT_BOX_EDITOR"},  # web/box_editor.js draws it
                     tooltip=(
                         "The drawing, as JSON in fractions of the image (see the help page of Regions). The editor "
                         "writes it; other programs may too. Empty = nothing drawn."
@@ -120,7 +125,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
     @classmethod
     def execute(cls, regions_json, width, height, prompt, image_opacity, image=None, boxes=None) -> io.NodeOutput:
         drawing = parse_drawing(regions_json)
-        regions, messages = drawing.regions, {}
+        regions, messages = drawing.regions, {"boxwright_size": [width, height]}
         if boxes is not None:
             incoming = from_anything(boxes, width, height)
             mark = fingerprint(incoming)
@@ -129,9 +134,13 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 messages["boxwright_upstream"] = [regions_to_json(incoming), mark]
         if image is not None:
             messages["boxwright_image"] = ui.PreviewImage(image[:1], cls=cls).as_dict()["images"]
+        named = named_or_blocked(regions, drawing.count)
+        if isinstance(named, ExecutionBlocker) and is_used(cls.hidden):
+            tell_browser(cls.hidden.unique_id, messages)  # what came in must be seen there to be mended
+            raise BoxwrightError(named.message)
         preview = draw_layout(regions, *preview_size(width, height), faded(image, image_opacity))
         return io.NodeOutput(
-            named_or_blocked(regions, drawing.count),
+            named,
             prompt,
             pixel_boxes(regions, width, height),
             box_masks(regions, width, height) if regions else ExecutionBlocker(NOTHING_DRAWN),
@@ -145,9 +154,23 @@ def fingerprint(regions: Sequence[Region]) -> str:
     return hashlib.sha256(regions_to_json(regions).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def tell_browser(unique_id: str, messages: dict) -> None:
+    """What a node that ends well would tell by itself; nothing where there is no server."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync("boxwright.output", {"node": unique_id, "output": messages}, server.client_id)
+
+
+def is_used(hidden: io.HiddenHolder | None) -> bool:
+    """Whether another node of the prompt takes the regions or the masks of this one."""
+    if hidden is None or not hidden.prompt:
+        return False
+    wires = ([hidden.unique_id, REGIONS_SLOT], [hidden.unique_id, MASKS_SLOT])
+    return any(value in wires for node in hidden.prompt.values() for value in node["inputs"].values())
+
+
 def named_or_blocked(regions: Sequence[Region], drawn: int) -> tuple[Region, ...] | ExecutionBlocker:
-    """The regions, or what stops whoever wants to use them: an error raised here would keep the browser from showing
-    the boxes that must be named."""
+    """The regions, or what stops whoever wants to use them, and says why."""
     if not regions:
         return ExecutionBlocker(ALL_OFF if drawn else NOTHING_DRAWN)
     unnamed = [str(number) for number, region in enumerate(regions, 1) if not region.phrase]

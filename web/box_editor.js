@@ -1,40 +1,48 @@
-// Ties the box editor to ComfyUI: the only file that knows the app. Everything else is plain modules beside it.
+// Ties the box editor to ComfyUI: the only file that knows the app. Everything else is plain modules in editor/.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { BoxEditor } from "./box_widget.js";
-import { STYLE } from "./box_style.js";
-import { translator } from "./box_text.js";
+import { isThere, Pictures } from "./editor/pictures.js";
+import { BoxEditor } from "./editor/widget.js";
+import { hostsOf, innerEnd, sourceOf } from "./editor/wires.js";
+import { sideOf } from "./editor/model/view.js";
+import { translator } from "./editor/model/words.js";
 
 const NODE = "BoxwrightBoxEditor";
+const WIDGET = "BOXWRIGHT_BOX_EDITOR"; // the type of its drawing's widget, as nodes/box_editor.py names it
+const DRAWING = "regions_json";
 const VIEW = "boxwright.view"; // node property: how the editor shows things; Python needs none of it
 const HEARTBEAT = 500; // ms: changes that come without an event, such as the zoom or a theme
 const START_SIZE = [820, 760];
 const MIN_HEIGHT = 420;
-const MAX_SIDE = 8192;
+const PROMPT_HEIGHT = 76; // the most that the prompt's text takes of the node: what is left is the canvas's
 const MAX_HISTORIES = 64; // nodes whose steps are remembered
 const AFTERLIFE = 3000; // ms: how long the host may take to put a new node in the place of an old one
 const FRAMES = 20; // the same for its element
 
 const histories = new Map(); // node of a graph -> history; outlives the node, which the host's undo makes anew
 const editors = new Set();
+const owners = new WeakMap(); // element -> the node and editor that it belongs to
+const pictures = new Pictures(() => editors.forEach((each) => each.beat()));
 let lastPicture = null; // of whatever was sampled or shown last, in any node
 let t = translator();
 
 app.registerExtension({
     name: "boxwright.BoxEditor",
-    async setup() {
-        const style = document.createElement("style");
-        style.textContent = STYLE;
-        document.head.append(style);
+    setup() {
         watchPictures();
-        setInterval(() => editors.forEach((tie) => tie.beat()), HEARTBEAT);
+        watchRefusals();
+        setInterval(() => editors.forEach((each) => each.beat()), HEARTBEAT);
+    },
+    getCustomWidgets() {
+        return { [WIDGET]: (node, name) => ({ widget: drawingWidget(node, name) }) };
     },
     async beforeRegisterNodeDef(type, definition) {
         if (definition.name === NODE) t = translator(await ownWords());
     },
     nodeCreated(node) {
         if (node.comfyClass === NODE) tie(node);
+        else if (node.subgraph) watchPromotions(node);
     },
 });
 
@@ -50,70 +58,147 @@ async function ownWords() {
     }
 }
 
-/** Give a node its editor. */
-function tie(node) {
-    const text = node.widgets?.find((widget) => widget.name === "regions_json");
-    if (!text) return;
-    hide(text);
-    const editor = new BoxEditor(hostOf(node, text));
-    const widget = node.addDOMWidget("box_editor", "BOXWRIGHT_BOX_EDITOR", editor.element, {
-        serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, margin: 8,
+// --- the widget -------------------------------------------------------------------------------------------------------
+
+/** The editor as the widget of a text input: its value is the drawing's text. */
+function drawingWidget(node, name) {
+    let text = "";
+    const access = {
+        read: () => text ?? "",
+        write: (words) => {
+            widget.value = words;
+        },
+    };
+    const editor = new BoxEditor(hostOf(node, name, access));
+    const widget = addEditor(node, name, editor, {
+        getValue: () => text,
+        setValue: (value) => {
+            text = value;
+            queueMicrotask(() => editor.sync());
+        },
     });
-    widget.serialize = false; // and no value of it in the workflow: the text is all
-    node.setSize?.([Math.max(node.size[0], START_SIZE[0]), Math.max(node.size[1], START_SIZE[1])]);
-    const live = { beat: () => beat(editor, node) };
+    return widget;
+}
+
+/**
+ * A DOM widget that keeps its width, where a panel that draws it too would have it shrink to its own, and that is there
+ * when its input is wired: then it says so itself.
+ */
+function addEditor(node, name, editor, options) {
+    const widget = node.addDOMWidget(name, WIDGET, editor.element, {
+        ...options, hideOnZoom: false, hideInPanel: true, getMinHeight: () => MIN_HEIGHT, margin: 8,
+    });
+    for (const [key, value] of Object.entries({ width: undefined, computedDisabled: false, connectionSuppressed: false })) {
+        Object.defineProperty(widget, key, { get: () => value, set: () => {}, configurable: true });
+    }
+    widget.editor = editor;
+    owners.set(editor.element, { node, editor });
+    live(node, widget, editor);
+    return widget;
+}
+
+/** Let an editor live as long as its node. */
+function live(node, widget, editor) {
+    const pulse = { beat: () => beat(editor, node) };
     const resizes = new ResizeObserver(() => {
         editor.render();
-        if (editor.stage.canvas.isConnected) takeFocus(editor, node);
+        if (editor.stage.canvas.isConnected) comeBack(editor, node);
     });
     const begin = () => {
-        editors.add(live);
+        editors.add(pulse);
         resizes.observe(editor.stage.canvas);
     };
+    editor.isCurrent = () => Boolean(node.graph?.getNodeById(node.id) === node
+        && (node.inputs?.some((input) => input._widget === widget) || node.widgets?.includes(widget)));
     chain(node, "onConfigure", () => {
         editor.sync();
         takePlace(editor, node, FRAMES);
     });
     chain(node, "onAdded", begin);
     chain(node, "onResize", () => editor.render());
-    chain(node, "onExecuted", (output) => takeOutput(editor, node, output));
-    chain(node, "onRemoved", () => {
-        editors.delete(live);
+    chain(widget, "onRemove", () => {
+        editors.delete(pulse);
         resizes.disconnect();
-        if (editor.stage.hadFocus()) focusWanted.set(keyOf(node), performance.now());
+        leave(editor, node);
     });
     begin();
     editor.element.addEventListener("wheel", (event) => wheel(event, editor), { passive: false });
     queueMicrotask(() => editor.sync());
 }
 
-const focusWanted = new Map(); // node -> when it went away with the focus on its canvas
+/** What the node itself needs beside its widget. */
+function tie(node) {
+    const widget = node.widgets?.find((each) => each.name === DRAWING && each.editor);
+    if (!widget) return;
+    const prompt = node.widgets.find((each) => each.name === "prompt");
+    if (prompt?.options) prompt.options.getMaxHeight = () => PROMPT_HEIGHT;
+    node.setSize?.([Math.max(node.size[0], START_SIZE[0]), Math.max(node.size[1], START_SIZE[1])]);
+    chain(node, "onExecuted", (output) => takeOutput(widget.editor, node, output));
+    chain(node, "onConnectionsChange", () => queueMicrotask(() => widget.editor.sync()));
+    preferPrompt(node);
+}
 
-/** Focus the canvas if the node that it replaces had the focus. */
-function takeFocus(editor, node) {
-    const since = performance.now() - (focusWanted.get(keyOf(node)) ?? -Infinity);
-    focusWanted.delete(keyOf(node));
-    if (since < AFTERLIFE) editor.stage.canvas.focus({ preventScroll: true });
+/** A text dropped on the node is its prompt; the drawing's own input is for whoever aims at it. */
+function preferPrompt(node) {
+    const isFree = (name) => {
+        const index = node.inputs.findIndex((input) => input.name === name);
+        return index >= 0 && node.inputs[index].link == null ? index : -1;
+    };
+    const isText = (type) => String(type).toUpperCase().split(",").includes("STRING");
+    const textInput = () => ["prompt", "boxes"].map(isFree).find((index) => index >= 0) ?? node.inputs.findIndex((input) => input.name === "prompt");
+    const byType = node.findInputByType;
+    node.findInputByType = function (type, ...rest) {
+        if (!isText(type)) return byType?.call(this, type, ...rest);
+        const index = textInput();
+        return { index, slot: node.inputs[index] };
+    };
+    const slotByType = node.findSlotByType;
+    node.findSlotByType = function (isInput, type, asObject, ...rest) {
+        if (!isInput || !isText(type)) return slotByType.call(this, isInput, type, asObject, ...rest);
+        return asObject ? node.inputs[textInput()] : textInput();
+    };
+}
+
+const gone = new Map(); // node -> {since, focus, lens} of an editor that went away in use: the next one takes over
+
+function leave(editor, node) {
+    const focus = editor.stage.hadFocus(), lens = editor.isFull ? editor.stage.lens : null;
+    editor.setFull(false);
+    if (focus || lens) gone.set(keyOf(node, editor), { since: performance.now(), focus, lens });
+}
+
+/** Take the focus and the full screen of the editor that this one replaces. */
+function comeBack(editor, node) {
+    const key = keyOf(node, editor), left = gone.get(key);
+    gone.delete(key);
+    if (!left || performance.now() - left.since > AFTERLIFE) return;
+    if (left.lens) editor.setFull(true, left.lens);
+    if (left.focus) editor.stage.canvas.focus({ preventScroll: true });
 }
 
 /**
- * Nodes 2.0 tells nodes apart by their number only: after an undo, or between a graph and its subgraph, it may keep the
- * editor of another node with our number on the page. Ours takes its place. The host needs some frames.
+ * The host tells nodes apart by their number only: after an undo, or between a graph and its subgraph, it may keep the
+ * editor of another node with our number on the page, in a graph of Nodes 2.0 or in an app. Ours takes its place. The
+ * host needs some frames.
  */
 function takePlace(editor, node, frames = 0) {
+    if (!editor.isCurrent()) return;
+    const key = editor.element.dataset.node = keyOf(node, editor);
     if (editor.element.isConnected) return;
-    if (node.graph && node.graph === app.canvas?.graph) {
-        const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .bw-editor`);
-        shown?.replaceWith(editor.element);
-    }
+    const stale = [...document.querySelectorAll(".bw-editor")].find((each) => (
+        each.dataset.node === key || (node.graph === app.canvas?.graph && isShownBy(each, node))) && !isAtHome(each));
+    stale?.replaceWith(editor.element);
     if (frames > 0) requestAnimationFrame(() => takePlace(editor, node, frames - 1));
 }
 
-/** The editor writes this widget; people need not see its text. Both renderers look at different places. */
-function hide(widget) {
-    widget.hidden = true;
-    widget.options = Object.assign(widget.options ?? {}, { hidden: true });
-    widget.computeSize = () => [0, -4];
+/** Whether an element belongs to a node that lives in the graph that is shown. */
+function isAtHome(element) {
+    const { node, editor } = owners.get(element) ?? {};
+    return Boolean(node && node.graph === app.canvas?.graph && editor.isCurrent());
+}
+
+function isShownBy(element, node) {
+    return element.closest("[data-node-id]")?.dataset.nodeId === String(node.id);
 }
 
 /** Call `act` after whatever the node does there already. */
@@ -126,17 +211,58 @@ function chain(node, name, act) {
     };
 }
 
-function hostOf(node, text) {
-    const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
-    const side = (name) => {
-        const number = Number(value(name));
-        return Number.isFinite(number) ? Math.min(MAX_SIDE, Math.max(1, Math.round(number))) : 512;
+// --- on the face of a subgraph ----------------------------------------------------------------------------------------
+
+/** A subgraph's node shows an editor for each drawing promoted to it, as the host does for its own widgets. */
+function watchPromotions(node) {
+    const look = () => node.inputs?.forEach((input) => {
+        const projected = input._widget;
+        if (projected && !projected.editor && projected.type === WIDGET && node.graph) input._widget = faceOf(node, input, projected);
+    });
+    node.subgraph.events?.addEventListener?.("widget-promoted", look); // at once: before the host puts it on the page
+    chain(node, "onConfigure", look);
+    chain(node, "onAdded", look);
+    look();
+}
+
+/** An editor for the value that a subgraph's input keeps. */
+function faceOf(node, input, projected) {
+    const access = {
+        read: () => projected.value ?? "",
+        write: (words) => {
+            projected.value = words;
+        },
+        inner: () => innerEnd(node, input),
     };
+    const editor = new BoxEditor(hostOf(node, input.name, access));
+    node.addCustomWidget = () => {}; // the input holds the widget; the list of the node's own is the host's to make
+    try {
+        return addEditor(node, input.name, editor, {
+            getValue: () => projected.value,
+            setValue: (value) => {
+                projected.value = value;
+                queueMicrotask(() => editor.sync());
+            },
+        });
+    } finally {
+        delete node.addCustomWidget;
+    }
+}
+
+// --- what the editor is told ------------------------------------------------------------------------------------------
+
+/**
+ * The host of an editor that shows the value of an input of `node`. `access.inner`: on a subgraph's face, a function to
+ * the {node, input} inside that the value is for: its size and prompt are shown.
+ */
+function hostOf(node, name, access) {
+    const inner = () => access.inner?.()?.node ?? (access.inner ? null : node);
     return {
         t,
-        read: () => text.value ?? "",
+        name,
+        read: access.read,
         write: (words) => {
-            text.value = words;
+            access.write(words);
             node.graph?.setDirtyCanvas?.(true, true);
         },
         settle: snapshot,
@@ -144,20 +270,51 @@ function hostOf(node, text) {
         redo: () => run("Comfy.Redo"),
         canUndo: () => (tracker()?.undoQueue?.length ?? 0) > 0,
         canRedo: () => (tracker()?.redoQueue?.length ?? 0) > 0,
-        size: () => ({ width: side("width"), height: side("height") }),
-        prompt: () => (isLinked(node, "prompt") ? null : String(value("prompt") ?? "")),
-        opacity: () => Math.max(0, Math.min(1, Number(value("image_opacity")) || 0)),
-        picture: (source) => (source === "last" ? lastPicture : inputPicture(node)),
-        view: () => (isRecord(node.properties?.[VIEW]) ? node.properties[VIEW] : {}),
+        facts: () => factsOf(inner(), node, name),
+        picture: (source, file) => {
+            if (source === "file") return file && pictures.at(addressOf(file));
+            return source === "last" ? lastPicture : inputPicture(inner());
+        },
+        view: () => node.properties?.[VIEW],
         setView: (view) => {
             if (Object.keys(view).length) node.properties[VIEW] = view;
             else delete node.properties[VIEW];
         },
-        recall: () => histories.get(keyOf(node)) ?? null,
-        keep: (history) => keepHistory(keyOf(node), history),
+        recall: () => histories.get(keyOf(node, { host: { name } })) ?? null,
+        keep: (history) => keepHistory(keyOf(node, { host: { name } }), history),
         forward: forwardPointer,
         isPanning: () => Boolean(app.canvas?.read_only),
         notify: (words) => app.extensionManager?.toast?.add({ severity: "warn", summary: "Boxwright", detail: words, life: 6000 }),
+    };
+}
+
+/**
+ * What the graph says about the picture to be: {width, height, prompt: text or null, opacity, sources, drawingFrom}.
+ * sources = [{key, title, how}] for every wired input: how = "wire" (its value was read), "run" (that of the last run),
+ * "unknown" or "input" (the value does not matter here); drawingFrom = the title of what sends the drawing, or null.
+ */
+function factsOf(inner, node, name) {
+    const sources = [];
+    const wired = (of, key) => sourceOf(of, key, (graph) => hostsOf(app.rootGraph ?? app.graph, graph));
+    const value = (key) => inner?.widgets?.find((widget) => widget.name === key)?.value;
+    const side = (key, index) => {
+        const source = inner && wired(inner, key);
+        if (!source) return sideOf(value(key));
+        const read = sideOf(source.value, 0), ran = sideOf(inner.boxwrightSize?.[index], 0);
+        sources.push({ key, title: source.title, how: read ? "wire" : ran ? "run" : "unknown" });
+        return read || ran || sideOf(value(key));
+    };
+    const width = side("width", 0), height = side("height", 1);
+    const prompt = inner && wired(inner, "prompt");
+    if (prompt) sources.push({ key: "prompt", title: prompt.title, how: "input" });
+    const boxes = inner && wired(inner, "boxes");
+    if (boxes) sources.push({ key: "boxes", title: boxes.title, how: "input" });
+    const told = prompt ? prompt.value : value("prompt");
+    return {
+        width, height, sources,
+        prompt: typeof told === "string" ? told : null,
+        opacity: Math.max(0, Math.min(1, Number(value("image_opacity")) || 0)),
+        drawingFrom: wired(node, name)?.title ?? null,
     };
 }
 
@@ -168,18 +325,10 @@ function keepHistory(key, history) {
     if (histories.size > MAX_HISTORIES) histories.delete(histories.keys().next().value);
 }
 
-function isRecord(value) {
-    return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function keyOf(node) {
+function keyOf(node, { host }) {
     const workflow = app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
     const graph = node.graph === (app.rootGraph ?? app.graph) ? "" : node.graph?.id ?? "";
-    return `${workflow}/${graph}/${node.id}`;
-}
-
-function isLinked(node, name) {
-    return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+    return `${workflow}/${graph}/${node.id}/${host.name}`;
 }
 
 // --- undo -------------------------------------------------------------------------------------------------------------
@@ -202,34 +351,20 @@ function run(command) {
 
 // --- pictures behind the boxes ----------------------------------------------------------------------------------------
 
-const loaded = new Map(); // address -> image; the last few
-
-/** An image that can be drawn, or null while it is loading. Editors draw anew when it is there. */
-function imageAt(address) {
-    if (!loaded.has(address)) {
-        const image = new Image();
-        image.onload = () => editors.forEach((live) => live.beat(true));
-        image.src = address;
-        loaded.set(address, image);
-        if (loaded.size > 8) loaded.delete(loaded.keys().next().value);
-    }
-    const image = loaded.get(address);
-    return image.complete && image.naturalWidth > 0 ? image : null;
-}
-
 function addressOf({ filename, subfolder = "", type = "output" }) {
     return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
 /** What comes in at `image`: as of the last run, else what the connected node shows. */
 function inputPicture(node) {
-    if (!isLinked(node, "image")) return null;
-    if (node.boxwrightImage) return imageAt(addressOf(node.boxwrightImage));
-    const origin = node.getInputNode?.(node.inputs.findIndex((input) => input.name === "image"));
+    const index = node?.inputs?.findIndex((input) => input.name === "image" && input.link != null) ?? -1;
+    if (index < 0) return null;
+    if (node.boxwrightImage) return pictures.at(addressOf(node.boxwrightImage));
+    const origin = node.getInputNode?.(index);
     const shown = origin?.imgs?.[0];
-    if (shown?.complete && shown.naturalWidth > 0) return shown;
+    if (isThere(shown)) return shown;
     const output = app.nodeOutputs?.[origin?.id]?.images?.[0];
-    return output ? imageAt(addressOf(output)) : null;
+    return output ? pictures.at(addressOf(output)) : null;
 }
 
 function watchPictures() {
@@ -246,41 +381,58 @@ function watchPictures() {
     });
 }
 
+/** What the server tells of a node that then refuses: what came in by wire must be seen to be mended. */
+function watchRefusals() {
+    api.addEventListener("boxwright.output", ({ detail }) => {
+        let graph = app.rootGraph ?? app.graph, node = null;
+        for (const id of String(detail?.node ?? "").split(":")) { // from the outermost subgraph's node inwards
+            node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
+            graph = node?.subgraph;
+        }
+        const widget = node?.widgets?.find((each) => each.name === DRAWING && each.editor);
+        if (widget) takeOutput(widget.editor, node, detail.output);
+    });
+}
+
 function showLast(address) {
     const image = new Image();
     image.onload = () => {
         lastPicture = image;
-        editors.forEach((live) => live.beat(true));
+        editors.forEach((each) => each.beat());
     };
     image.src = address;
 }
 
 function takeOutput(editor, node, output) {
     const [text, mark] = output?.boxwright_upstream ?? [];
-    if (typeof text === "string" && typeof mark === "string") editor.takeOver(text, mark);
+    if (typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
     const [image] = output?.boxwright_image ?? [];
     if (image?.filename) node.boxwrightImage = image;
-    editor.render();
+    if (Array.isArray(output?.boxwright_size)) node.boxwrightSize = output.boxwright_size;
+    editor.sync();
+}
+
+/** The editors that show a node's drawing: those on the faces of subgraphs where it is promoted, else its own. */
+function faces(node, editor) {
+    if (editor.facts.drawingFrom === null) return [editor];
+    const around = hostsOf(app.rootGraph ?? app.graph, node.graph);
+    return around.flatMap((host) => host.inputs.filter((input) => input._widget?.editor && innerEnd(host, input)?.node === node)
+        .map((input) => input._widget.editor));
 }
 
 // --- the page around us -----------------------------------------------------------------------------------------------
 
-/** What changes without telling: the zoom, the theme, a widget, the text. */
+/** What changes without telling: the zoom, the theme, a widget, a wire, the text. */
 function beat(editor, node) {
     takePlace(editor, node);
-    if (!editor.element.isConnected || editor.stage.gesture || editor.stage.nudging) return;
+    if (!editor.element.isConnected || editor.isBusy()) return;
     const theme = isLight(editor) ? "light" : "dark";
     editor.element.classList.toggle("bw-light", theme === "light");
-    const signs = [theme, editor.size.width, editor.size.height, editor.host.prompt(), editor.host.opacity(), editor.picture(),
-        Math.round(editor.stage.zoom * 20), text(node)];
+    const signs = [theme, JSON.stringify(editor.host.facts()), editor.picture(), Math.round(editor.stage.zoom * 20), editor.host.read()];
     if (editor.signs?.every((sign, index) => sign === signs[index])) return;
     editor.signs = signs;
     editor.theme = theme;
     editor.sync();
-}
-
-function text(node) {
-    return node.widgets.find((widget) => widget.name === "regions_json")?.value;
 }
 
 /** Dark letters mean a light theme, whatever it is called. */

@@ -83,7 +83,6 @@ class Bench:
             "() => window.app?.graph && window.app.extensionManager && Boolean(LiteGraph.registered_node_types"
             f"['{NODE}']) && app.extensionManager.workflow?.activeWorkflow", timeout=90_000)
         self.page.wait_for_function("() => app.vueAppReady !== false")
-        self.page.evaluate("import('/extensions/boxwright/box_view.js').then((module) => { window.view = module; })")
 
     def load(self, *nodes, links=(), scale=1.0):
         """Replace the workflow in the same tab and forget its undo; wait until every editor is drawn."""
@@ -163,10 +162,7 @@ class Bench:
     def place(self, x, y, number=1):
         """A point of the image on the screen, in CSS pixels of the page."""
         return self.page.evaluate("""([x, y, id]) => {
-            const canvas = canvasOf(id), rect = canvas.getBoundingClientRect();
-            const node = nodeOf(id), value = (name) => node.widgets.find((widget) => widget.name === name).value;
-            const area = view.imageArea(canvas.offsetWidth, canvas.offsetHeight,
-                { width: value("width"), height: value("height") });
+            const canvas = canvasOf(id), rect = canvas.getBoundingClientRect(), { area } = editorOf(id).stage;
             const zoom = rect.width / canvas.offsetWidth;
             return [rect.x + zoom * (area.x + x * area.width), rect.y + zoom * (area.y + y * area.height)];
         }""", [x, y, number])
@@ -209,6 +205,12 @@ class Bench:
     def undo(self):
         self.keys.press("Control+z")
         self.reloaded()
+
+    def undo_in(self, number):
+        """Undo where the nodes made anew are not editors."""
+        self.keys.press("Control+z")
+        self.page.wait_for_timeout(700)
+        self.settled(number)
 
     def redo(self, keys="Control+Shift+Z"):
         self.keys.press(keys)
@@ -278,8 +280,8 @@ window.nodeOf = (id) => {
     const graphs = [app.rootGraph ?? app.graph, ...(app.rootGraph ?? app.graph).subgraphs?.values?.() ?? []];
     return graphs.map((graph) => graph.getNodeById(id)).find(Boolean);
 };
-window.canvasOf = (id) => nodeOf(id)?.widgets?.find((widget) => widget.name === "box_editor")?.element
-    ?.querySelector(".bw-canvas");
+window.editorOf = (id) => nodeOf(id)?.widgets?.find((widget) => widget.editor)?.editor;
+window.canvasOf = (id) => editorOf(id)?.element.querySelector(".bw-canvas");
 """
 
 

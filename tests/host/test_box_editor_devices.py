@@ -62,7 +62,7 @@ def test_a_finger_draws_moves_and_resizes_and_the_page_stays(tablet):
     assert tablet.rects() == [pytest.approx([0.2, 0.3, 0.4, 0.3], abs=NEAR)]
     touch(tablet, (0.61, 0.61), (0.81, 0.81))  # beside the handle, as fingers do
     assert tablet.rects()[0][2:] == pytest.approx([0.6, 0.5], abs=0.03)
-    assert tablet.undo_depth() == depth + 4
+    assert tablet.undo_depth() == depth + 3
     assert offset(tablet) == before
     assert tablet.errors == []
 

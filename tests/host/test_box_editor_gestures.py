@@ -426,6 +426,39 @@ def test_undo_brings_the_selection_back_and_keeps_the_focus(bench):
     assert bench.rects()[0][0] == pytest.approx(0.2 + 1 / 512, abs=2e-6)
 
 
+@pytest.mark.every_version
+def test_a_new_box_and_its_words_are_one_step_to_undo(bench):
+    bench.load(editor_node([ONE]))
+    depth = bench.undo_depth()
+    bench.drag((0.6, 0.6), (0.9, 0.9))
+    bench.keys.type("blue star")
+    bench.press("Enter")
+    assert bench.undo_depth() == depth + 1
+    bench.button("addBox").click()
+    bench.keys.type("moon")
+    bench.press("Enter")
+    assert bench.phrases() == ["red heart", "blue star", "moon"] and bench.undo_depth() == depth + 2
+    bench.undo()
+    bench.undo()
+    assert bench.boxes() == [ONE]
+    bench.redo()
+    assert bench.phrases() == ["red heart", "blue star"]
+
+
+def test_run_by_key_while_writing_keeps_the_box(bench):
+    bench.load(editor_node())
+    bench.drag((0.1, 0.1), (0.4, 0.4))
+    bench.keys.type("red heart")
+    bench.page.evaluate("""async () => {
+        const { api } = await import("/scripts/api.js"), real = api.queuePrompt;
+        api.queuePrompt = async (number, prompt) => { window.sent = prompt.output; api.queuePrompt = real; return {}; };
+    }""")
+    bench.press("Control+Enter")
+    bench.page.wait_for_function("() => window.sent")
+    text = bench.page.evaluate("Object.values(window.sent)[0].inputs.regions_json")
+    assert [region["phrase"] for region in json.loads(text)["regions"]] == ["red heart"]
+
+
 def test_undo_right_after_drawing_takes_the_box_away(bench):
     bench.load(editor_node())
     bench.drag((0.1, 0.1), (0.4, 0.4))

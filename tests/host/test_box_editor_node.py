@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_extras.nodes_mask import SolidMask
 from pack.attention_patches.types import Box, Region
 from pack.nodes import box_editor, drawing, regions_json
 from pack.nodes.box_editor import BoxwrightBoxEditor
+from test_regions import run_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 HEART = {"phrase": "red heart", "x": 0.25, "y": 0.25, "width": 0.5, "height": 0.25}
@@ -110,6 +112,39 @@ def test_connected_boxes_replace_the_drawing_once():
     assert [region.phrase for region in second[0]] == ["red heart"] and "boxwright_upstream" not in second.ui
     third = run(edited, boxes=[{**cat[0], "label": "dog"}])
     assert [region.phrase for region in third[0]] == ["dog"] and third.ui["boxwright_upstream"][1] != mark
+
+
+@pytest.mark.parametrize("drawn, sockets, words", [
+    ("", {}, "Draw one in the box editor"),
+    (text(HEART | {"enabled": False}), {}, "Switch one on"),
+    (text(HEART | {"phrase": ""}), {}, "nothing is written there"),
+    ("", {"boxes": ["2", 0]}, "nothing is written there"),
+])
+def test_the_node_to_mend_is_the_one_that_is_marked(monkeypatch, tmp_path, drawn, sockets, words):
+    """Not the one that takes its regions."""
+    heard = []
+    monkeypatch.setattr(box_editor, "tell_browser", lambda *message: heard.append(message))
+    inputs = {"regions_json": drawn, "width": 64, "height": 64, "prompt": "", "image_opacity": 0.5} | sockets
+    graph = {
+        "1": {"class_type": "BoxwrightBoxEditor", "inputs": inputs},
+        "2": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 64}},
+        "3": {"class_type": "BoxwrightRegionsPreview", "inputs": {"regions": ["1", 0], "width": 64, "height": 64}},
+    }
+    _, messages = run_graph(monkeypatch, tmp_path, graph, BoxwrightBoxEditor, SolidMask)
+    kind, said = messages[-1]
+    assert kind == "execution_error" and said["node_id"] == "1" and words in said["exception_message"]
+    [(number, output)] = heard
+    assert number == "1" and ("boxwright_upstream" in output) == bool(sockets)
+
+
+def test_an_editor_whose_boxes_nobody_takes_may_be_empty(monkeypatch, tmp_path):
+    inputs = {"regions_json": "", "width": 64, "height": 64, "prompt": "a moon", "image_opacity": 0.5}
+    graph = {
+        "1": {"class_type": "BoxwrightBoxEditor", "inputs": inputs},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["1", 4]}},
+    }
+    _, messages = run_graph(monkeypatch, tmp_path, graph, BoxwrightBoxEditor)
+    assert messages[-1][0] == "execution_success"
 
 
 def test_connected_boxes_without_words_reach_the_browser_to_be_named():

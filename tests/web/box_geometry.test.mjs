@@ -4,11 +4,11 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import test from "node:test";
 
-import { automaticColor, contrast, inkOn, lineOn } from "../../web/box_colors.js";
-import * as geometry from "../../web/box_geometry.js";
-import { parsePasted, Problem } from "../../web/box_json.js";
-import { isInPrompt } from "../../web/box_phrases.js";
-import { ENGLISH, translator } from "../../web/box_text.js";
+import { automaticColor, contrast, inkOn, lineOn } from "../../web/editor/model/colors.js";
+import * as geometry from "../../web/editor/model/geometry.js";
+import { parsePasted, Problem } from "../../web/editor/model/json.js";
+import { isInPrompt } from "../../web/editor/model/phrases.js";
+import { ENGLISH, translator } from "../../web/editor/model/words.js";
 import { dice } from "./random_edits.mjs";
 
 const box = (x, y, width, height) => ({ x, y, width, height });
@@ -138,7 +138,7 @@ test("every translation has the same messages with the same holes", () => {
 
 test("every message that the code asks for exists, and none is left over", () => {
     const folder = new URL("../../web/", import.meta.url);
-    const files = readdirSync(folder).filter((name) => name.endsWith(".js") && name !== "box_text.js");
+    const files = readdirSync(folder, { recursive: true }).filter((name) => name.endsWith(".js") && !name.endsWith("words.js"));
     const code = files.map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n");
     for (const key of Object.keys(ENGLISH)) {
         const stem = key.replace(/(Hint|Of)$/, "");

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { HANDLES } from "../../web/box_geometry.js";
-import * as json from "../../web/box_json.js";
-import * as model from "../../web/box_model.js";
-import { begin, drag, end } from "../../web/box_gestures.js";
+import { HANDLES } from "../../web/editor/model/geometry.js";
+import * as json from "../../web/editor/model/json.js";
+import * as model from "../../web/editor/model/drawing.js";
+import { begin, drag, end } from "../../web/editor/model/gestures.js";
 import { dice, EDITS, randomEdit, randomText } from "./random_edits.mjs";
 
 const SEQUENCES = 10_000;

@@ -1,8 +1,8 @@
 // Random drawings and random edits, the same for the same seed.
 
-import * as model from "../../web/box_model.js";
-import { begin, drag, end } from "../../web/box_gestures.js";
-import { HANDLES } from "../../web/box_geometry.js";
+import * as model from "../../web/editor/model/drawing.js";
+import { begin, drag, end } from "../../web/editor/model/gestures.js";
+import { HANDLES } from "../../web/editor/model/geometry.js";
 
 /** Mulberry32: numbers from 0 to 1. */
 export function dice(seed) {

@@ -1,10 +1,10 @@
 // The drawing as a value: every edit is a function from one state to the next. Nothing here knows a browser.
 //
-// state = { boxes: [box], selection: [id], rest, nextId }. A box is what box_json.js reads, and an `id` that lives as
+// state = { boxes: [box], selection: [id], rest, nextId }. A box is what json.js reads, and an `id` that lives as
 // long as the editor. Later boxes lie on top of earlier ones.
 
-import { drawingText, MAX_BOXES, MAX_PHRASE, MIN_SIZE, parseDrawing } from "./box_json.js";
-import { bounds, carried, clamp, holds, moved, resized, tidied, touches } from "./box_geometry.js";
+import { drawingText, MAX_BOXES, MAX_PHRASE, MIN_SIZE, parseDrawing } from "./json.js";
+import { bounds, carried, clamp, holds, moved, resized, tidied, touches } from "./geometry.js";
 
 const MAX_STEPS = 100;
 export const FRACTIONS = ["strength", "start", "end", "feather"];

@@ -1,10 +1,15 @@
-// The editor's looks. Colours come from the host's theme, so that light and dark follow it.
+// The editor's looks. Colours come from the host's theme, so that light and dark follow it. Every rule is about the
+// editor, or about the row of Nodes 2.0 that holds one: what the other rows do not need of a node's height is the editor's.
 
 export const STYLE = `
 .bw-editor { --bw-line: color-mix(in srgb, currentColor 16%, transparent); --bw-soft: color-mix(in srgb, currentColor 8%, transparent);
     --bw-accent: #3d8fe0; container-type: size; contain-intrinsic-size: 560px 480px; display: flex; flex-direction: column; gap: 6px; box-sizing: border-box;
     width: 100%; height: 100%; min-height: 0; padding: 0; overflow: hidden; position: relative;
     color: var(--input-text, #ddd); font: 12px/1.35 ui-sans-serif, system-ui, sans-serif; text-align: left; user-select: none; }
+.lg-node-widgets:has(> :first-child .bw-editor) { grid-template-rows: minmax(420px, 1fr) !important; }
+.bw-editor.bw-full { position: fixed; inset: 0; width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 10px;
+    border: 0; outline: 0 !important; background: var(--comfy-menu-bg, #222); pointer-events: auto; }
+.bw-editor.bw-full::backdrop { display: none; }
 .bw-editor [hidden] { display: none !important; }
 .bw-editor *, .bw-editor *::before { box-sizing: border-box; }
 .bw-editor button, .bw-editor input, .bw-editor select { font: inherit; color: inherit; margin: 0; }
@@ -12,6 +17,10 @@ export const STYLE = `
 .bw-editor svg { flex: none; }
 .bw-editor svg .line { fill: none; stroke: currentColor; stroke-width: 1.4; stroke-linecap: round; stroke-linejoin: round; }
 .bw-toolbar { display: flex; flex: none; flex-wrap: wrap; align-items: center; gap: 3px; }
+.bw-push { flex: 1; }
+.bw-button[aria-pressed=true] { background: var(--bw-soft); }
+.bw-sources { flex: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .75; }
+.bw-editor[data-panel=off] .bw-side { display: none; }
 .bw-gap { width: 1px; height: 16px; margin: 0 4px; background: var(--bw-line); }
 .bw-button { display: inline-flex; align-items: center; gap: 5px; height: 26px; padding: 0 7px; border: 1px solid transparent;
     border-radius: 6px; background: transparent; cursor: pointer; }
@@ -37,8 +46,8 @@ export const STYLE = `
 .bw-empty strong { font-size: 14px; font-weight: 600; }
 .bw-inline { position: absolute; z-index: 2; height: 26px; padding: 0 7px; border: 2px solid; border-radius: 4px; font-weight: 600 !important;
     background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); user-select: text; }
-.bw-side { display: flex; flex: 0 0 46%; flex-direction: column; gap: 6px; min-height: 0; overflow-y: auto; }
-.bw-list { display: flex; flex: 1 1 60px; flex-direction: column; min-height: 108px; }
+.bw-side { display: flex; flex: 0 1 40%; flex-direction: column; gap: 6px; min-height: 0; overflow-y: auto; }
+.bw-list { display: flex; flex: 1 1 60px; flex-direction: column; min-height: 80px; }
 .bw-none { padding: 4px 2px; }
 .bw-head { display: flex; justify-content: space-between; padding: 0 2px 3px; font-weight: 600; }
 .bw-quiet { font-weight: 400; opacity: .65; margin: 0; }
@@ -87,6 +96,13 @@ export const STYLE = `
 .bw-trouble p { margin: 0; max-width: 46ch; overflow-wrap: anywhere; }
 .bw-actions { display: flex; gap: 8px; }
 .bw-actions .bw-button { border-color: var(--bw-line); }
+@container (max-width: 520px) {
+    .bw-toolbar .bw-button:not(.bw-first) > span { display: none; }
+    .bw-gap { margin: 0 1px; }
+}
+@container (max-width: 639px) and (max-height: 480px) {
+    .bw-editor:not([data-panel=on]) .bw-side { display: none; }
+}
 @container (min-width: 640px) {
     .bw-main { flex-direction: row; gap: 10px; }
     .bw-side { flex: 0 0 256px; }

@@ -1,8 +1,8 @@
 // Draws a scene onto a 2D context and keeps nothing. Words reach the canvas through fillText only.
 
-import { option } from "./box_model.js";
-import { bottom, bounds, HANDLES, handlePoint, right } from "./box_geometry.js";
-import { boxColor, inkOn, lineOn } from "./box_colors.js";
+import { option } from "../model/drawing.js";
+import { bottom, bounds, HANDLES, handlePoint, right } from "../model/geometry.js";
+import { boxColor, inkOn, lineOn } from "../model/colors.js";
 
 export const MARGIN = 12; // CSS pixels around the image, so that handles at its edge can be grabbed
 export const HANDLE = 9; // CSS pixels, side of a handle
@@ -24,11 +24,11 @@ export function imageArea(width, height, image) {
 }
 
 /**
- * scene = { boxes, selection, size: image pixels, canvas: CSS pixels, ratio: device pixels per CSS pixel, theme,
- *   picture, opacity, grid, gaps, flags: Map id -> text of a warning, draft, marquee, guides, hover }
+ * scene = { boxes, selection, size: image pixels, canvas: CSS pixels, area: where the image lies on it, ratio: device
+ *   pixels per CSS pixel, theme, picture, opacity, grid, gaps, flags: Map id -> text of a warning, draft, marquee, guides, hover }
  */
 export function drawScene(context, scene) {
-    const area = imageArea(scene.canvas.width, scene.canvas.height, scene.size);
+    const { area } = scene;
     context.setTransform(scene.ratio, 0, 0, scene.ratio, 0, 0);
     context.clearRect(0, 0, scene.canvas.width, scene.canvas.height);
     drawPaper(context, scene, area);
@@ -38,7 +38,7 @@ export function drawScene(context, scene) {
     });
     if (scene.gaps) drawGaps(context, scene, area);
     scene.boxes.forEach((box, index) => {
-        if (!option(box, "hidden")) drawLabel(context, scene, box, index, frames[index], area);
+        if (!option(box, "hidden")) drawLabel(context, scene, box, index, frames[index]);
     });
     drawSelection(context, scene, area);
     drawGuides(context, scene, area);
@@ -106,7 +106,7 @@ function drawBox(context, { theme, picture, selection, hover }, box, index, fram
     context.globalAlpha = 1;
 }
 
-function drawLabel(context, { theme, flags, editing }, box, index, frame, area) {
+function drawLabel(context, { theme, flags, editing, area, canvas }, box, index, frame) {
     if (editing === box.id) return;
     const color = boxColor(box, index), letters = ink(color), flag = flags.get(box.id);
     const size = 12, height = 18, pad = 5;
@@ -117,9 +117,10 @@ function drawLabel(context, { theme, flags, editing }, box, index, frame, area) 
     const words = labelWords(box), number = `${index + 1}`, least = Math.floor(room);
     const shown = label(`${number} ${least} ${words}`, context, number, words, least);
     const width = shown.width + 2 * pad + (flag ? 15 : 0);
-    const x = Math.max(area.x, Math.min(frame.x, area.x + area.width - width));
+    const far = Math.min(area.x + area.width, canvas.width), top = Math.min(0, frame.y + frame.height - height);
+    const x = Math.max(area.x, 0, Math.min(frame.x, far - width));
     const above = frame.height < height + 8 && frame.y - height >= 0;
-    const y = above ? frame.y - height : frame.y;
+    const y = above ? frame.y - height : Math.max(frame.y, top);
     context.globalAlpha = option(box, "enabled") ? 1 : 0.6;
     context.fillStyle = color;
     context.fillRect(x, y, width, height);

@@ -1,9 +1,9 @@
 // What a drag on the canvas does, as values: begin -> drag, drag, ... -> end. Points are fractions of the image.
 
-import { between, bounds, clamp, handleAt, snappedMove, snappedPoint, snapLines } from "./box_geometry.js";
+import { between, bounds, clamp, handleAt, snappedMove, snappedPoint, snapLines } from "./geometry.js";
 import {
     added, boxesAt, carriedTo, clicked, duplicated, editable, option, resizedTo, select, selected, toggle, touching,
-} from "./box_model.js";
+} from "./drawing.js";
 
 /**
  * The gesture that starts when the pointer goes down. keys = {shift, ctrl, alt}; `drawing`: the next drag draws, even

@@ -1,9 +1,9 @@
 // The list of boxes and the fields of the selected ones. Both show the editor's state and send edits to it.
 
-import { option, reordered, select, selected, set, toggle } from "./box_model.js";
-import { boxColor, inkOn } from "./box_colors.js";
-import { element, show } from "./box_dom.js";
-import { icon } from "./box_icons.js";
+import { option, reordered, select, selected, set, toggle } from "./model/drawing.js";
+import { boxColor, inkOn } from "./model/colors.js";
+import { element, show } from "./dom.js";
+import { icon } from "./view/icons.js";
 
 /** One row per box, in drawing order. Rows are kept as long as their box. */
 export class BoxList {

@@ -1,18 +1,21 @@
 // The canvas: turns pointers and keys into gestures, and shows the editor's state. It holds no drawing of its own.
 
-import { begin, drag, end } from "./box_gestures.js";
-import { handleAt, bounds } from "./box_geometry.js";
+import { begin, drag, end } from "./model/gestures.js";
+import { bounds, clamp, handleAt } from "./model/geometry.js";
 import {
     boxesAt, cycled, editable, movedBy, option, removed, select, selectAll, selected, set,
-} from "./box_model.js";
-import { boxColor, inkOn } from "./box_colors.js";
-import { drawScene, frameOf, HANDLE, imageArea, THEMES } from "./box_view.js";
-import { element } from "./box_dom.js";
+} from "./model/drawing.js";
+import { boxColor, inkOn } from "./model/colors.js";
+import { drawScene, frameOf, HANDLE, imageArea, THEMES } from "./view/scene.js";
+import { element } from "./dom.js";
 
 const CLICK = 4; // screen pixels a click may wander
 const SNAP = 6; // CSS pixels
 const MAX_SIDE = 4096; // device pixels of the canvas
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const PLAIN = { zoom: 1, x: 0, y: 0 };
+const MAX_ZOOM = 32;
+const IN_SIGHT = 60; // CSS pixels of the image that stay on the canvas
 const CURSORS = { n: "ns", s: "ns", e: "ew", w: "ew", nw: "nwse", se: "nwse", ne: "nesw", sw: "nesw" };
 
 export class Stage {
@@ -26,6 +29,7 @@ export class Stage {
         this.canvas = element("canvas", { class: "bw-canvas", tabindex: 0, role: "application" });
         this.context = this.canvas.getContext("2d");
         this.input = null; // the inline editor of a phrase
+        this.lens = PLAIN; // what part of the image is seen in full screen: zoom, and CSS pixels that it is moved by
         this.empty = element("div", { class: "bw-empty" }, [
             element("strong", { text: editor.t("emptyTitle") }), element("span", { text: editor.t("emptyHint") }),
         ]);
@@ -39,13 +43,17 @@ export class Stage {
         on("pointermove", (event) => this.pointerMove(event));
         on("pointerup", (event) => this.pointerUp(event));
         on("pointercancel", () => this.cancel());
-        on("lostpointercapture", () => this.gesture && this.cancel());
+        on("lostpointercapture", () => {
+            this.panned = null;
+            if (this.gesture) this.cancel();
+        });
         on("pointerleave", () => this.setHover(null));
         on("dblclick", (event) => this.doubleClick(event));
         on("keydown", (event) => this.keyDown(event));
         on("keyup", (event) => this.keyUp(event));
         on("blur", () => {
             this.focusedUntil = performance.now();
+            this.space = false;
             this.finishNudge();
         });
         on("focus", () => {
@@ -68,8 +76,34 @@ export class Stage {
         return shown > 0 && this.canvas.offsetWidth > 0 ? shown / this.canvas.offsetWidth : 1;
     }
 
+    /** Where the image lies on the canvas, in CSS pixels; in full screen it may reach beyond. */
     get area() {
-        return imageArea(this.canvas.offsetWidth, this.canvas.offsetHeight, this.editor.size);
+        const { zoom, x, y } = this.lens;
+        const fit = imageArea(this.canvas.offsetWidth, this.canvas.offsetHeight, this.editor.size);
+        return { x: fit.x * zoom + x, y: fit.y * zoom + y, width: fit.width * zoom, height: fit.height * zoom };
+    }
+
+    /** Look at the image through a lens, or null for all of it. */
+    setLens(lens) {
+        const { zoom, x, y } = lens ?? PLAIN;
+        this.lens = { zoom: clamp(zoom, 1, MAX_ZOOM), x, y };
+        const area = this.area, { offsetWidth: width, offsetHeight: height } = this.canvas;
+        this.lens.x += clamp(area.x, IN_SIGHT - area.width, Math.max(0, width - IN_SIGHT)) - area.x;
+        this.lens.y += clamp(area.y, IN_SIGHT - area.height, Math.max(0, height - IN_SIGHT)) - area.y;
+        if (this.lens.zoom === 1) this.lens = PLAIN;
+        this.draw();
+    }
+
+    /** The wheel: closer to what is under the pointer, or away from it. */
+    zoomBy(event) {
+        const rect = this.canvas.getBoundingClientRect();
+        this.zoomAt(2 ** (-clamp(event.deltaY, -200, 200) / 200), event.clientX - rect.left, event.clientY - rect.top);
+    }
+
+    /** Zoom by a factor; the point at x, y of the canvas stays. */
+    zoomAt(factor, x, y) {
+        const { lens } = this, zoom = clamp(lens.zoom * factor, 1, MAX_ZOOM), share = zoom / lens.zoom;
+        this.setLens({ zoom, x: x - (x - lens.x) * share, y: y - (y - lens.y) * share });
     }
 
     /** A pointer's place as fractions of the image; outside 0 to 1 beside it. */
@@ -131,6 +165,23 @@ export class Stage {
         return { on: view.snap || view.grid > 0, grid: view.grid, size, reach: this.reach(SNAP) };
     }
 
+    /** In full screen: drag the image about with the middle button or Space, from the press to the release. */
+    pan(event) {
+        const begins = event.type === "pointerdown" && event.target === this.canvas && (event.button === 1 || this.space);
+        if (!begins && !this.panned) return;
+        swallow(event);
+        if (begins) {
+            this.canvas.focus({ preventScroll: true });
+            this.canvas.setPointerCapture(event.pointerId);
+            this.panned = { lens: this.lens, at: [event.clientX, event.clientY] };
+        } else if (event.type === "pointermove") {
+            const { lens, at } = this.panned;
+            this.setLens({ ...lens, x: lens.x + event.clientX - at[0], y: lens.y + event.clientY - at[1] });
+        } else {
+            this.panned = null;
+        }
+    }
+
     pointerUp(event) {
         if (event.button === 1) return this.editor.host.forward(event);
         const { gesture, shown } = this;
@@ -141,12 +192,10 @@ export class Stage {
         this.release();
         const isNew = drawn && next.boxes.length > gesture.from.boxes.length;
         if (gesture.far && (gesture.kind === "full" || (drawn && !isNew))) this.editor.sayFull();
-        this.editor.commit(next);
-        if (isNew) {
-            this.setDrawing(false);
-            this.editPhrase(next.selection[0]);
-        }
-        return undefined;
+        if (!isNew) return this.editor.commit(next);
+        this.editor.show(next); // kept when its words are there: one step for the undo
+        this.setDrawing(false);
+        return this.editPhrase(next.selection[0], true);
     }
 
     /** Back to how it was before the drag. */
@@ -223,13 +272,27 @@ export class Stage {
             return editor.saySelection();
         }
         if (key === "Escape") return this.escape();
+        if (key === "f" && !event.altKey) return editor.setFull(!editor.isFull) ?? true;
+        if (editor.isFull && this.look(key)) return true;
         if ((key === "Enter" || key === "F2") && state.selection.length === 1) return this.editPhrase(state.selection[0]);
         return false;
     }
 
-    /** First the selection goes, then Tab leaves the canvas. */
+    /** Keys that only change what is seen. */
+    look(key) {
+        const middle = [this.canvas.offsetWidth / 2, this.canvas.offsetHeight / 2];
+        if (key === "+" || key === "=") this.zoomAt(1.5, ...middle);
+        else if (key === "-") this.zoomAt(1 / 1.5, ...middle);
+        else if (key === "0") this.setLens(null);
+        else if (key === " ") this.space = true;
+        else return false;
+        return true;
+    }
+
+    /** First the selection goes, then the full screen, then Tab leaves the canvas. */
     escape() {
         if (this.drawing) return this.setDrawing(false) ?? true;
+        if (this.editor.isFull && !this.editor.state.selection.length) return this.editor.setFull(false) ?? true;
         this.left = !this.editor.state.selection.length;
         return this.editor.commit(select(this.editor.state, []));
     }
@@ -243,6 +306,7 @@ export class Stage {
     }
 
     keyUp(event) {
+        if (event.key === " ") this.space = false;
         if (event.key in ARROWS) this.finishNudge();
         if (this.gesture?.far && ["Shift", "Alt"].includes(event.key)) this.drag(keysOf(event));
     }
@@ -271,7 +335,8 @@ export class Stage {
 
     // --- writing a phrase on the canvas ---------------------------------------------------------------------------------
 
-    editPhrase(id) {
+    /** Write the words of a box in place. `isNew`: the box is on the screen only and is kept together with its words. */
+    editPhrase(id, isNew = false) {
         this.closeInput();
         const { editor } = this;
         const index = editor.state.boxes.findIndex((box) => box.id === id);
@@ -285,8 +350,8 @@ export class Stage {
         const color = boxColor(editor.state.boxes[index], index);
         input.style.borderColor = color;
         input.style.setProperty("--bw-ink", inkOn(color));
-        this.input = { node: input, id, before };
-        input.addEventListener("input", () => editor.commit(set(editor.state, [id], { phrase: input.value }), false));
+        this.input = { node: input, id, before, isNew };
+        input.addEventListener("input", () => this.typed(input.value));
         input.addEventListener("blur", () => this.closeInput());
         input.addEventListener("keydown", (event) => this.inputKey(event, input, before));
         for (const type of ["pointerdown", "pointermove", "pointerup", "dblclick", "copy", "cut", "paste", "keyup"]) {
@@ -300,6 +365,12 @@ export class Stage {
         return true;
     }
 
+    typed(phrase) {
+        const next = set(this.editor.state, [this.input.id], { phrase });
+        if (this.input.isNew) this.editor.show(next);
+        else this.editor.commit(next, false);
+    }
+
     inputKey(event, input, before) {
         const undoes = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !event.shiftKey;
         if (undoes && input.value === before) { // nothing was typed: the last thing done is the box itself
@@ -310,13 +381,11 @@ export class Stage {
             return;
         }
         if (event.isComposing) return;
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return; // the host's Run: the text is written already
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return this.closeInput(); // the host's Run
         event.stopPropagation();
         if (event.key !== "Enter" && event.key !== "Escape" && event.key !== "Tab") return;
         event.preventDefault();
-        if (event.key === "Escape" && input.value !== before) {
-            this.editor.commit(set(this.editor.state, [this.input.id], { phrase: before }), false);
-        }
+        if (event.key === "Escape" && input.value !== before) this.typed(before);
         this.closeInput();
         this.canvas.focus({ preventScroll: true });
         if (event.key === "Tab") {
@@ -380,11 +449,12 @@ export class Stage {
     paint() {
         this.fit();
         if (!this.ratio) return;
-        const { state, view, size, host } = this.editor;
+        const { state, view, size, facts } = this.editor;
         drawScene(this.context, {
             boxes: state.boxes, selection: state.selection, size, ratio: this.ratio,
             canvas: { width: this.canvas.offsetWidth, height: this.canvas.offsetHeight },
-            theme: THEMES[this.editor.theme], picture: this.editor.picture(), opacity: host.opacity(), grid: view.grid,
+            area: this.area, theme: THEMES[this.editor.theme], picture: this.editor.picture(), opacity: facts.opacity,
+            grid: view.grid,
             gaps: view.gaps ? this.editor.coverage().gaps : null, flags: this.editor.flags(),
             draft: this.shown?.draft, marquee: this.shown?.marquee, guides: this.shown?.guides, hover: this.hover,
             editing: this.input?.id,

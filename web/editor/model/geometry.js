@@ -1,6 +1,6 @@
 // Rectangles in fractions of the image: {x, y, width, height}, origin top-left. Pure functions, nothing kept.
 
-import { MIN_SIZE } from "./box_json.js";
+import { MIN_SIZE } from "./json.js";
 
 export const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 const ATTENTION_CELLS = [64, 32]; // pixels per cell on the coarsest grids of SD models; see nodes/layout_report.py

@@ -12,7 +12,7 @@ const COLOR = /^#[0-9a-f]{6}$/i;
 const OPTIONAL = ["strength", "negative", "start", "end", "feather", "color", "enabled", "locked", "hidden"];
 const KNOWN = ["phrase", "x", "y", "width", "height", ...OPTIONAL];
 
-/** What is wrong with a text, as a key of box_text.js and its values; never an Error that nobody expects. */
+/** What is wrong with a text, as a key of words.js and its values; never an Error that nobody expects. */
 export class Problem extends Error {
     constructor(key, values = {}) {
         super(key);

@@ -1,22 +1,24 @@
 // The editor as an element: toolbar, canvas, list, fields. It knows its host only through the object it is given:
-// { t, read() -> text, write(text), settle(), undo(), redo(), size() -> {width, height}, prompt() -> text or null,
-//   opacity(), picture(source) -> image or null, view() -> object, setView(object), recall() -> history or null,
-//   keep(history), forward(event), isPanning(), notify(text) }
+// { t, name, read() -> text, write(text), settle(), undo(), redo(), facts() -> {width, height, prompt: text or null,
+//   opacity, sources: [{key, title, how}], drawingFrom: title or null}, picture(source, file) -> image or null,
+//   view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
+//   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
 
-import { drawingText, MAX_BOXES, parsePasted, Problem } from "./box_json.js";
-import { coverage, unfilledGrids } from "./box_geometry.js";
+import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
+import { coverage, unfilledGrids } from "./model/geometry.js";
 import {
     added, canRedo, canUndo, duplicated, followed, freePlace, hasRoom, newHistory, option, pasted, present, presentText,
     remembered, removed, selected, split, stateOf, withBackground,
-} from "./box_model.js";
-import { element } from "./box_dom.js";
-import { icon } from "./box_icons.js";
-import { BoxList, Inspector } from "./box_panel.js";
-import { isInPrompt } from "./box_phrases.js";
-import { Stage } from "./box_stage.js";
+} from "./model/drawing.js";
+import { element } from "./dom.js";
+import { icon } from "./view/icons.js";
+import { BoxList, Inspector } from "./panel.js";
+import { isInPrompt } from "./model/phrases.js";
+import { Stage } from "./stage.js";
+import { STYLE } from "./view/style.js";
+import { DEFAULT_VIEW, GRIDS, keptView, viewOf } from "./model/view.js";
 
-const VIEW = { snap: true, grid: 0, gaps: false, behind: "input", percent: false };
-const GRIDS = [0, 8, 16, 32, 64];
+const SOURCES = { width: "sourceWidth", height: "sourceHeight", prompt: "sourcePrompt", boxes: "sourceBoxes" };
 const ARRANGEMENTS = {
     columns2: [2, 1], columns3: [3, 1], rows2: [1, 2], rows3: [1, 3], grid22: [2, 2], grid33: [3, 3],
 };
@@ -30,7 +32,9 @@ export class BoxEditor {
         this.history = newHistory(this.state);
         this.text = null; // the text that the state was read from or written to; null = not read yet
         this.problem = null;
-        this.view = { ...VIEW };
+        this.view = DEFAULT_VIEW;
+        this.facts = { width: 512, height: 512, prompt: null, opacity: 0.5, sources: [], drawingFrom: null };
+        this.isFull = false;
         this.known = { flags: null, coverage: null };
         this.stage = new Stage(this);
         this.list = new BoxList(this);
@@ -38,11 +42,13 @@ export class BoxEditor {
         this.trouble = element("div", { class: "bw-trouble", role: "alert", hidden: true });
         this.status = element("div", { class: "bw-status" });
         this.speech = element("div", { class: "bw-speech", "aria-live": "polite" });
+        this.sources = element("div", { class: "bw-sources", hidden: true });
+        this.side = element("div", { class: "bw-side" }, [this.list.root, this.inspector.root]);
         this.element = element("div", { class: "bw-editor", role: "group", "aria-label": this.t("editor") }, [
+            element("style", { text: STYLE }), // here, not in the document's head: it goes when the editor goes
             this.makeToolbar(),
-            element("div", { class: "bw-main" }, [
-                this.stage.root, element("div", { class: "bw-side" }, [this.list.root, this.inspector.root]), this.trouble,
-            ]),
+            this.sources,
+            element("div", { class: "bw-main" }, [this.stage.root, this.side, this.trouble]),
             this.status,
             this.speech,
         ]);
@@ -53,7 +59,7 @@ export class BoxEditor {
         // Keys typed into a field or pressed on a button are ours; the host must not delete nodes for them.
         this.element.addEventListener("keydown", (event) => {
             const command = event.ctrlKey || event.metaKey;
-            if (event.key === "Escape") this.closeMenus();
+            if (event.key === "Escape" && !this.closeMenus()) this.setFull(false);
             if (!command || ["c", "v", "x", "a"].includes(event.key.toLowerCase())) event.stopPropagation();
         });
         for (const type of ["copy", "cut", "paste"]) this.element.addEventListener(type, (event) => event.stopPropagation());
@@ -67,9 +73,13 @@ export class BoxEditor {
 
     /** Take over the host's text where somebody else has changed it. */
     sync() {
-        this.view = { ...VIEW, ...this.host.view() };
-        const text = this.host.read();
-        if (text !== this.text) this.load(text);
+        this.view = viewOf(this.host.view());
+        this.facts = this.host.facts();
+        const { drawingFrom } = this.facts, text = this.host.read();
+        if (text !== this.text || (drawingFrom === null && this.problem?.key === "drawingFrom")) this.load(text);
+        if (drawingFrom !== null) this.problem = linkedProblem(this.problem, drawingFrom);
+        this.element.dataset.panel = this.view.panel;
+        this.showSources();
         this.render();
     }
 
@@ -119,7 +129,7 @@ export class BoxEditor {
     }
 
     get size() {
-        const { width, height } = this.host.size();
+        const { width, height } = this.facts;
         if (this.lastSize?.width !== width || this.lastSize?.height !== height) this.lastSize = { width, height };
         return this.lastSize;
     }
@@ -129,9 +139,9 @@ export class BoxEditor {
     add() {
         if (this.problem) return false;
         if (!hasRoom(this.state)) return this.sayFull();
-        this.commit(added(this.state, [freePlace(this.state)]));
+        this.show(added(this.state, [freePlace(this.state)]));
         this.say("saidAdded", { number: this.state.boxes.length });
-        return this.stage.editPhrase(this.state.selection[0]);
+        return this.stage.editPhrase(this.state.selection[0], true);
     }
 
     duplicate() {
@@ -189,8 +199,7 @@ export class BoxEditor {
     }
 
     setView(change) {
-        const view = { ...this.view, ...change };
-        this.host.setView(Object.fromEntries(Object.entries(view).filter(([key, value]) => value !== VIEW[key])));
+        this.host.setView(keptView({ ...this.view, ...change }));
         this.sync();
         this.host.settle();
     }
@@ -214,10 +223,16 @@ export class BoxEditor {
     // --- what is known about the boxes ----------------------------------------------------------------------------------
 
     picture() {
-        return this.view.behind === "nothing" ? null : this.host.picture(this.view.behind);
+        const { behind, file } = this.view;
+        return behind === "nothing" ? null : this.host.picture(behind, file);
     }
 
-    /** See box_geometry.coverage, of the boxes that take part. Worked out once per state. */
+    /** Whether a gesture is under way that nothing may disturb. */
+    isBusy() {
+        return Boolean(this.stage.gesture || this.stage.nudging);
+    }
+
+    /** See geometry.coverage, of the boxes that take part. Worked out once per state. */
     coverage() {
         if (this.known.coverage?.boxes !== this.state.boxes) {
             const value = coverage(this.state.boxes.filter((box) => option(box, "enabled")));
@@ -228,7 +243,7 @@ export class BoxEditor {
 
     /** Warnings, box id -> words. Worked out once per state, prompt and size. */
     flags() {
-        const { state, size } = this, prompt = this.host.prompt(), { flags } = this.known;
+        const { state, size, facts: { prompt } } = this, { flags } = this.known;
         if (flags?.boxes === state.boxes && flags.prompt === prompt && flags.size === size) return flags.value;
         const value = new Map();
         state.boxes.forEach((box, index) => {
@@ -291,6 +306,18 @@ export class BoxEditor {
         );
     }
 
+    /** Where the values of wired inputs come from. */
+    showSources() {
+        const words = this.facts.sources.map(({ key, title, how }) => (
+            this.t({ wire: "fromWire", run: "fromRun", unknown: "fromUnknown", input: "fromInput" }[how], {
+                name: this.t(SOURCES[key]), title, value: this.facts[key],
+            })
+        )).join(" · ");
+        if (this.sources.textContent === words) return;
+        this.sources.textContent = this.sources.title = words;
+        this.sources.hidden = !words;
+    }
+
     showProblem() {
         if (this.trouble.hidden !== !this.problem || this.trouble.problem !== this.problem) {
             this.trouble.problem = this.problem;
@@ -300,14 +327,14 @@ export class BoxEditor {
     }
 
     problemWords() {
-        const { t } = this;
+        const { t } = this, isLinked = this.problem.key === "drawingFrom";
         return [
-            element("strong", { text: t("problemTitle") }),
+            element("strong", { text: t(isLinked ? "linkedTitle" : "problemTitle") }),
             element("p", { text: t(this.problem.key, this.problem.values) }),
-            element("div", { class: "bw-actions" }, [
+            ...(isLinked ? [] : [element("div", { class: "bw-actions" }, [
                 this.button("copyText", null, () => this.copyOut(String(this.host.read()))),
                 this.button("startOver", null, () => this.commit(stateOf(""))),
-            ]),
+            ])]),
         ];
     }
 
@@ -354,7 +381,51 @@ export class BoxEditor {
         return element("div", { class: "bw-toolbar", role: "toolbar", "aria-label": t("editor") }, [
             this.buttons.addBox, this.buttons.duplicate, this.buttons.remove, gap(), this.buttons.undo, this.buttons.redo,
             gap(), this.menu("arrange", "grid", arrangements), this.menu("view", "sliders", this.viewItems()),
+            element("span", { class: "bw-push" }),
+            this.button("panel", "panel", () => this.togglePanel(), true),
+            this.buttons.full = this.button("full", "full", () => this.setFull(!this.isFull), true),
         ]);
+    }
+
+    /** In full screen the wheel zooms the drawing, or scrolls what can scroll. */
+    fullWheel(event) {
+        if (!this.element.contains(event.target)) return;
+        event.stopPropagation();
+        if (event.target !== this.stage.canvas) return;
+        event.preventDefault();
+        this.stage.zoomBy(event);
+    }
+
+    togglePanel() {
+        this.setView({ panel: this.side.offsetHeight ? "off" : "on" });
+    }
+
+    /**
+     * Fill the window, or go back into the node; with a lens (see Stage) to begin with. The element stays where the
+     * host has put it and is lifted above the page.
+     */
+    setFull(on, lens = null) {
+        if (on === this.isFull || (on && !this.element.showPopover)) return;
+        this.isFull = on;
+        this.element.classList.toggle("bw-full", on);
+        if (on) {
+            this.element.setAttribute("popover", "manual");
+            this.element.setAttribute("tabindex", "-1"); // what is pressed beside the fields shall not reach the graph
+            if (this.element.isConnected) this.element.showPopover();
+            this.fullOnly = new AbortController();
+            const first = { capture: true, passive: false, signal: this.fullOnly.signal }; // before the host moves its graph
+            window.addEventListener("wheel", (event) => this.fullWheel(event), first);
+            for (const type of ["pointerdown", "pointermove", "pointerup"]) {
+                window.addEventListener(type, (event) => this.stage.pan(event), first);
+            }
+        } else {
+            this.fullOnly.abort();
+            for (const name of ["popover", "tabindex"]) this.element.removeAttribute(name);
+        }
+        this.stage.setLens(on ? lens : null);
+        this.buttons.full.setAttribute("aria-pressed", String(on));
+        if (on && !lens) this.stage.canvas.focus({ preventScroll: true });
+        this.render();
     }
 
     viewItems() {
@@ -413,11 +484,14 @@ export class BoxEditor {
         return element("div", { class: "bw-holder" }, [button, list]);
     }
 
+    /** Whether one was open. */
     closeMenus() {
+        const wasOpen = this.menus.some(({ list }) => !list.hidden);
         for (const { button, list } of this.menus) {
             list.hidden = true;
             button.setAttribute("aria-expanded", "false");
         }
+        return wasOpen;
     }
 
     fillMenus() {
@@ -437,6 +511,11 @@ export class BoxEditor {
         this.buttons.undo.disabled = !canUndo(this.history) && !this.host.canUndo();
         this.buttons.redo.disabled = !canRedo(this.history) && !this.host.canRedo();
     }
+}
+
+/** The same object as long as the same node sends the drawing. */
+function linkedProblem(problem, title) {
+    return problem?.key === "drawingFrom" && problem.values.title === title ? problem : new Problem("drawingFrom", { title });
 }
 
 function gap() {
