@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .mask_ops import MAX_RADIUS, dilated
+from .core.masks import MAX_RADIUS, dilated
+from .core.types import BoxwrightError
 from .noise import Callback, Denoiser, euler_step, falling, noised, report
 from .scene import Scene
-from .types import BoxwrightError
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grids import covered, visible_cells
+from .core.grids import covered, visible_cells
+from .core.types import NEVER, AttentionEdit, AttentionSite, Layout, StepWindow, widest_window
 from .rectified_attention import Resolutions, at_resolution
 from .region_prompt import regions_at_work
-from .types import NEVER, AttentionEdit, AttentionSite, Layout, StepWindow, widest_window
 
 
 @dataclass(frozen=True)

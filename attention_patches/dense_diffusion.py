@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grids import covered, visible_cells
-from .region_prompt import Overlap, regions_at_work
-from .types import (
+from .core.grids import covered, visible_cells
+from .core.types import (
     AttentionEdit,
     AttentionSite,
     BoxwrightError,
@@ -37,6 +36,7 @@ from .types import (
     widest_window,
     window_of,
 )
+from .region_prompt import Overlap, regions_at_work
 
 FADING = 5  # the power of t / 1000
 

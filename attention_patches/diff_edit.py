@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .core.masks import blurred
+from .core.types import BoxwrightError
 from .inversion import Trajectory
-from .mask_ops import blurred
 from .noise import Callback, Denoiser, euler_step, falling, report
-from .types import BoxwrightError
 
 
 def sample_diff_edit(

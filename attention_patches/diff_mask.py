@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .mask_ops import MAX_RADIUS, blurred, closed, dilated, largest_patch
+from .core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch
+from .core.types import BoxwrightError
 from .recorder import otsu_threshold, stretched
-from .types import BoxwrightError
 
 MAX_DRAWS = 64
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .core.types import BoxwrightError, StepWindow
 from .noise import Levels
-from .types import BoxwrightError, StepWindow
 
 STRONGEST = 10.0
 REFERENCE_STEPS = 20  # equal steps in a whole run, each of which gets the shift as it is

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from .core.types import BoxwrightError, StepWindow
 from .noise import Callback, Denoiser, ddpm_step, falling, noised, report
 from .scene import Scene
-from .types import BoxwrightError, StepWindow
 
 MAX_FACTOR = 64
 

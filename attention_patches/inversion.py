@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .core.types import BoxwrightError, counted
 from .noise import Callback, Denoiser, Levels, euler_step, falling, report
-from .types import BoxwrightError, counted
 
 MAX_MEMORY, MAX_DISK = 8 * 2**30, 64 * 2**30  # bytes of a trajectory
 MAX_REFINEMENTS = 20

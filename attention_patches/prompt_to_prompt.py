@@ -24,19 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from .grids import coverage
+from .core.grids import coverage
+from .core.token_alignment import TokenAlignment
+from .core.tokens import closest_match, phrase_columns
+from .core.types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
 from .reweight import HIGHEST, LOWEST
-from .token_alignment import TokenAlignment
-from .tokens import closest_match, phrase_columns
-from .types import (
-    AttentionEdit,
-    AttentionSite,
-    BoxwrightError,
-    Layout,
-    PhraseNotFoundError,
-    StepWindow,
-    TokenMap,
-)
 
 MAX_PROMPTS = 16  # source and targets
 MAX_SIDE = 256  # tokens; of a grid whose self-attention is injected

@@ -18,9 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .grids import covered, feathered
-from .rectified_attention import RectifiedAttention
-from .types import (
+from .core.grids import covered, feathered
+from .core.types import (
     AttentionEdit,
     AttentionSite,
     BoxwrightError,
@@ -33,6 +32,7 @@ from .types import (
     widest_window,
     window_of,
 )
+from .rectified_attention import RectifiedAttention
 
 Overlap = Literal["order", "blend"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .core.types import BoxwrightError
 from .noise import Callback, Denoiser, ddpm_step, falling, noised, renoised, report
 from .scene import Scene
-from .types import BoxwrightError
 
 MAX_JUMP, MAX_REPEATS = 100, 50
 

@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..attention_patches.box_constraint import PRESETS, BoxConstraint, Competition, Mode
 from ..attention_patches.box_constraint import preset as numbers_of
+from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.run import install
-from ..attention_patches.types import StepWindow
 from . import schema
 from .progress import progress_reporter
 

@@ -11,8 +11,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
-from ..attention_patches.grids import coverage, feathered
-from ..attention_patches.types import Box, BoxwrightError, Region
+from ..attention_patches.core.grids import coverage, feathered
+from ..attention_patches.core.types import Box, BoxwrightError, Region
 from . import schema
 from .boxes import from_anything
 from .boxes import to_bounding_boxes as pixel_boxes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention_patches.types import Box, BoxwrightError, Region
+from ..attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import (
     ROUNDING,
     check_count,

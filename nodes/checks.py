@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, counted
+from ..attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, counted
 
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..attention_patches.core.masks import MAX_RADIUS
 from ..attention_patches.diff_mask import MAX_DRAWS, DiffMask
 from ..attention_patches.host.diff_mask import measure
 from ..attention_patches.host.loops import picture_latent
-from ..attention_patches.mask_ops import MAX_RADIUS
 from . import editing, schema
 
 DEFAULT = DiffMask()

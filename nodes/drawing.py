@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from ..attention_patches.types import Box, BoxwrightError, Region
+from ..attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import shortened
 
 MIN_SIDE, MAX_SIDE = 64, 4096  # pixels of the picture

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention_patches.types import BoxwrightError
+from ..attention_patches.core.types import BoxwrightError
 
 Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.inversion.Trajectory
 CELL = 8  # pixels, where the model does not say

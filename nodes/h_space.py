@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..attention_patches.core.types import StepWindow
 from ..attention_patches.h_space import STRONGEST, HSpace
 from ..attention_patches.host.h_space import edit_h_space
-from ..attention_patches.types import StepWindow
 from . import schema
 
 DEFAULT = HSpace()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.loops import sampler
 from ..attention_patches.ilvr import ILVR, MAX_FACTOR
-from ..attention_patches.types import StepWindow
 from . import editing, schema
 
 DEFAULT = ILVR()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..attention_patches.types import MAX_REGIONS, Box, BoxwrightError, Region
+from ..attention_patches.core.types import MAX_REGIONS, Box, BoxwrightError, Region
 from .checks import check_count, checked_phrase, counted, number_of, shortened, shown
 from .regions_json import load_json
 

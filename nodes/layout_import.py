@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..attention_patches.types import Box, BoxwrightError, Region
+from ..attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
 from .layout_formats import ming_box, split_flux3
 from .regions_json import load_json, parse_drawing

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..attention_patches.core.marks import without_orders
+from ..attention_patches.core.types import Layout
 from ..attention_patches.host import tokenizers
-from ..attention_patches.marks import without_orders
-from ..attention_patches.types import Layout
 from . import schema
 from .checks import counted, shortened
 from .phrases import texts_of

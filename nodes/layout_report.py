@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attention_patches.grids import coverage
-from ..attention_patches.types import Box, Region
+from ..attention_patches.core.grids import coverage
+from ..attention_patches.core.types import Box, Region
 from .checks import counted, shortened
 
 MASK_GRID = 256  # painted masks are measured on this many cells each way

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..attention_patches.types import Box, BoxwrightError, Region
+from ..attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, check_size, checked_phrase, clipped_box, shortened
 from .layout_formats import OVERHANG, Document
 

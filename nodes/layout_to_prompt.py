@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.types import BoxwrightError
+from ..attention_patches.core.types import BoxwrightError
 from . import schema
 from .checks import counted
 from .layout_formats import FORMATS, Document, parse_style, written

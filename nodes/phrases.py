@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..attention_patches.types import MAX_PHRASE, BoxwrightError, Region, StepWindow
+from ..attention_patches.core.types import MAX_PHRASE, BoxwrightError, Region, StepWindow
 
 MAX_PHRASES = 64
 MAX_CHARACTERS = 20_000

@@ -6,12 +6,12 @@ from typing import get_args
 
 from comfy_api.latest import io, ui
 
+from ..attention_patches.core.marks import without_orders
+from ..attention_patches.core.token_alignment import Mode, alignment_report
+from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host import tokenizers
 from ..attention_patches.host.prompt_to_prompt import edited, encode_prompts, paired_latent
-from ..attention_patches.marks import without_orders
 from ..attention_patches.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBlend, Prompts, PromptToPrompt
-from ..attention_patches.token_alignment import Mode, alignment_report
-from ..attention_patches.types import BoxwrightError
 from . import schema
 from .checks import shortened
 from .phrases import parse_phrases, parse_windows, window_or_none

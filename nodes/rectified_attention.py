@@ -6,9 +6,9 @@ from typing import get_args
 
 from comfy_api.latest import io
 
+from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.run import install
 from ..attention_patches.rectified_attention import EndTokens, RectifiedAttention, Resolutions
-from ..attention_patches.types import StepWindow
 from . import schema
 
 DEFAULT = RectifiedAttention()

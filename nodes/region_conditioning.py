@@ -6,10 +6,10 @@ from typing import get_args
 
 from comfy_api.latest import io, ui
 
+from ..attention_patches.core.marks import notes_on
+from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host import region_prompt as host
 from ..attention_patches.host.region_prompt import Base, Method, RegionConditioning
-from ..attention_patches.marks import notes_on
-from ..attention_patches.types import StepWindow
 from . import schema
 from .phrases import texts_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.types import MAX_REGIONS, BoxwrightError
+from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError
 from . import schema
 from .boxes import EXAMPLE_REGIONS, collect_regions
 from .checks import shortened

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..attention_patches.types import Box, BoxwrightError, Region
+from ..attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
 
 FORMAT_TYPE = "boxwright.regions"

@@ -6,9 +6,9 @@ import math
 
 from comfy_api.latest import io
 
+from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError, StepWindow
 from ..attention_patches.host.run import install
 from ..attention_patches.reweight import HIGHEST, LOWEST, Reweight
-from ..attention_patches.types import MAX_REGIONS, BoxwrightError, StepWindow
 from . import schema
 
 MAX_LINES = 200

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention_patches.types import BoxwrightError, StepWindow
+from ..attention_patches.core.types import BoxwrightError, StepWindow
 from . import checks
 
 CATEGORY = "Boxwright"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..attention_patches.types import Region
+from ..attention_patches.core.types import Region
 
 
 class SizedRegions(tuple):

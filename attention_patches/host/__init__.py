@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..types import UnsupportedModelError
+from ..core.types import UnsupportedModelError
 from . import flux_joint, unet_cross
 from .family import Family
 

@@ -12,7 +12,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ..types import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
+from ..core.types import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from .attention_call import Attention, AttentionCall, additive
 from .family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, names_of, view_of
 from .saveable import saveable

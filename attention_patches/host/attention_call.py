@@ -11,7 +11,7 @@ import torch
 from comfy.ldm.modules import attention
 from torch import Tensor
 
-from ..types import NEVER
+from ..core.types import NEVER
 
 Attention = Callable[..., Tensor]
 

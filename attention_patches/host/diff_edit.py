@@ -7,9 +7,9 @@ from typing import Any
 import comfy.samplers
 from torch import Tensor
 
+from ..core.masks import on_latent
 from ..diff_edit import sample_diff_edit
 from ..inversion import Trajectory
-from ..mask_ops import on_latent
 from .inversion import check_trajectory
 from .loops import denoiser, logged, progress, run
 

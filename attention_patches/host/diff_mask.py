@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.types import BoxwrightError
 from ..diff_mask import DiffMask
 from ..noise import noised
-from ..types import BoxwrightError
 from .loops import check_model, levels_of, run
 
 PREVIEW = 256  # pixels of the longer side of a preview

@@ -15,7 +15,7 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-from ..types import UnsupportedModelError
+from ..core.types import UnsupportedModelError
 
 _ABSENT = object()
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, View
+from ..core.types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, View
 from .attention_call import Attention
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..types import AttentionEdit, AttentionLoss, AttentionSite, BoxwrightError, LatentGuide, UnsupportedModelError
+from ..core.types import AttentionEdit, AttentionLoss, AttentionSite, BoxwrightError, LatentGuide, UnsupportedModelError
 from .attention_call import AttentionCall
 from .differentiable import differentiable
 from .family import Extra, IncompatiblePatchError, Installed

@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..types import BoxwrightError, LatentGuide
+from ..core.types import BoxwrightError, LatentGuide
 from .differentiable import differentiable
 from .family import Extra, IncompatiblePatchError, Installed
 from .gradient import (

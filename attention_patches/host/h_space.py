@@ -15,8 +15,8 @@ from comfy.sampler_helpers import convert_cond
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..core.types import BoxwrightError, UnsupportedModelError
 from ..h_space import HSpace, clean_term_only
-from ..types import BoxwrightError, UnsupportedModelError
 from .family import IncompatiblePatchError
 from .loops import LAST, Tally, levels_of
 from .run import Run, schedule_progress

@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..core.types import BoxwrightError
 from ..inversion import (
     MAX_REFINEMENTS,
     Deviation,
@@ -22,7 +23,6 @@ from ..inversion import (
     sample_beside,
 )
 from ..noise import Level
-from ..types import BoxwrightError
 from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
 
 

@@ -21,10 +21,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..mask_ops import check_mask, on_latent
+from ..core.masks import check_mask, on_latent
+from ..core.types import BoxwrightError
 from ..noise import Callback, Denoiser, Level, Levels, falling, seeded
 from ..scene import Scene
-from ..types import BoxwrightError
 from .run import progress_of
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)

@@ -11,6 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..core.token_alignment import Mode, token_alignment
+from ..core.types import BoxwrightError, EncodedText, Layout, TokenMap
 from ..prompt_to_prompt import (
     MAX_PROMPTS,
     LocalBlend,
@@ -21,8 +23,6 @@ from ..prompt_to_prompt import (
     check_rows,
     recorded_maps,
 )
-from ..token_alignment import Mode, token_alignment
-from ..types import BoxwrightError, EncodedText, Layout, TokenMap
 from . import adapter_for, tokenizers, unet_cross
 from .family import MEMO
 from .run import install, progress_of

@@ -9,8 +9,8 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..core.types import Layout
 from ..recorder import Place, Records
-from ..types import Layout
 from . import adapter_for
 from .family import MEMO
 from .run import install, progress_of

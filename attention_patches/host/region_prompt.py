@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..grids import coverage, feathered
-from ..marks import without_orders
-from ..types import Box, BoxwrightError, Layout, Region, StepWindow, counted, window_of
+from ..core.grids import coverage, feathered
+from ..core.marks import without_orders
+from ..core.types import Box, BoxwrightError, Layout, Region, StepWindow, counted, window_of
 from .tokenizers import check_phrases
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent

@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, UnsupportedModelError
+from ..core.types import AttentionEdit, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, UnsupportedModelError
 from . import adapter_for, guidance
 from .attend import BiasCache, edited_attention, replaced_attention
 from .family import (

@@ -19,9 +19,9 @@ import comfy.sd1_clip
 import torch
 from comfy.sd1_clip import SDTokenizer, escape_important, unescape_important
 
-from ..marks import EMPHASIS, escaped, is_balanced, notes_on, without_orders
-from ..tokens import Piece, Span, align_pieces, find_occurrences, not_found, region_columns
-from ..types import MAX_PHRASE, BoxwrightError, EncodedText, Layout, Region, TokenMap, TokenRole
+from ..core.marks import EMPHASIS, escaped, is_balanced, notes_on, without_orders
+from ..core.tokens import Piece, Span, align_pieces, find_occurrences, not_found, region_columns
+from ..core.types import MAX_PHRASE, BoxwrightError, EncodedText, Layout, Region, TokenMap, TokenRole
 
 LAYOUT_KEY = "boxwright_layout"  # in every entry of the conditioning: the key of the layout it was encoded with
 MAX_PROMPT = 100_000  # characters

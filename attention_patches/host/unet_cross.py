@@ -13,7 +13,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from torch import Tensor
 
-from ..types import AttentionKind
+from ..core.types import AttentionKind
 from .family import Chunk, IncompatiblePatchError, ModelCall, Place, Replaced, names_of
 from .saveable import saveable
 

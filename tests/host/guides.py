@@ -5,10 +5,10 @@ from dataclasses import replace
 import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from pack.attention_patches.core.types import AttentionLoss, LatentGuide, StepWindow
 from pack.attention_patches.host.family import Installed
 from pack.attention_patches.host.gradient import loss_gradient
 from pack.attention_patches.host.run import install
-from pack.attention_patches.types import AttentionLoss, LatentGuide, StepWindow
 
 UNETS = ["sd15", "sd2", "sdxl"]
 SIGMA = 5.0

@@ -11,12 +11,7 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perpneg
-from pack.attention_patches.host import FAMILIES, adapter_for, attend
-from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
-from pack.attention_patches.host.run import install, schedule_progress
-from pack.attention_patches.rectified_attention import PUBLISHED
-from pack.attention_patches.reweight import Reweight
-from pack.attention_patches.types import (
+from pack.attention_patches.core.types import (
     NEVER,
     AttentionEdit,
     Box,
@@ -25,6 +20,11 @@ from pack.attention_patches.types import (
     StepWindow,
     UnsupportedModelError,
 )
+from pack.attention_patches.host import FAMILIES, adapter_for, attend
+from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
+from pack.attention_patches.host.run import install, schedule_progress
+from pack.attention_patches.rectified_attention import PUBLISHED
+from pack.attention_patches.reweight import Reweight
 
 UNETS = ["sd15", "sd2", "sdxl"]
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)

@@ -8,13 +8,13 @@ import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from guides import GUIDE
+from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, StepWindow
 from pack.attention_patches.h_space import HSpace
 from pack.attention_patches.host.h_space import edit_h_space
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.run import install
 from pack.attention_patches.recorder import Recording, Records
 from pack.attention_patches.reweight import Reweight
-from pack.attention_patches.types import AttentionEdit, BoxwrightError, StepWindow
 
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 

@@ -4,9 +4,9 @@ import pytest
 import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
+from pack.attention_patches.core.types import NEVER, AttentionEdit
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
-from pack.attention_patches.types import NEVER, AttentionEdit
 
 UNETS = ["sd15", "sdxl"]
 every_family = pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_mask import SolidMask
-from pack.attention_patches.types import Box, Region
+from pack.attention_patches.core.types import Box, Region
 from pack.nodes import box_editor, drawing, regions_json
 from pack.nodes.box_editor import BoxwrightBoxEditor
 from test_regions import run_graph

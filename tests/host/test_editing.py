@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from pack.attention_patches.blended_latents import BlendedLatents
+from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.diff_mask import DiffMask
 from pack.attention_patches.host import diff_mask as host_diff_mask
 from pack.attention_patches.host.diff_edit import diff_edit_sampler, edit
@@ -17,7 +18,6 @@ from pack.attention_patches.host.inversion import InvertedNoise, direct_inversio
 from pack.attention_patches.host.loops import SCHEDULERS, levels_of, picture_latent, sampler, schedule
 from pack.attention_patches.ilvr import ILVR
 from pack.attention_patches.repaint import RePaint
-from pack.attention_patches.types import BoxwrightError, StepWindow
 
 FAMILIES = ["sd15", "sd2", "flux"]  # eps, v and flow
 every_family = pytest.mark.parametrize("family", FAMILIES)

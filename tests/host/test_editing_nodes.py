@@ -5,8 +5,8 @@ import logging
 import pytest
 import tiny_models
 import torch
+from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.host.loops import schedule
-from pack.attention_patches.types import BoxwrightError
 from pack.nodes import editing
 from pack.nodes.blended_latents import BoxwrightBlendedLatents
 from pack.nodes.diff_edit import BoxwrightDiffEdit, BoxwrightDiffEditSampler

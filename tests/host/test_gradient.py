@@ -10,13 +10,13 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
+from pack.attention_patches.core.types import AttentionLoss, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host import adapter_for, gradient
 from pack.attention_patches.host.differentiable import differentiable
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
 from pack.attention_patches.rectified_attention import RectifiedAttention
 from pack.attention_patches.region_prompt import RegionPrompt
-from pack.attention_patches.types import AttentionLoss, BoxwrightError, StepWindow, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")

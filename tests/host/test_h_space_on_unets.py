@@ -12,11 +12,11 @@ from comfy.context_windows import (
     get_matching_context_schedule,
     get_matching_fuse_method,
 )
+from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.h_space import REFERENCE_STEPS, HSpace
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.h_space import edit_h_space
 from pack.attention_patches.host.run import schedule_progress
-from pack.attention_patches.types import BoxwrightError, StepWindow, UnsupportedModelError
 
 FAMILIES = ["sd15", "sd2", "sdxl"]
 WHOLE = StepWindow()

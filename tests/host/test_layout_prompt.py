@@ -1,7 +1,7 @@
 """The Layout Prompt node: its interface, and what it hands on and shows."""
 import nodes
 import pytest
-from pack.attention_patches.types import Box, BoxwrightError, Layout, Region
+from pack.attention_patches.core.types import Box, BoxwrightError, Layout, Region
 from pack.nodes.layout_prompt import BoxwrightLayoutPrompt, ownership_report, runs_of
 
 CORNER = Box(0.0, 0.0, 0.5, 0.5)

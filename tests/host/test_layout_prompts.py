@@ -3,7 +3,7 @@ import json
 
 import pytest
 from comfy_execution.graph_utils import ExecutionBlocker
-from pack.attention_patches.types import Box, BoxwrightError, Region
+from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes.layout_template import EXAMPLE
 from pack.nodes.layout_to_prompt import BoxwrightLayoutToPrompt
 from pack.nodes.prompt_to_regions import BoxwrightPromptToRegions

@@ -14,6 +14,8 @@ import torch
 from pack.attention_patches.blended_latents import BlendedLatents
 from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.box_constraint import preset
+from pack.attention_patches.core.token_alignment import token_alignment
+from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.diff_mask import DiffMask
 from pack.attention_patches.h_space import HSpace
@@ -33,8 +35,6 @@ from pack.attention_patches.rectified_attention import RectifiedAttention
 from pack.attention_patches.region_prompt import RegionPrompt
 from pack.attention_patches.repaint import RePaint
 from pack.attention_patches.reweight import Reweight
-from pack.attention_patches.token_alignment import token_alignment
-from pack.attention_patches.types import StepWindow
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 FULL = bool(os.environ.get("BOXWRIGHT_FULL"))  # every method on every family in both

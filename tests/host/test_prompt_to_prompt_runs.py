@@ -9,13 +9,13 @@ import tiny_models as tiny
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from guides import GUIDE
+from pack.attention_patches.core.token_alignment import token_alignment
+from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, Layout, StepWindow, TokenMap
 from pack.attention_patches.host.family import MEMO
 from pack.attention_patches.host.prompt_to_prompt import edited, paired_latent
 from pack.attention_patches.host.run import install
 from pack.attention_patches.host.same_noise import SameNoise
 from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt, recorded_maps
-from pack.attention_patches.token_alignment import token_alignment
-from pack.attention_patches.types import AttentionEdit, BoxwrightError, Layout, StepWindow, TokenMap
 
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 OFF = PromptToPrompt(cross=None, self_attention=None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from pack.attention_patches.types import UnsupportedModelError
+from pack.attention_patches.core.types import UnsupportedModelError
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from pack.nodes.reweight import BoxwrightReweight
 from PIL import Image

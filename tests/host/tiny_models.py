@@ -13,7 +13,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.supported_models
 import torch
-from pack.attention_patches.types import Box, EncodedText, Layout, Region, TokenMap
+from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, TokenMap
 
 CONTEXT = 64
 _UNET = dict(

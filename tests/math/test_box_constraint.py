@@ -25,7 +25,7 @@ from pack.attention_patches.box_constraint import (
     small_boxes,
     smoothed,
 )
-from pack.attention_patches.types import Box, BoxwrightError
+from pack.attention_patches.core.types import Box, BoxwrightError
 
 T = 16
 ROLES = ("start", "word", "word", "end", "padding")

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from pack.attention_patches.types import MAX_REGIONS, Box, BoxwrightError, Region
+from pack.attention_patches.core.types import MAX_REGIONS, Box, BoxwrightError, Region
 from pack.nodes import boxes, checks, regions_json
 
 

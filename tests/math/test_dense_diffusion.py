@@ -6,8 +6,8 @@ import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
 from pack.attention_patches.bounded_attention import BoundedAttention
+from pack.attention_patches.core.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
 from pack.attention_patches.dense_diffusion import DenseDiffusion, fading, modulated, own_phrase
-from pack.attention_patches.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]

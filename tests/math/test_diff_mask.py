@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.diff_mask import DiffMask
-from pack.attention_patches.types import BoxwrightError
 
 SIZE = (20, 28)
 PLAIN = DiffMask(blur=0.0, close=0)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pack.attention_patches.grids import coverage, feathered, visible_cells
-from pack.attention_patches.types import Box, View
+from pack.attention_patches.core.grids import coverage, feathered, visible_cells
+from pack.attention_patches.core.types import Box, View
 
 
 def sampled(box: Box, grid, view=View(), fine=400) -> torch.Tensor:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.h_space import HSpace, clean_term_only
 from pack.attention_patches.noise import euler_step
-from pack.attention_patches.types import BoxwrightError
 from toy_diffusion import LEVELS
 
 

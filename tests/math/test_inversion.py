@@ -7,6 +7,7 @@ import tempfile
 import pytest
 import torch
 from pack.attention_patches import inversion
+from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.diff_edit import pasted, sample_diff_edit
 from pack.attention_patches.inversion import (
     Trajectory,
@@ -17,7 +18,6 @@ from pack.attention_patches.inversion import (
     invert,
     sample_beside,
 )
-from pack.attention_patches.types import BoxwrightError
 from toy_diffusion import FINE, LEVELS, SIGMAS, Gaussian, half_mask, picture
 
 KINDS = pytest.mark.parametrize("kind", LEVELS)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from pack.attention_patches.types import Box, BoxwrightError, Region
+from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes import layout_formats as formats
 from pack.nodes import layout_template as template
 from pack.nodes.layout_formats import Document

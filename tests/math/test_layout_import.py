@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pack.attention_patches.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError
+from pack.attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError
 from pack.nodes import boxes, checks, layout_import, regions_json
 from pack.nodes.layout_import import read_layout
 

@@ -1,7 +1,7 @@
 """The report's numbers, against numbers worked out by hand."""
 import pytest
 import torch
-from pack.attention_patches.types import Box, Region
+from pack.attention_patches.core.types import Box, Region
 from pack.nodes.layout_report import MAX_OVERLAP_LINES, layout_report
 
 

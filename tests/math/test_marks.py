@@ -1,7 +1,7 @@
 """Marks in prompts: what is an order to another program, what is emphasis, and what is neither."""
 
 import pytest
-from pack.attention_patches.marks import escaped, is_balanced, notes_on, without_emphasis, without_orders
+from pack.attention_patches.core.marks import escaped, is_balanced, notes_on, without_emphasis, without_orders
 
 
 @pytest.mark.parametrize("text, left, orders", [

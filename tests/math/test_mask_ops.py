@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pack.attention_patches.mask_ops import blurred, closed, dilated, largest_patch, on_latent
-from pack.attention_patches.types import BoxwrightError
+from pack.attention_patches.core.masks import blurred, closed, dilated, largest_patch, on_latent
+from pack.attention_patches.core.types import BoxwrightError
 
 
 def random_masks(seed=0, size=(13, 17), share=0.15):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from pack.attention_patches.blended_latents import BlendedLatents
+from pack.attention_patches.core.masks import dilated
+from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.ilvr import ILVR, low_pass
-from pack.attention_patches.mask_ops import dilated
 from pack.attention_patches.noise import noised, seeded
 from pack.attention_patches.repaint import RePaint
-from pack.attention_patches.types import BoxwrightError, StepWindow
 from toy_diffusion import FINE, LEVELS, SIGMAS, Gaussian, half_mask, picture, scene
 
 KINDS = pytest.mark.parametrize("kind", LEVELS)

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import encoded, layout, site
+from pack.attention_patches.core.token_alignment import TokenAlignment, token_alignment
+from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow
 from pack.attention_patches.prompt_to_prompt import (
     LocalBlend,
     Prompts,
@@ -14,8 +16,6 @@ from pack.attention_patches.prompt_to_prompt import (
     moved_columns,
     recorded_maps,
 )
-from pack.attention_patches.token_alignment import TokenAlignment, token_alignment
-from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, StepWindow
 
 SOURCE = "a red cat sits"
 ALWAYS = StepWindow()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import encoded, layout, site
+from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap, View
 from pack.attention_patches.recorder import (
     MAX_RUNS,
     Place,
@@ -15,7 +16,6 @@ from pack.attention_patches.recorder import (
     resized,
     stretched,
 )
-from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap, View
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 FINE, COARSE = (4, 6), (2, 3)

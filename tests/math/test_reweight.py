@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
+from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow
 from pack.attention_patches.reweight import Reweight
-from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, StepWindow
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 

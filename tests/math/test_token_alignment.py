@@ -5,9 +5,9 @@ from functools import lru_cache
 
 import pytest
 import torch
-from pack.attention_patches import token_alignment
-from pack.attention_patches.token_alignment import align, alignment_report, text_words, words_of
-from pack.attention_patches.types import BoxwrightError, TokenMap
+from pack.attention_patches.core import token_alignment
+from pack.attention_patches.core.token_alignment import align, alignment_report, text_words, words_of
+from pack.attention_patches.core.types import BoxwrightError, TokenMap
 
 
 def tokens(words, length=12, chunks=1):

@@ -2,7 +2,7 @@
 import random
 
 import pytest
-from pack.attention_patches.tokens import (
+from pack.attention_patches.core.tokens import (
     align_pieces,
     closest_match,
     find_occurrences,
@@ -10,7 +10,7 @@ from pack.attention_patches.tokens import (
     phrase_columns,
     region_columns,
 )
-from pack.attention_patches.types import BoxwrightError, PhraseNotFoundError, TokenMap
+from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, TokenMap
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # three emoji joined into one picture
 ALPHABETS = (

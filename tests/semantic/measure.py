@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from pack.attention_patches.core.types import Box, Layout, Region
 from pack.attention_patches.host import tokenizers
 from pack.attention_patches.host.run import install
-from pack.attention_patches.types import Box, Layout, Region
 from torch import Tensor
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
