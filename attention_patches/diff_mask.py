@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch
 from .core.types import BoxwrightError
-from .recorder import otsu_threshold, stretched
+from .methods.recorder import otsu_threshold, stretched
 
 MAX_DRAWS = 64
 

@@ -17,8 +17,6 @@ import comfy.supported_models
 import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.patcher_extension import WrappersMP
-from pack.attention_patches.bounded_attention import BoundedAttention
-from pack.attention_patches.box_constraint import preset
 from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import (
     AttentionEdit,
@@ -32,17 +30,19 @@ from pack.attention_patches.core.types import (
     TextMix,
     TokenMap,
 )
-from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
 from pack.attention_patches.host.run import install
 from pack.attention_patches.host.tokenizers import LAYOUT_KEY
-from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
-from pack.attention_patches.recorder import Recording, Records
-from pack.attention_patches.rectified_attention import PUBLISHED
-from pack.attention_patches.region_prompt import RegionPrompt
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.bounded_attention import BoundedAttention
+from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
+from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
+from pack.attention_patches.methods.recorder import Recording, Records
+from pack.attention_patches.methods.rectified_attention import PUBLISHED
+from pack.attention_patches.methods.region_prompt import RegionPrompt
+from pack.attention_patches.methods.reweight import Reweight
 
 KEY = "benchmark"  # marks the conditioning that the layouts belong to
 WORDS = 40  # of the prompt; region r (from 0) owns words 2r + 1 and 2r + 2

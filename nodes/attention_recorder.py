@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow
 from ..attention_patches.host import tokenizers
 from ..attention_patches.host.recorder import recorded
-from ..attention_patches.recorder import MAX_MOMENTS, MIB, Recording, Records, Resolutions
+from ..attention_patches.methods.recorder import MAX_MOMENTS, MIB, Recording, Records, Resolutions
 from . import schema
 from .drawn_by import place
 from .phrases import parse_phrases

@@ -7,10 +7,10 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..attention_patches.box_constraint import PRESETS, BoxConstraint, Competition, Mode
-from ..attention_patches.box_constraint import preset as numbers_of
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.run import install
+from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode
+from ..attention_patches.methods.box_constraint import preset as numbers_of
 from . import schema
 from .progress import progress_reporter
 

@@ -17,7 +17,7 @@ from comfy_execution.graph_utils import is_link
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from ..attention_patches.recorder import AttentionRecord, Place, Records
+from ..attention_patches.methods.recorder import AttentionRecord, Place, Records
 
 # Types of links that carry no picture, so that a picture is not found where it only led to a mask or a prompt of
 # another. Types unknown here (pipes of other packs) may carry one.

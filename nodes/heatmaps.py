@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..attention_patches.core.types import BoxwrightError
-from ..attention_patches.recorder import resized, stretched
+from ..attention_patches.methods.recorder import resized, stretched
 from .checks import counted, shortened
 
 MAX_PIXELS = 2**26  # of one grid: 64 megapixels

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.run import install
-from ..attention_patches.rectified_attention import EndTokens, RectifiedAttention, Resolutions
+from ..attention_patches.methods.rectified_attention import EndTokens, RectifiedAttention, Resolutions
 from . import schema
 
 DEFAULT = RectifiedAttention()

@@ -6,12 +6,12 @@ from typing import Literal, get_args
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.bounded_attention import BoundedAttention
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow, ending
-from ..attention_patches.dense_diffusion import DenseDiffusion
 from ..attention_patches.host import region_prompt as texts
 from ..attention_patches.host.run import install
-from ..attention_patches.region_prompt import Overlap, RegionPrompt
+from ..attention_patches.methods.bounded_attention import BoundedAttention
+from ..attention_patches.methods.dense_diffusion import DenseDiffusion
+from ..attention_patches.methods.region_prompt import Overlap, RegionPrompt
 from . import schema
 from .checks import counted, shortened
 from .progress import progress_reporter

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError, StepWindow
 from ..attention_patches.host.run import install
-from ..attention_patches.reweight import HIGHEST, LOWEST, Reweight
+from ..attention_patches.methods.reweight import HIGHEST, LOWEST, Reweight
 from . import schema
 
 MAX_LINES = 200

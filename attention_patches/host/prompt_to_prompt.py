@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.token_alignment import Mode, token_alignment
 from ..core.types import BoxwrightError, EncodedText, Layout, TokenMap
-from ..prompt_to_prompt import (
+from ..methods.prompt_to_prompt import (
     MAX_PROMPTS,
     LocalBlend,
     Prompts,

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.types import Layout
-from ..recorder import Place, Records
+from ..methods.recorder import Place, Records
 from . import adapter_for
 from .family import MEMO
 from .run import install, progress_of

@@ -23,8 +23,8 @@ from pack.attention_patches.core.types import (
 from pack.attention_patches.host import FAMILIES, adapter_for, attend
 from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
 from pack.attention_patches.host.run import install, schedule_progress
-from pack.attention_patches.rectified_attention import PUBLISHED
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.rectified_attention import PUBLISHED
+from pack.attention_patches.methods.reweight import Reweight
 
 UNETS = ["sd15", "sd2", "sdxl"]
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)

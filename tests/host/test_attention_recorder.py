@@ -13,8 +13,8 @@ from pack.attention_patches.h_space import HSpace
 from pack.attention_patches.host.h_space import edit_h_space
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.run import install
-from pack.attention_patches.recorder import Recording, Records
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.recorder import Recording, Records
+from pack.attention_patches.methods.reweight import Reweight
 
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 

@@ -15,8 +15,8 @@ from pack.attention_patches.host import adapter_for, gradient
 from pack.attention_patches.host.differentiable import differentiable
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
-from pack.attention_patches.rectified_attention import RectifiedAttention
-from pack.attention_patches.region_prompt import RegionPrompt
+from pack.attention_patches.methods.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.region_prompt import RegionPrompt
 
 
 @pytest.fixture(scope="module")

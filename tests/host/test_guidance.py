@@ -13,13 +13,13 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
-from pack.attention_patches.box_constraint import BoxConstraint, preset
 from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, StepWindow
 from pack.attention_patches.host import guidance
 from pack.attention_patches.host.family import Installed
 from pack.attention_patches.host.gradient import Gradient, loss_gradient
 from pack.attention_patches.host.run import install
-from pack.attention_patches.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.box_constraint import BoxConstraint, preset
+from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 
 
 @pytest.fixture(scope="module")

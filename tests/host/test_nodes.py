@@ -10,8 +10,8 @@ import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.attention_patches.host import tokenizers
 from pack.attention_patches.host.loops import SCHEDULERS
-from pack.attention_patches.rectified_attention import RectifiedAttention
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.reweight import Reweight
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from pack.nodes.reweight import MAX_CHARACTERS, MAX_LINES, BoxwrightReweight, parse_weights
 from toyworld import sampling

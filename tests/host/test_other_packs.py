@@ -10,16 +10,16 @@ import torch
 from comfy.ldm.modules import attention
 from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler, nodes_pag, nodes_sag
 from guides import GUIDE, gradients, relative
-from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.core.types import AttentionEdit, StepWindow
-from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.run import install
-from pack.attention_patches.prompt_to_prompt import PromptToPrompt
-from pack.attention_patches.rectified_attention import PUBLISHED, RectifiedAttention
-from pack.attention_patches.region_prompt import RegionPrompt
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.bounded_attention import BoundedAttention
+from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
+from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt
+from pack.attention_patches.methods.rectified_attention import PUBLISHED, RectifiedAttention
+from pack.attention_patches.methods.region_prompt import RegionPrompt
+from pack.attention_patches.methods.reweight import Reweight
 from test_prompt_to_prompt_runs import conditioning as side_by_side
 from test_prompt_to_prompt_runs import prompts_of
 

@@ -15,7 +15,7 @@ from pack.attention_patches.host.family import MEMO
 from pack.attention_patches.host.prompt_to_prompt import edited, paired_latent
 from pack.attention_patches.host.run import install
 from pack.attention_patches.host.same_noise import SameNoise
-from pack.attention_patches.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt, recorded_maps
+from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt, recorded_maps
 
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 OFF = PromptToPrompt(cross=None, self_attention=None)

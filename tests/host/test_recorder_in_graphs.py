@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_execution.graph_utils import GraphBuilder
 from execution import CacheType
-from pack.attention_patches.recorder import Records
+from pack.attention_patches.methods.recorder import Records
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
 from pack.nodes.mask_from_word import BoxwrightMaskFromWord

@@ -8,16 +8,16 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
-from pack.attention_patches.bounded_attention import BoundedAttention
-from pack.attention_patches.box_constraint import preset
 from pack.attention_patches.core.grids import coverage
 from pack.attention_patches.core.types import AttentionEdit, Box, StepWindow, UnsupportedModelError
-from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.host import attend
 from pack.attention_patches.host.family import IncompatiblePatchError
 from pack.attention_patches.host.run import install
-from pack.attention_patches.rectified_attention import PUBLISHED
-from pack.attention_patches.region_prompt import RegionPrompt
+from pack.attention_patches.methods.bounded_attention import BoundedAttention
+from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
+from pack.attention_patches.methods.rectified_attention import PUBLISHED
+from pack.attention_patches.methods.region_prompt import RegionPrompt
 
 FAMILIES = ["sd15", "sd2", "sdxl"]  # sd2 predicts v
 every_family = pytest.mark.parametrize("family", FAMILIES)

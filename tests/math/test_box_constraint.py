@@ -6,7 +6,8 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
-from pack.attention_patches.box_constraint import (
+from pack.attention_patches.core.types import Box, BoxwrightError
+from pack.attention_patches.methods.box_constraint import (
     PRESETS,
     PUBLISHED,
     BoxConstraint,
@@ -25,7 +26,6 @@ from pack.attention_patches.box_constraint import (
     small_boxes,
     smoothed,
 )
-from pack.attention_patches.core.types import Box, BoxwrightError
 
 T = 16
 ROLES = ("start", "word", "word", "end", "padding")
@@ -388,7 +388,7 @@ def test_no_preset_of_the_fast_mode_claims_to_be_published():
 
 def test_the_geometry_of_a_grid_is_worked_out_once_for_a_run(monkeypatch):
     """On a GPU every look at a tensor waits for the device."""
-    from pack.attention_patches import box_constraint
+    from pack.attention_patches.methods import box_constraint
 
     made, asked = layout(), []
     (guide,) = BoxConstraint().guides(made)

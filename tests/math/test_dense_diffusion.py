@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
-from pack.attention_patches.bounded_attention import BoundedAttention
 from pack.attention_patches.core.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
-from pack.attention_patches.dense_diffusion import DenseDiffusion, fading, modulated, own_phrase
+from pack.attention_patches.methods.bounded_attention import BoundedAttention
+from pack.attention_patches.methods.dense_diffusion import DenseDiffusion, fading, modulated, own_phrase
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]

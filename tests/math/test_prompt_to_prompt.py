@@ -7,7 +7,7 @@ import torch
 from oracles import encoded, layout, site
 from pack.attention_patches.core.token_alignment import TokenAlignment, token_alignment
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow
-from pack.attention_patches.prompt_to_prompt import (
+from pack.attention_patches.methods.prompt_to_prompt import (
     LocalBlend,
     Prompts,
     PromptToPrompt,

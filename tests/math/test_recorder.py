@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import encoded, layout, site
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap, View
-from pack.attention_patches.recorder import (
+from pack.attention_patches.methods.recorder import (
     MAX_RUNS,
     Place,
     Recording,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import LEFT, RIGHT, attention, layout, site
 from pack.attention_patches.core.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
-from pack.attention_patches.rectified_attention import PUBLISHED, at_resolution, share_end_tokens
+from pack.attention_patches.methods.rectified_attention import PUBLISHED, at_resolution, share_end_tokens
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, TextMix, View
-from pack.attention_patches.rectified_attention import RectifiedAttention
-from pack.attention_patches.region_prompt import RegionPrompt
+from pack.attention_patches.methods.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.region_prompt import RegionPrompt
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 OWNED = [[2, 3], [6, 7]]

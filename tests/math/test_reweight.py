@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.reweight import Reweight
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from measure import layout_of
-from pack.attention_patches.bounded_attention import BoundedAttention
-from pack.attention_patches.box_constraint import preset
-from pack.attention_patches.dense_diffusion import DenseDiffusion
 from pack.attention_patches.host.run import install
-from pack.attention_patches.region_prompt import RegionPrompt
+from pack.attention_patches.methods.bounded_attention import BoundedAttention
+from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
+from pack.attention_patches.methods.region_prompt import RegionPrompt
 from torch import Tensor
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS, Layout

@@ -6,7 +6,7 @@ import comfy.sample
 import numpy as np
 import torch
 from pack.attention_patches.host.prompt_to_prompt import edited, encode_prompts
-from pack.attention_patches.prompt_to_prompt import LocalBlend, PromptToPrompt
+from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, PromptToPrompt
 from scipy import ndimage
 from toyworld import sampling, scorer
 from toyworld.scenes import COLORS

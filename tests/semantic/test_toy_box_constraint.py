@@ -10,10 +10,10 @@ import comfy.samplers
 import pytest
 import torch
 from measure import SEEDS, draw, layout_of, score, score_layouts
-from pack.attention_patches.box_constraint import preset
 from pack.attention_patches.host import guidance
 from pack.attention_patches.host.run import install
-from pack.attention_patches.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from toyworld import sampling
 from toyworld.layouts import LAYOUTS
 

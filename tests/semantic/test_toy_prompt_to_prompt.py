@@ -9,8 +9,8 @@ from edits import STEPS, SWAPS, draw, right_sources, score_edit, score_plain, th
 from measure import layout_of
 from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.recorder import recorded
-from pack.attention_patches.prompt_to_prompt import PromptToPrompt
-from pack.attention_patches.recorder import Recording, Records, resized
+from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt
+from pack.attention_patches.methods.recorder import Recording, Records, resized
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from measure import FULL, layout_of
 from pack.attention_patches.host.run import install
-from pack.attention_patches.reweight import Reweight
+from pack.attention_patches.methods.reweight import Reweight
 from toyworld import sampling, scorer
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .core.tokens import closest_match, phrase_columns
-from .core.types import AttentionEdit, AttentionSite, BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
+from ..core.tokens import closest_match, phrase_columns
+from ..core.types import AttentionEdit, AttentionSite, BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
 
 Resolutions = Literal["middle", "all", "all but finest"]
 Grid = tuple[int, int]  # (h, w) image tokens

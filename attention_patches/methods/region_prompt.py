@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .core.grids import covered, feathered
-from .core.types import (
+from ..core.grids import covered, feathered
+from ..core.types import (
     AttentionEdit,
     AttentionSite,
     BoxwrightError,

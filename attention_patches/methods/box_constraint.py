@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .core.grids import coverage, visible_cells
-from .core.types import (
+from ..core.grids import coverage, visible_cells
+from ..core.types import (
     AttentionLoss,
     AttentionSite,
     Box,

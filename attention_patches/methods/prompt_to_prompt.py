@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from .core.grids import coverage
-from .core.token_alignment import TokenAlignment
-from .core.tokens import closest_match, phrase_columns
-from .core.types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
+from ..core.grids import coverage
+from ..core.token_alignment import TokenAlignment
+from ..core.tokens import closest_match, phrase_columns
+from ..core.types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
 from .reweight import HIGHEST, LOWEST
 
 MAX_PROMPTS = 16  # source and targets

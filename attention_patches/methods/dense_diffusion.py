@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.grids import covered, visible_cells
-from .core.types import (
+from ..core.grids import covered, visible_cells
+from ..core.types import (
     AttentionEdit,
     AttentionSite,
     BoxwrightError,

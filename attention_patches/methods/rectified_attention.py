@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .core.grids import covered, feathered, visible_cells
-from .core.types import (
+from ..core.grids import covered, feathered, visible_cells
+from ..core.types import (
     NEVER,
     AttentionEdit,
     AttentionSite,

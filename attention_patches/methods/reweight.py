@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .core.grids import covered
-from .core.tokens import closest_match, phrase_columns
-from .core.types import NEVER, AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow
+from ..core.grids import covered
+from ..core.tokens import closest_match, phrase_columns
+from ..core.types import NEVER, AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow
 
 LOWEST, HIGHEST = -5.0, 10.0
 
