@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..attention_patches.blended_latents import BlendedLatents
 from ..attention_patches.core.masks import MAX_RADIUS
 from ..attention_patches.host.loops import sampler
+from ..attention_patches.samplers.blended_latents import BlendedLatents
 from . import editing, schema
 
 DEFAULT = BlendedLatents()

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.loops import sampler
-from ..attention_patches.ilvr import ILVR, MAX_FACTOR
+from ..attention_patches.samplers.ilvr import ILVR, MAX_FACTOR
 from . import editing, schema
 
 DEFAULT = ILVR()

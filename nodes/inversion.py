@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
 from ..attention_patches.host.loops import picture_latent
-from ..attention_patches.inversion import MAX_REFINEMENTS, Deviation
+from ..attention_patches.samplers.inversion import MAX_REFINEMENTS, Deviation
 from . import editing, schema
 
 REFINEMENTS = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.host.loops import sampler
-from ..attention_patches.repaint import MAX_JUMP, MAX_REPEATS, RePaint
+from ..attention_patches.samplers.repaint import MAX_JUMP, MAX_REPEATS, RePaint
 from . import editing, schema
 
 DEFAULT = RePaint()

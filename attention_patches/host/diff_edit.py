@@ -8,8 +8,8 @@ import comfy.samplers
 from torch import Tensor
 
 from ..core.masks import on_latent
-from ..diff_edit import sample_diff_edit
-from ..inversion import Trajectory
+from ..samplers.diff_edit import sample_diff_edit
+from ..samplers.inversion import Trajectory
 from .inversion import check_trajectory
 from .loops import denoiser, logged, progress, run
 

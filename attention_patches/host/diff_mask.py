@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.types import BoxwrightError
-from ..diff_mask import DiffMask
-from ..noise import noised
+from ..samplers.diff_mask import DiffMask
+from ..samplers.noise import noised
 from .loops import check_model, levels_of, run
 
 PREVIEW = 256  # pixels of the longer side of a preview

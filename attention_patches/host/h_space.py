@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..core.types import BoxwrightError, UnsupportedModelError
-from ..h_space import HSpace, clean_term_only
+from ..samplers.h_space import HSpace, clean_term_only
 from .family import IncompatiblePatchError
 from .loops import LAST, Tally, levels_of
 from .run import Run, schedule_progress

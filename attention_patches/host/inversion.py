@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import BoxwrightError
-from ..inversion import (
+from ..samplers.inversion import (
     MAX_REFINEMENTS,
     Deviation,
     Storage,
@@ -22,7 +22,7 @@ from ..inversion import (
     invert,
     sample_beside,
 )
-from ..noise import Level
+from ..samplers.noise import Level
 from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
 
 

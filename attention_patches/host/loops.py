@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..core.masks import check_mask, on_latent
 from ..core.types import BoxwrightError
-from ..noise import Callback, Denoiser, Level, Levels, falling, seeded
-from ..scene import Scene
+from ..samplers.noise import Callback, Denoiser, Level, Levels, falling, seeded
+from ..samplers.scene import Scene
 from .run import progress_of
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)

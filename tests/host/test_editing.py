@@ -8,16 +8,16 @@ import comfy.samplers
 import pytest
 import tiny_models
 import torch
-from pack.attention_patches.blended_latents import BlendedLatents
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
-from pack.attention_patches.diff_mask import DiffMask
 from pack.attention_patches.host import diff_mask as host_diff_mask
 from pack.attention_patches.host.diff_edit import diff_edit_sampler, edit
 from pack.attention_patches.host.diff_mask import measure
 from pack.attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
 from pack.attention_patches.host.loops import SCHEDULERS, levels_of, picture_latent, sampler, schedule
-from pack.attention_patches.ilvr import ILVR
-from pack.attention_patches.repaint import RePaint
+from pack.attention_patches.samplers.blended_latents import BlendedLatents
+from pack.attention_patches.samplers.diff_mask import DiffMask
+from pack.attention_patches.samplers.ilvr import ILVR
+from pack.attention_patches.samplers.repaint import RePaint
 
 FAMILIES = ["sd15", "sd2", "flux"]  # eps, v and flow
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -11,11 +11,8 @@ import pretend_device
 import pytest
 import tiny_models as tiny
 import torch
-from pack.attention_patches.blended_latents import BlendedLatents
 from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import StepWindow
-from pack.attention_patches.diff_mask import DiffMask
-from pack.attention_patches.h_space import HSpace
 from pack.attention_patches.host.diff_edit import edit
 from pack.attention_patches.host.diff_mask import measure
 from pack.attention_patches.host.h_space import edit_h_space
@@ -25,7 +22,6 @@ from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
 from pack.attention_patches.host.run import install
-from pack.attention_patches.ilvr import ILVR
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
@@ -34,7 +30,11 @@ from pack.attention_patches.methods.recorder import AttentionRecord, Recording
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
-from pack.attention_patches.repaint import RePaint
+from pack.attention_patches.samplers.blended_latents import BlendedLatents
+from pack.attention_patches.samplers.diff_mask import DiffMask
+from pack.attention_patches.samplers.h_space import HSpace
+from pack.attention_patches.samplers.ilvr import ILVR
+from pack.attention_patches.samplers.repaint import RePaint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 FULL = bool(os.environ.get("BOXWRIGHT_FULL"))  # every method on every family in both

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from pack.attention_patches.core.types import BoxwrightError
-from pack.attention_patches.diff_mask import DiffMask
+from pack.attention_patches.samplers.diff_mask import DiffMask
 
 SIZE = (20, 28)
 PLAIN = DiffMask(blur=0.0, close=0)

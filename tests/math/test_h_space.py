@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from pack.attention_patches.core.types import BoxwrightError
-from pack.attention_patches.h_space import HSpace, clean_term_only
-from pack.attention_patches.noise import euler_step
+from pack.attention_patches.samplers.h_space import HSpace, clean_term_only
+from pack.attention_patches.samplers.noise import euler_step
 from toy_diffusion import LEVELS
 
 

@@ -6,10 +6,10 @@ import tempfile
 
 import pytest
 import torch
-from pack.attention_patches import inversion
 from pack.attention_patches.core.types import BoxwrightError
-from pack.attention_patches.diff_edit import pasted, sample_diff_edit
-from pack.attention_patches.inversion import (
+from pack.attention_patches.samplers import inversion
+from pack.attention_patches.samplers.diff_edit import pasted, sample_diff_edit
+from pack.attention_patches.samplers.inversion import (
     Trajectory,
     decode,
     deviations,

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from pack.attention_patches.blended_latents import BlendedLatents
 from pack.attention_patches.core.masks import dilated
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
-from pack.attention_patches.ilvr import ILVR, low_pass
-from pack.attention_patches.noise import noised, seeded
-from pack.attention_patches.repaint import RePaint
+from pack.attention_patches.samplers.blended_latents import BlendedLatents
+from pack.attention_patches.samplers.ilvr import ILVR, low_pass
+from pack.attention_patches.samplers.noise import noised, seeded
+from pack.attention_patches.samplers.repaint import RePaint
 from toy_diffusion import FINE, LEVELS, SIGMAS, Gaussian, half_mask, picture, scene
 
 KINDS = pytest.mark.parametrize("kind", LEVELS)

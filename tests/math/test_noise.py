@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from pack.attention_patches.blended_latents import BlendedLatents
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
-from pack.attention_patches.diff_edit import sample_diff_edit
-from pack.attention_patches.ilvr import ILVR
-from pack.attention_patches.inversion import Trajectory, decode, invert, sample_beside
-from pack.attention_patches.noise import ddpm_step, euler_step, falling, noised, renoised, seeded
-from pack.attention_patches.repaint import RePaint
-from pack.attention_patches.scene import Scene
+from pack.attention_patches.samplers.blended_latents import BlendedLatents
+from pack.attention_patches.samplers.diff_edit import sample_diff_edit
+from pack.attention_patches.samplers.ilvr import ILVR
+from pack.attention_patches.samplers.inversion import Trajectory, decode, invert, sample_beside
+from pack.attention_patches.samplers.noise import ddpm_step, euler_step, falling, noised, renoised, seeded
+from pack.attention_patches.samplers.repaint import RePaint
+from pack.attention_patches.samplers.scene import Scene
 from toy_diffusion import LEVELS
 
 KINDS = pytest.mark.parametrize("kind, high, low", [("eps", 7.0, 2.0), ("flow", 0.8, 0.3), ("flow", 1.0, 0.9)])

@@ -1,8 +1,8 @@
 """A world where the perfect denoiser is known: every pixel is normal, with one mean and one standard deviation."""
 
 import torch
-from pack.attention_patches.noise import eps_level, flow_level
-from pack.attention_patches.scene import Scene
+from pack.attention_patches.samplers.noise import eps_level, flow_level
+from pack.attention_patches.samplers.scene import Scene
 
 LEVELS = {"eps": eps_level, "flow": flow_level}
 SIGMAS = {"eps": [14.6, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.0], "flow": [1.0, 0.9, 0.75, 0.6, 0.4, 0.25, 0.1, 0.0]}

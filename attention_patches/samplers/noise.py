@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.types import BoxwrightError
+from ..core.types import BoxwrightError
 
 Denoiser = Callable[[Tensor, float], Tensor]  # (noisy latent [B, C, ...], sigma) -> predicted clean latent
 Draw = Callable[[Tensor], Tensor]  # latent -> standard normal noise of its shape, device and dtype

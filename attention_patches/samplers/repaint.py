@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .core.types import BoxwrightError
+from ..core.types import BoxwrightError
 from .noise import Callback, Denoiser, ddpm_step, falling, noised, renoised, report
 from .scene import Scene
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core.types import BoxwrightError, StepWindow
+from ..core.types import BoxwrightError, StepWindow
 from .noise import Callback, Denoiser, ddpm_step, falling, noised, report
 from .scene import Scene
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .core.masks import MAX_RADIUS, dilated
-from .core.types import BoxwrightError
+from ..core.masks import MAX_RADIUS, dilated
+from ..core.types import BoxwrightError
 from .noise import Callback, Denoiser, euler_step, falling, noised, report
 from .scene import Scene
 

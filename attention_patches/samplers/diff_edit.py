@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .core.masks import blurred
-from .core.types import BoxwrightError
+from ..core.masks import blurred
+from ..core.types import BoxwrightError
 from .inversion import Trajectory
 from .noise import Callback, Denoiser, euler_step, falling, report
 

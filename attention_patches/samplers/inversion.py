@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .core.types import BoxwrightError, counted
+from ..core.types import BoxwrightError, counted
 from .noise import Callback, Denoiser, Levels, euler_step, falling, report
 
 MAX_MEMORY, MAX_DISK = 8 * 2**30, 64 * 2**30  # bytes of a trajectory

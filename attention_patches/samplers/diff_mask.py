@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch
-from .core.types import BoxwrightError
-from .methods.recorder import otsu_threshold, stretched
+from ..core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch
+from ..core.types import BoxwrightError
+from ..methods.recorder import otsu_threshold, stretched
 
 MAX_DRAWS = 64
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .core.types import BoxwrightError, StepWindow
+from ..core.types import BoxwrightError, StepWindow
 from .noise import Levels
 
 STRONGEST = 10.0
