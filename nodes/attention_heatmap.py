@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import torch
 from comfy_api.latest import io
 
+from ..attention_patches.core.masks import mask_of
 from ..attention_patches.core.token_alignment import words_of
-from ..attention_patches.methods.recorder import AttentionRecord, Records, mask_of
+from ..attention_patches.methods.recorder import AttentionRecord, Records
 from . import schema
 from .drawn_by import record_of
 from .heatmaps import Tile, draw_grid, pictures_of

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..attention_patches.core.masks import resized, stretched
 from ..attention_patches.core.types import BoxwrightError
-from ..attention_patches.methods.recorder import resized, stretched
 from .checks import counted, shortened
 
 MAX_PIXELS = 2**26  # of one grid: 64 megapixels

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..attention_patches.core.masks import mask_of
 from ..attention_patches.core.types import BoxwrightError
-from ..attention_patches.methods.recorder import mask_of
 from . import schema
 from .drawn_by import record_of
 from .heatmaps import pictures_of

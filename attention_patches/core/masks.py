@@ -1,4 +1,7 @@
-"""Masks on a grid of latent cells: blur, dilate, close, keep the largest patch. Masks are float [B, h, w] in [0, 1]."""
+"""Masks on a grid of latent cells: blur, dilate, close, keep the largest patch; and masks from maps, by a threshold.
+
+Masks are float [B, h, w] in [0, 1].
+"""
 
 from __future__ import annotations
 
@@ -99,3 +102,39 @@ def check_mask(mask: Tensor) -> None:
             f"The mask has values from {low:g} to {high:g}; those of a mask are numbers from 0 to 1. Look at the node "
             "that made it."
         )
+
+
+def otsu_threshold(values: Tensor) -> float:
+    """The value that best parts `values` (any shape) in two: the greatest variance between the classes (Otsu, 1979).
+
+    Exact: every value is tried as the border, and the middle between it and the next one returned. Equal values: that
+    value.
+    """
+    ordered = values.flatten().double().sort().values
+    count = len(ordered)
+    below = torch.arange(1, count, dtype=torch.float64)
+    sums = ordered.cumsum(0)
+    mean_below, mean_above = sums[:-1] / below, (sums[-1] - sums[:-1]) / (count - below)
+    between = below * (count - below) * (mean_above - mean_below) ** 2
+    if count < 2 or float(between.max()) <= 0:
+        return float(ordered[0])
+    best = int(between.argmax())
+    return float((ordered[best] + ordered[best + 1]) / 2)
+
+
+def stretched(image: Tensor) -> Tensor:
+    """Each picture of [..., h, w] scaled to the range 0 to 1; a flat one is 0."""
+    low, high = image.amin(dim=(-2, -1), keepdim=True), image.amax(dim=(-2, -1), keepdim=True)
+    return (image - low) / (high - low).clamp_min(1e-12)
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [B, h, w] at another size."""
+    return F.interpolate(image.unsqueeze(1), size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def mask_of(image: Tensor, threshold: float, size: tuple[int, int]) -> Tensor:
+    """Maps [B, h, w] -> float32 masks [B, *size]: 1 where the stretched map exceeds the threshold; 0 = Otsu's."""
+    image = stretched(image)
+    limits = [threshold or otsu_threshold(single) for single in image]
+    return (resized(image, size) > image.new_tensor(limits)[:, None, None]).float()

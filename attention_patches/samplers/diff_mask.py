@@ -17,9 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch
+from ..core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch, otsu_threshold, stretched
 from ..core.types import BoxwrightError
-from ..methods.recorder import otsu_threshold, stretched
 
 MAX_DRAWS = 64
 

@@ -6,7 +6,8 @@ import torch
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, TokenMap
 from pack.attention_patches.host import tokenizers
 from pack.attention_patches.host.prompt_to_prompt import encode_prompts
-from pack.attention_patches.methods.recorder import Recording, Records, mask_of, resized
+from pack.attention_patches.methods.recorder import Recording, Records
+from pack.attention_patches.core.masks import mask_of, resized
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap, recorded_phrases
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
 from pack.nodes.heatmaps import HEAT, heat_colours

@@ -5,17 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import encoded, layout, site
+from pack.attention_patches.core.masks import mask_of, otsu_threshold, resized, stretched
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap, View
-from pack.attention_patches.methods.recorder import (
-    MAX_RUNS,
-    Place,
-    Recording,
-    Records,
-    mask_of,
-    otsu_threshold,
-    resized,
-    stretched,
-)
+from pack.attention_patches.methods.recorder import MAX_RUNS, Place, Recording, Records
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 FINE, COARSE = (4, 6), (2, 3)

@@ -10,7 +10,8 @@ from measure import layout_of
 from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt
-from pack.attention_patches.methods.recorder import Recording, Records, resized
+from pack.attention_patches.methods.recorder import Recording, Records
+from pack.attention_patches.core.masks import resized
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
 
