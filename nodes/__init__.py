@@ -25,8 +25,8 @@ from . import (
     regions_preview,
     repaint,
     reweight,
-    schema,
 )
+from .parts import schema
 
 
 class BoxwrightExtension(ComfyExtension):

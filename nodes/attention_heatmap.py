@@ -10,10 +10,10 @@ from comfy_api.latest import io
 from ..attention_patches.core.masks import mask_of
 from ..attention_patches.core.token_alignment import words_of
 from ..attention_patches.methods.recorder import AttentionRecord, Records
-from . import schema
-from .drawn_by import record_of
-from .heatmaps import Tile, draw_grid, pictures_of
-from .phrases import MAX_PHRASES, parse_phrases
+from .parts import schema
+from .parts.drawn_by import record_of
+from .parts.heatmaps import Tile, draw_grid, pictures_of
+from .parts.phrases import MAX_PHRASES, parse_phrases
 
 Columns = Literal["mean", "moments", "resolutions"]
 

@@ -7,12 +7,12 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow
-from ..attention_patches.host import tokenizers
 from ..attention_patches.host.recorder import recorded
+from ..attention_patches.host.text import tokenizers
 from ..attention_patches.methods.recorder import MAX_MOMENTS, MIB, Recording, Records, Resolutions
-from . import schema
-from .drawn_by import place
-from .phrases import parse_phrases
+from .parts import schema
+from .parts.drawn_by import place
+from .parts.phrases import parse_phrases
 
 DEFAULT = Recording()
 

@@ -8,11 +8,11 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
-from ..attention_patches.host.run import install
+from ..attention_patches.host.install import install
 from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode
 from ..attention_patches.methods.box_constraint import preset as numbers_of
-from . import schema
-from .progress import progress_reporter
+from .parts import schema
+from .parts.progress import progress_reporter
 
 Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.box_constraint.BoxConstraint
 DEFAULT = PRESETS["standard"]

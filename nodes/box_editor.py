@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..attention_patches.core.grids import coverage, feathered
 from ..attention_patches.core.types import Box, BoxwrightError, Region
-from . import schema
-from .boxes import from_anything
-from .boxes import to_bounding_boxes as pixel_boxes
-from .drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
+from .parts import schema
+from .parts.boxes import from_anything
+from .parts.boxes import to_bounding_boxes as pixel_boxes
+from .parts.drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
+from .parts.regions_json import parse_drawing, regions_to_json
 from .regions import BoundingBoxes, Elements
-from .regions_json import parse_drawing, regions_to_json
 
 MAX_PICTURE = 8192  # pixels each way
 MAX_MASK_VALUES = 2**27  # of all masks together: half a gigabyte

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.host.diff_edit import diff_edit_sampler, edit
-from ..attention_patches.host.diff_mask import measure
-from ..attention_patches.host.inversion import invert_latent
-from ..attention_patches.host.loops import SCHEDULERS, picture_latent, schedule
+from ..attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
+from ..attention_patches.host.samplers.diff_mask import measure
+from ..attention_patches.host.samplers.inversion import invert_latent
+from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, schedule
 from ..attention_patches.samplers.diff_edit import pasted
 from ..attention_patches.samplers.diff_mask import DiffMask
-from . import editing, schema
 from .diff_mask import dilate_input, draw_inputs, threshold_input
 from .inversion import refinements_input
+from .parts import editing, schema
 
 DILATE = 1  # cells; room for another outline
 

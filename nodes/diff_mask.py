@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.core.masks import MAX_RADIUS
-from ..attention_patches.host.diff_mask import measure
-from ..attention_patches.host.loops import picture_latent
+from ..attention_patches.host.samplers.diff_mask import measure
+from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.samplers.diff_mask import MAX_DRAWS, DiffMask
-from . import editing, schema
+from .parts import editing, schema
 
 DEFAULT = DiffMask()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
-from ..attention_patches.host.h_space import edit_h_space
+from ..attention_patches.host.samplers.h_space import edit_h_space
 from ..attention_patches.samplers.h_space import STRONGEST, HSpace
-from . import schema
+from .parts import schema
 
 DEFAULT = HSpace()
 

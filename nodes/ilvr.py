@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
-from ..attention_patches.host.loops import sampler
+from ..attention_patches.host.samplers.loops import sampler
 from ..attention_patches.samplers.ilvr import ILVR, MAX_FACTOR
-from . import editing, schema
+from .parts import editing, schema
 
 DEFAULT = ILVR()
 

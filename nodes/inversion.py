@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
-from ..attention_patches.host.loops import picture_latent
+from ..attention_patches.host.samplers.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
+from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.samplers.inversion import MAX_REFINEMENTS, Deviation
-from . import editing, schema
+from .parts import editing, schema
 
 REFINEMENTS = 1
 

@@ -6,10 +6,10 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import without_orders
 from ..attention_patches.core.types import Layout
-from ..attention_patches.host import tokenizers
-from . import schema
-from .checks import counted, shortened
-from .phrases import texts_of
+from ..attention_patches.host.text import tokenizers
+from .parts import schema
+from .parts.checks import counted, shortened
+from .parts.phrases import texts_of
 
 MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.core.types import BoxwrightError
-from . import schema
-from .checks import counted
-from .layout_formats import FORMATS, Document, parse_style, written
-from .layout_template import EXAMPLE, write_template
-from .sized_regions import size_of
+from .parts import schema
+from .parts.checks import counted
+from .parts.layout_formats import FORMATS, Document, parse_style, written
+from .parts.layout_template import EXAMPLE, write_template
+from .parts.sized_regions import size_of
 
 TEMPLATE = "template"
 

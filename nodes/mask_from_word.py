@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.masks import mask_of
 from ..attention_patches.core.types import BoxwrightError
-from . import schema
-from .drawn_by import record_of
-from .heatmaps import pictures_of
+from .parts import schema
+from .parts.drawn_by import record_of
+from .parts.heatmaps import pictures_of
 
 
 class BoxwrightMaskFromWord(io.ComfyNode):

@@ -9,12 +9,12 @@ from comfy_api.latest import io, ui
 from ..attention_patches.core.marks import without_orders
 from ..attention_patches.core.token_alignment import Mode, alignment_report
 from ..attention_patches.core.types import BoxwrightError
-from ..attention_patches.host import tokenizers
 from ..attention_patches.host.prompt_to_prompt import edited, encode_prompts, paired_latent
+from ..attention_patches.host.text import tokenizers
 from ..attention_patches.methods.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBlend, Prompts, PromptToPrompt
-from . import schema
-from .checks import shortened
-from .phrases import parse_phrases, parse_windows, window_or_none
+from .parts import schema
+from .parts.checks import shortened
+from .parts.phrases import parse_phrases, parse_windows, window_or_none
 from .reweight import parse_weights
 
 DEFAULT = PromptToPrompt()

@@ -7,13 +7,13 @@ import json
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from . import schema
-from .layout_formats import FORMATS, Document, recognised, summary, uncited
-from .layout_formats import read as read_prompt
-from .layout_import import read_layout
-from .layout_template import EXAMPLE, read_template
 from .layout_to_prompt import TEMPLATE
-from .sized_regions import SizedRegions
+from .parts import schema
+from .parts.layout_formats import FORMATS, Document, recognised, summary, uncited
+from .parts.layout_formats import read as read_prompt
+from .parts.layout_import import read_layout
+from .parts.layout_template import EXAMPLE, read_template
+from .parts.sized_regions import SizedRegions
 
 ANY = "any"
 

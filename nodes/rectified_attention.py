@@ -7,9 +7,9 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
-from ..attention_patches.host.run import install
+from ..attention_patches.host.install import install
 from ..attention_patches.methods.rectified_attention import EndTokens, RectifiedAttention, Resolutions
-from . import schema
+from .parts import schema
 
 DEFAULT = RectifiedAttention()
 

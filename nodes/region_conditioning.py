@@ -10,8 +10,8 @@ from ..attention_patches.core.marks import notes_on
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host import region_prompt as host
 from ..attention_patches.host.region_prompt import Base, Method, RegionConditioning
-from . import schema
-from .phrases import texts_of
+from .parts import schema
+from .parts.phrases import texts_of
 
 DEFAULT = RegionConditioning()
 

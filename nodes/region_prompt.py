@@ -8,13 +8,13 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow, ending
 from ..attention_patches.host import region_prompt as texts
-from ..attention_patches.host.run import install
+from ..attention_patches.host.install import install
 from ..attention_patches.methods.bounded_attention import BoundedAttention
 from ..attention_patches.methods.dense_diffusion import DenseDiffusion
 from ..attention_patches.methods.region_prompt import Overlap, RegionPrompt
-from . import schema
-from .checks import counted, shortened
-from .progress import progress_reporter
+from .parts import schema
+from .parts.checks import counted, shortened
+from .parts.progress import progress_reporter
 
 Mode = Literal["couple", "dense"]
 Bound = Literal["off", "coarse", "all"]

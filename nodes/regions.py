@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError
-from . import schema
-from .boxes import EXAMPLE_REGIONS, collect_regions
-from .checks import shortened
-from .layout_import import read_layout
-from .regions_json import is_ours, parse_regions_json, regions_to_json
+from .parts import schema
+from .parts.boxes import EXAMPLE_REGIONS, collect_regions
+from .parts.checks import shortened
+from .parts.layout_import import read_layout
+from .parts.regions_json import is_ours, parse_regions_json, regions_to_json
 
 # The host's own classes for these two exist only in recent versions; the type names are all that matters on a wire.
 BoundingBoxes = io.Custom("BOUNDING_BOX")

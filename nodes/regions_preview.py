@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from . import schema
-from .drawing import MAX_SIDE, MIN_SIDE, draw_layout
-from .layout_report import layout_report
+from .parts import schema
+from .parts.drawing import MAX_SIDE, MIN_SIDE, draw_layout
+from .parts.layout_report import layout_report
 
 
 class BoxwrightRegionsPreview(io.ComfyNode):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.host.loops import sampler
+from ..attention_patches.host.samplers.loops import sampler
 from ..attention_patches.samplers.repaint import MAX_JUMP, MAX_REPEATS, RePaint
-from . import editing, schema
+from .parts import editing, schema
 
 DEFAULT = RePaint()
 TYPICAL = (20, 50, 250)  # steps to name where the schedule is not known

@@ -7,9 +7,9 @@ import math
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError, StepWindow
-from ..attention_patches.host.run import install
+from ..attention_patches.host.install import install
 from ..attention_patches.methods.reweight import HIGHEST, LOWEST, Reweight
-from . import schema
+from .parts import schema
 
 MAX_LINES = 200
 MAX_CHARACTERS = 20_000

@@ -23,11 +23,14 @@ from ..methods.prompt_to_prompt import (
     check_rows,
     recorded_maps,
 )
-from . import adapter_for, tokenizers, unet_cross
-from .family import MEMO
-from .run import install, progress_of
-from .same_noise import SameNoise, same_rows
-from .tokenizers import LAYOUT_KEY
+from .attention.calls import MEMO
+from .families import adapter_for
+from .families import unet
+from .install import install
+from .run.schedule import progress_of
+from .samplers.same_noise import SameNoise, same_rows
+from .text import tokenizers
+from .text.tokenizers import LAYOUT_KEY
 
 WRAPPER = "boxwright_prompt_to_prompt"
 
@@ -70,7 +73,7 @@ def encode_prompts(model: Any, clip: Any, texts: Sequence[str], mode: Mode) -> t
 
 def _check_lengths(model: Any, lengths: list[int]) -> None:
     """Repeating a prompt's columns is exact only where the image attends to the text alone."""
-    separate = adapter_for(model) is unet_cross.FAMILY
+    separate = adapter_for(model) is unet.FAMILY
     if any(max(lengths) % length for length in lengths) or (len(set(lengths)) > 1 and not separate):
         raise BoxwrightError(
             f"The prompts have {', '.join(map(str, lengths))} text tokens, and with this model they must have the same "

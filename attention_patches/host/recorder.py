@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..core.types import Layout
 from ..methods.recorder import Place, Records
-from . import adapter_for
-from .family import MEMO
-from .run import install, progress_of
+from .attention.calls import MEMO
+from .families import adapter_for
+from .install import install
+from .run.schedule import progress_of
 
 WRAPPER = "boxwright_recorder"
 

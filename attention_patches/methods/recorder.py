@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.masks import resized
 from ..core.tokens import closest_match, phrase_columns
 from ..core.types import AttentionEdit, AttentionSite, BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
 

@@ -6,9 +6,9 @@ import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from pack.attention_patches.core.types import AttentionLoss, LatentGuide, StepWindow
-from pack.attention_patches.host.family import Installed
-from pack.attention_patches.host.gradient import loss_gradient
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.attention.calls import Installed
+from pack.attention_patches.host.guidance.gradient import loss_gradient
+from pack.attention_patches.host.install import install
 
 UNETS = ["sd15", "sd2", "sdxl"]
 SIGMA = 5.0

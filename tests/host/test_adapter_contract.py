@@ -20,9 +20,11 @@ from pack.attention_patches.core.types import (
     StepWindow,
     UnsupportedModelError,
 )
-from pack.attention_patches.host import FAMILIES, adapter_for, attend
-from pack.attention_patches.host.family import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
-from pack.attention_patches.host.run import install, schedule_progress
+from pack.attention_patches.host.attention import attend
+from pack.attention_patches.host.attention.calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
+from pack.attention_patches.host.families import FAMILIES, adapter_for
+from pack.attention_patches.host.install import install
+from pack.attention_patches.host.run.schedule import schedule_progress
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.reweight import Reweight
 

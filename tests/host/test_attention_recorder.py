@@ -9,9 +9,9 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from guides import GUIDE
 from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, StepWindow
-from pack.attention_patches.host.h_space import edit_h_space
+from pack.attention_patches.host.install import install
 from pack.attention_patches.host.recorder import recorded
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.samplers.h_space import edit_h_space
 from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.reweight import Reweight
 from pack.attention_patches.samplers.h_space import HSpace

@@ -5,8 +5,8 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
 from pack.attention_patches.core.types import NEVER, AttentionEdit
-from pack.attention_patches.host.family import IncompatiblePatchError
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
+from pack.attention_patches.host.install import install
 
 UNETS = ["sd15", "sdxl"]
 every_family = pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
@@ -120,7 +120,7 @@ def test_a_self_attention_edit_that_changes_nothing_changes_nothing(models, layo
 
 @every_family
 def test_a_self_attention_bias_equals_the_same_change_of_scores(models, layout, family, monkeypatch):
-    from pack.attention_patches.host import attend
+    from pack.attention_patches.host.attention import attend
 
     def halves(site):
         """Queries of the left half may not look at the right half."""

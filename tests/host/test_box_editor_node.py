@@ -8,8 +8,9 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_mask import SolidMask
 from pack.attention_patches.core.types import Box, Region
-from pack.nodes import box_editor, drawing, regions_json
+from pack.nodes import box_editor
 from pack.nodes.box_editor import BoxwrightBoxEditor
+from pack.nodes.parts import drawing, regions_json
 from test_regions import run_graph
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,11 +9,11 @@ import pytest
 import tiny_models
 import torch
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
-from pack.attention_patches.host import diff_mask as host_diff_mask
-from pack.attention_patches.host.diff_edit import diff_edit_sampler, edit
-from pack.attention_patches.host.diff_mask import measure
-from pack.attention_patches.host.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
-from pack.attention_patches.host.loops import SCHEDULERS, levels_of, picture_latent, sampler, schedule
+from pack.attention_patches.host.samplers import diff_mask as host_diff_mask
+from pack.attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
+from pack.attention_patches.host.samplers.diff_mask import measure
+from pack.attention_patches.host.samplers.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
+from pack.attention_patches.host.samplers.loops import SCHEDULERS, levels_of, picture_latent, sampler, schedule
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
 from pack.attention_patches.samplers.diff_mask import DiffMask
 from pack.attention_patches.samplers.ilvr import ILVR

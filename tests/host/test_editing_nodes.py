@@ -6,13 +6,13 @@ import pytest
 import tiny_models
 import torch
 from pack.attention_patches.core.types import BoxwrightError
-from pack.attention_patches.host.loops import schedule
-from pack.nodes import editing
+from pack.attention_patches.host.samplers.loops import schedule
 from pack.nodes.blended_latents import BoxwrightBlendedLatents
 from pack.nodes.diff_edit import BoxwrightDiffEdit, BoxwrightDiffEditSampler
 from pack.nodes.diff_mask import BoxwrightDiffMask
 from pack.nodes.ilvr import BoxwrightILVR
 from pack.nodes.inversion import BoxwrightDirectInversionSampler, BoxwrightInvert
+from pack.nodes.parts import editing
 from pack.nodes.repaint import BoxwrightRePaint
 
 MASK = dict(draws=2, noise_level=0.5, mode="paper", cfg=1.0, seed=3, clip=0.99, blur=0.5, method="fixed",

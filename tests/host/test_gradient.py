@@ -11,10 +11,11 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
 from pack.attention_patches.core.types import AttentionLoss, BoxwrightError, StepWindow, UnsupportedModelError
-from pack.attention_patches.host import adapter_for, gradient
-from pack.attention_patches.host.differentiable import differentiable
-from pack.attention_patches.host.family import IncompatiblePatchError
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
+from pack.attention_patches.host.families import adapter_for
+from pack.attention_patches.host.guidance.differentiable import differentiable
+from pack.attention_patches.host.guidance.steps import gradient
+from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 

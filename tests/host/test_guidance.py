@@ -14,10 +14,10 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
 from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, StepWindow
-from pack.attention_patches.host import guidance
-from pack.attention_patches.host.family import Installed
-from pack.attention_patches.host.gradient import Gradient, loss_gradient
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.attention.calls import Installed
+from pack.attention_patches.host.guidance.gradient import Gradient, loss_gradient
+from pack.attention_patches.host.guidance.steps import steps as guidance
+from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, preset
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 

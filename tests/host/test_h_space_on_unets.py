@@ -13,9 +13,9 @@ from comfy.context_windows import (
     get_matching_fuse_method,
 )
 from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
-from pack.attention_patches.host.family import IncompatiblePatchError
-from pack.attention_patches.host.h_space import edit_h_space
-from pack.attention_patches.host.run import schedule_progress
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
+from pack.attention_patches.host.run.schedule import schedule_progress
+from pack.attention_patches.host.samplers.h_space import edit_h_space
 from pack.attention_patches.samplers.h_space import REFERENCE_STEPS, HSpace
 
 FAMILIES = ["sd15", "sd2", "sdxl"]

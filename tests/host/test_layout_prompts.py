@@ -4,10 +4,10 @@ import json
 import pytest
 from comfy_execution.graph_utils import ExecutionBlocker
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
-from pack.nodes.layout_template import EXAMPLE
 from pack.nodes.layout_to_prompt import BoxwrightLayoutToPrompt
+from pack.nodes.parts.layout_template import EXAMPLE
+from pack.nodes.parts.sized_regions import SizedRegions, size_of
 from pack.nodes.prompt_to_regions import BoxwrightPromptToRegions
-from pack.nodes.sized_regions import SizedRegions, size_of
 
 HEART = Region("a red heart", Box(0.1, 0.2, 0.3, 0.4))
 MOVED = Region("a red heart", Box(0.5, 0.2, 0.3, 0.4))

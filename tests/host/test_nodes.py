@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
-from pack.attention_patches.host import tokenizers
-from pack.attention_patches.host.loops import SCHEDULERS
+from pack.attention_patches.host.samplers.loops import SCHEDULERS
+from pack.attention_patches.host.text import tokenizers
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.reweight import Reweight
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention

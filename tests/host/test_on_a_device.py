@@ -13,15 +13,15 @@ import tiny_models as tiny
 import torch
 from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import StepWindow
-from pack.attention_patches.host.diff_edit import edit
-from pack.attention_patches.host.diff_mask import measure
-from pack.attention_patches.host.h_space import edit_h_space
-from pack.attention_patches.host.inversion import direct_inversion_sampler, invert_latent
-from pack.attention_patches.host.loops import sampler
+from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.samplers.diff_edit import edit
+from pack.attention_patches.host.samplers.diff_mask import measure
+from pack.attention_patches.host.samplers.h_space import edit_h_space
+from pack.attention_patches.host.samplers.inversion import direct_inversion_sampler, invert_latent
+from pack.attention_patches.host.samplers.loops import sampler
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion

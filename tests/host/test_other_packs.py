@@ -11,9 +11,9 @@ from comfy.ldm.modules import attention
 from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler, nodes_pag, nodes_sag
 from guides import GUIDE, gradients, relative
 from pack.attention_patches.core.types import AttentionEdit, StepWindow
-from pack.attention_patches.host.family import IncompatiblePatchError
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
+from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited
-from pack.attention_patches.host.run import install
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
 from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt

@@ -3,16 +3,16 @@
 import nodes as host_nodes
 import pytest
 import torch
-from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, TokenMap
-from pack.attention_patches.host import tokenizers
-from pack.attention_patches.host.prompt_to_prompt import encode_prompts
-from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.core.masks import mask_of, resized
+from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, TokenMap
+from pack.attention_patches.host.prompt_to_prompt import encode_prompts
+from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.methods.recorder import Recording, Records
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap, recorded_phrases
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
-from pack.nodes.heatmaps import HEAT, heat_colours
 from pack.nodes.mask_from_word import BoxwrightMaskFromWord
-from pack.nodes.phrases import parse_phrases, parse_windows
+from pack.nodes.parts.heatmaps import HEAT, heat_colours
+from pack.nodes.parts.phrases import parse_phrases, parse_windows
 from pack.nodes.prompt_to_prompt import BoxwrightPromptToPrompt
 from toyworld import sampling
 

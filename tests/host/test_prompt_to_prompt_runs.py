@@ -11,10 +11,10 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from guides import GUIDE
 from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, Layout, StepWindow, TokenMap
-from pack.attention_patches.host.family import MEMO
+from pack.attention_patches.host.attention.calls import MEMO
+from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited, paired_latent
-from pack.attention_patches.host.run import install
-from pack.attention_patches.host.same_noise import SameNoise
+from pack.attention_patches.host.samplers.same_noise import SameNoise
 from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt, recorded_maps
 
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)

@@ -8,8 +8,8 @@ import pytest
 import tiny_models as tiny
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, UnsupportedModelError
-from pack.attention_patches.host import tokenizers
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.install import install
+from pack.attention_patches.host.text import tokenizers
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.nodes.region_conditioning import BoxwrightRegionConditioning
 from pack.nodes.region_prompt import BoxwrightRegionPrompt

@@ -10,9 +10,9 @@ from comfy.ldm.modules import attention
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
 from pack.attention_patches.core.grids import coverage
 from pack.attention_patches.core.types import AttentionEdit, Box, StepWindow, UnsupportedModelError
-from pack.attention_patches.host import attend
-from pack.attention_patches.host.family import IncompatiblePatchError
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.attention import attend
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
+from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion

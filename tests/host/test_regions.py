@@ -12,7 +12,7 @@ from comfy_extras.nodes_images import BoundingBox as PrimitiveBoundingBox
 from comfy_extras.nodes_primitive import StringMultiline
 from comfy_extras.nodes_rtdetr import COCO_CLASSES, RTDETR_detect
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
-from pack.nodes import boxes, drawing
+from pack.nodes.parts import boxes, drawing
 from pack.nodes.regions import BoxwrightRegions
 from pack.nodes.regions_preview import BoxwrightRegionsPreview
 

@@ -52,7 +52,7 @@ from comfy.text_encoders import (
 from comfy_extras.nodes_hooks import SetClipHooks
 from pack.attention_patches.core.tokens import phrase_columns
 from pack.attention_patches.core.types import Box, BoxwrightError, PhraseNotFoundError, Region
-from pack.attention_patches.host import tokenizers
+from pack.attention_patches.host.text import tokenizers
 
 EVERYWHERE = Box(0.0, 0.0, 1.0, 1.0)
 

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, window_of
-from pack.nodes import boxes, regions_json
+from pack.nodes.parts import boxes, regions_json
 
 HEART = {"phrase": "red heart", "x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}
 

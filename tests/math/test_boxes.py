@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pack.attention_patches.core.types import MAX_REGIONS, Box, BoxwrightError, Region
-from pack.nodes import boxes, checks, regions_json
+from pack.nodes.parts import boxes, checks, regions_json
 
 
 def layout_text(*regions, **top):

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
-from pack.nodes import layout_formats as formats
-from pack.nodes import layout_template as template
-from pack.nodes.layout_formats import Document
+from pack.nodes.parts import layout_formats as formats
+from pack.nodes.parts import layout_template as template
+from pack.nodes.parts.layout_formats import Document
 
 HEART = Region("a red heart", Box(0.1, 0.2, 0.3, 0.4))
 STAR = Region("a blue star", Box(0.6, 0.5, 0.3, 0.25))
@@ -181,7 +181,7 @@ def test_ideogram_keys_stand_in_the_order_it_was_trained_on():
 
 
 def test_ideogram_is_what_the_hosts_elements_are():
-    from pack.nodes.boxes import from_elements
+    from pack.nodes.parts.boxes import from_elements
 
     caption = json.loads(write("Ideogram 4", HEART, STAR))
     read = from_elements(caption["compositional_deconstruction"]["elements"])

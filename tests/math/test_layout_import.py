@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from pack.attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError
-from pack.nodes import boxes, checks, layout_import, regions_json
-from pack.nodes.layout_import import read_layout
+from pack.nodes.parts import boxes, checks, layout_import, regions_json
+from pack.nodes.parts.layout_import import read_layout
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "layouts.json").read_text("utf-8"))
 

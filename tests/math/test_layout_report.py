@@ -2,7 +2,7 @@
 import pytest
 import torch
 from pack.attention_patches.core.types import Box, Region
-from pack.nodes.layout_report import MAX_OVERLAP_LINES, layout_report
+from pack.nodes.parts.layout_report import MAX_OVERLAP_LINES, layout_report
 
 
 def test_report_of_two_separate_boxes():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from measure import layout_of
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from pack.attention_patches.core.types import Box, Layout, Region
-from pack.attention_patches.host import tokenizers
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.install import install
+from pack.attention_patches.host.text import tokenizers
 from torch import Tensor
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS

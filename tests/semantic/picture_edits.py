@@ -7,8 +7,8 @@ from statistics import mean
 import comfy.sample
 import comfy.samplers
 import torch
-from pack.attention_patches.host.inversion import InvertedNoise, invert_latent
-from pack.attention_patches.host.loops import schedule
+from pack.attention_patches.host.samplers.inversion import InvertedNoise, invert_latent
+from pack.attention_patches.host.samplers.loops import schedule
 from pack.nodes.diff_edit import BoxwrightDiffEdit
 from pack.nodes.diff_mask import BoxwrightDiffMask
 from scipy import ndimage

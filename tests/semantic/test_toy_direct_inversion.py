@@ -2,7 +2,7 @@
 
 import comfy.sample
 import comfy.samplers
-from pack.attention_patches.host.loops import schedule
+from pack.attention_patches.host.samplers.loops import schedule
 from pack.nodes.inversion import BoxwrightDirectInversionSampler, BoxwrightInvert
 from pack.nodes.prompt_to_prompt import BoxwrightPromptToPrompt
 from picture_edits import defaults, edit, has_changed, psnr

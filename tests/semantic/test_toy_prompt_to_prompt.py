@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from edits import STEPS, SWAPS, draw, right_sources, score_edit, score_plain, things_in
 from measure import layout_of
+from pack.attention_patches.core.masks import resized
 from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt
 from pack.attention_patches.methods.recorder import Recording, Records
-from pack.attention_patches.core.masks import resized
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
 

@@ -5,7 +5,7 @@ Thresholds lie well inside what was measured (docs/results.md).
 
 import torch
 from measure import layout_of, score_layouts
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import PUBLISHED, RectifiedAttention
 from toyworld import sampling
 from toyworld.layouts import LAYOUTS

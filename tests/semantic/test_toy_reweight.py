@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from measure import FULL, layout_of
-from pack.attention_patches.host.run import install
+from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.reweight import Reweight
 from toyworld import sampling, scorer
 

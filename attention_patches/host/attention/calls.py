@@ -1,0 +1,132 @@
+"""One call of the diffusion model, whose rows carry which edits, and where an attention call of it holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ...core.types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, View
+from .call import Attention
+
+CALL = "boxwright_call"  # key of a ModelCall in transformer_options
+MEMO = "boxwright_memo"  # key of AttentionSite.memo of the run in transformer_options
+
+
+class IncompatiblePatchError(BoxwrightError):
+    """Another patch on the same model changed the attention so that an edit can no longer be placed."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One edit, and the layout whose rows it changes."""
+
+    layout: Layout
+    edit: AttentionEdit | ContextEdit | LatentGuide | TextMix
+    graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Edits of one model call on top of the run's own."""
+
+    items: dict[Any, tuple[Installed, ...]]  # uuid of a conditioning entry -> edits of its rows
+    aside: bool  # a call beside the run's own, for a gradient: without the run's readers and further texts
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one conditioning entry in a batch."""
+
+    rows: slice
+    edits: tuple[Installed, ...]  # active now; empty for rows that must stay as they are
+    text_length: int  # columns of this entry before the host repeats it to match its neighbours
+    offset: tuple[int, int]  # (y, x) of the crop in latent cells
+    origin: slice | None = None  # its rows in the model call, where another patch moved them for one attention
+
+
+@dataclass(frozen=True)
+class OtherPacks:
+    """What a run knows of other packs' functions."""
+
+    # ids of the functions that replace an attention in all of the run; others are put there for a pass of their own
+    lasting: frozenset[int] = frozenset()
+    found: dict[Any, bool] = field(default_factory=dict)  # what they were seen to do
+
+
+@dataclass
+class ModelCall:
+    """One call of the diffusion model. Travels in transformer_options; adapters may note things in `notes`."""
+
+    chunks: tuple[Chunk, ...]
+    latent: tuple[int, int]  # (H, W) of what the model sees: the whole latent, or a crop of it
+    image: tuple[int, int]  # (H, W) of the whole latent
+    text_length: int
+    references: tuple[tuple[int, int], ...]  # (H, W) of reference latents that follow the image
+    progress: float
+    factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
+    further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
+    others: OtherPacks = field(default_factory=OtherPacks)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.chunks[-1].rows.stop
+
+    def edits(self, kind: AttentionKind) -> bool:
+        """Whether some row has an edit of this kind."""
+        items = (item.edit for chunk in self.chunks for item in chunk.edits)
+        return any(isinstance(edit, (AttentionEdit, TextMix)) and edit.kind == kind for edit in items)
+
+    @property
+    def further_length(self) -> int:
+        """E: columns of further texts behind the text; 0 = there are none."""
+        return 0 if self.further is None else self.further.shape[1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the image's queries, and the text and image they look at, lie in one attention call."""
+
+    layer: str
+    grid: tuple[int, int]  # (h, w) image tokens
+    extent: tuple[int, int]  # latent cells under the grid, down and across; past the latent where the model pads
+    level: int  # 0 = the finest attention grid of the model
+    queries: slice  # image tokens on the query axis
+    text: slice | None  # text tokens on the key axis; None where the call has none
+    image: slice | None  # image tokens on the key axis; None where the call has none
+    chunks: tuple[Chunk, ...] | None = None  # whose the rows are where another patch made more of them
+
+    def keys_of(self, kind: AttentionKind) -> slice | None:
+        return self.text if kind == "image_text" else self.image
+
+
+# (call, place, the function, its arguments) -> the result of another pack's function in place of the host's attention,
+# with the edits of this call
+Replaced = Callable[[ModelCall, Place, Attention, tuple[Any, ...]], Tensor]
+
+
+def names_of(functions: Iterable[Any]) -> str:
+    """Other packs' functions as their authors know them, for errors: module and name."""
+    return ", ".join(dict.fromkeys(map(_name_of, functions))) or "unknown"
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def view_of(call: ModelCall, chunk: Chunk, place: Place) -> View:
+    """The part of the whole image under the token grid, which starts at the chunk's crop."""
+    height, width = call.image
+    return View(
+        x=chunk.offset[1] / width,
+        y=chunk.offset[0] / height,
+        width=place.extent[1] / width,
+        height=place.extent[0] / height,
+    )

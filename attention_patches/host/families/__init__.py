@@ -1,0 +1,28 @@
+"""Which models are supported, and how edits reach their attention.
+
+A new model family is one file beside `unet.py` and one line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.types import UnsupportedModelError
+from . import joint, unet
+from .base import Family
+
+FAMILIES: tuple[Family, ...] = (unet.FAMILY, joint.FAMILY)
+
+
+def adapter_for(model: Any) -> Family:
+    """The family that reaches this MODEL's attention. Raises UnsupportedModelError where there is none."""
+    base = model.model
+    for family in FAMILIES:
+        if family.supports(base):
+            return family
+    raise UnsupportedModelError(
+        f"Boxwright cannot reach the attention of this model ({type(base).__name__} with a "
+        f"{type(getattr(base, 'diffusion_model', None)).__name__}). "
+        f"Supported: {'; '.join(family.name for family in FAMILIES)}. "
+        "Load one of these, or remove the Boxwright node in front of the sampler."
+    )

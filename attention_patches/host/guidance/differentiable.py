@@ -1,0 +1,156 @@
+"""Autograd through a model that the host loaded for inference.
+
+The host runs everything under `torch.inference_mode()`: weights are inference tensors, which autograd refuses to save,
+and may be fetched for each call (cast, patched by a LoRA, offloaded), so that a saved reference would be stale. Here a
+linear or convolution layer saves nothing and fetches its weight a second time in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.ops
+import torch
+from torch import Tensor
+
+from ...core.types import UnsupportedModelError
+
+_ABSENT = object()
+
+
+@contextmanager
+def differentiable(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, with gradients on, the module can be run on a tensor that requires grad, and differentiated by it.
+
+    Covers forward and backward. Weights get no gradient. The module is restored on the way out.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        owned: set[int] = set()
+        for layer in module.modules():
+            if not hasattr(layer, "comfy_cast_weights"):
+                continue
+            owned.add(id(layer))
+            if _is_plainly_linear(layer):
+                stack.enter_context(_replaced(layer, "forward", _frozen(layer, layer.forward)))
+            elif isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
+                stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward)))
+            else:
+                for name in ("weight_function", "bias_function"):
+                    functions = [*getattr(layer, name, ()), torch.clone]
+                    stack.enter_context(_replaced(layer, name, functions))
+        for layer in module.modules():
+            if id(layer) not in owned:
+                stack.enter_context(_normal_tensors(layer))
+        yield
+
+
+def _is_plainly_linear(layer: torch.nn.Module) -> bool:
+    """Whether the layer is a linear map of its weight alone: with zeros around the image and no adapter beside it."""
+    if "forward" in layer.__dict__ or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return False
+    return isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of this one object for a while; the class's own is left alone."""
+    before = owner.__dict__.get(name, _ABSENT)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            owner.__dict__.pop(name, None)
+        else:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def _normal_tensors(layer: torch.nn.Module) -> Iterator[None]:
+    """Parameters and buffers that stand alone, as copies that autograd may save."""
+    changed = []
+    for store in (layer._parameters, layer._buffers):
+        for name, tensor in store.items():
+            if tensor is not None and tensor.is_inference():
+                copy = tensor.detach().clone()
+                changed.append((store, name, tensor))
+                store[name] = torch.nn.Parameter(copy, requires_grad=False) if store is layer._parameters else copy
+    try:
+        yield
+    finally:
+        for store, name, tensor in changed:
+            store[name] = tensor
+
+
+def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return original(x, *args, **kwargs)
+        return _Frozen.apply(x, layer, lambda value: original(value, *args, **kwargs))
+
+    return forward
+
+
+def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Group and layer normalisation with copies of their few weights, fetched for the call."""
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return original(x, *args, **kwargs)
+        weight = bias = None
+        if layer.weight is not None:
+            with torch.inference_mode():
+                fetched, shift, offloaded = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+            weight, bias = fetched.clone(), None if shift is None else shift.clone()
+            comfy.ops.uncast_bias_weight(layer, fetched, shift, offloaded)
+        if isinstance(layer, torch.nn.GroupNorm):
+            return torch.nn.functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+        return torch.nn.functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+
+    return forward
+
+
+class _Frozen(torch.autograd.Function):
+    """A linear map whose weight is fetched from the host again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: torch.nn.Module, original: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        with torch.inference_mode():  # the host may copy the weight into a buffer that was made in it
+            y = original(x)
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        layer = ctx.layer
+        with torch.inference_mode():
+            weight, bias, offloaded = comfy.ops.cast_bias_weight(layer, gradient, offloadable=True)
+        try:
+            weight = weight.dequantize() if hasattr(weight, "dequantize") and weight.is_quantized else weight
+            _check_weight(layer, weight)
+            if isinstance(layer, torch.nn.Linear):
+                result = gradient.matmul(weight)
+            else:
+                result = torch.nn.grad.conv2d_input(
+                    ctx.shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
+                )
+        finally:
+            comfy.ops.uncast_bias_weight(layer, weight, bias, offloaded)
+        return result.to(ctx.dtype), None, None
+
+
+def _check_weight(layer: torch.nn.Module, weight: Tensor) -> None:
+    if isinstance(layer, torch.nn.Linear):
+        expected = (layer.out_features, layer.in_features)
+    else:
+        expected = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    if tuple(weight.shape) != expected or not weight.is_floating_point():
+        raise UnsupportedModelError(
+            f"A {type(layer).__name__} layer of this model keeps its weights as {tuple(weight.shape)} {weight.dtype} "
+            f"instead of {expected}: a quantised format that gradients cannot pass. Load a model in float16, bfloat16, "
+            "float32 or the host's own float8, or use a method without gradients (Rectified Attention)."
+        )

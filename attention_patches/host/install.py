@@ -1,0 +1,86 @@
+"""Installing edits on a MODEL.
+
+The patched clone carries data only: the edits, and a few wrappers around the sampler. So edits of several nodes are one
+list, another pack's attention override is found wherever it was added and called first in line, and nothing survives a
+run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..core.types import AttentionEdit, ContextEdit, LatentGuide, Layout, TextMix, UnsupportedModelError
+from .attention.calls import IncompatiblePatchError, Installed
+from .families import adapter_for
+from .guidance import steps as guidance
+from .guidance.gradient import refuse_without_gradient
+from .run.run import RUN, WRAPPER, Run
+
+EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
+COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
+
+
+def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit | LatentGuide | TextMix]) -> Any:
+    """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
+
+    Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
+    attention to the text alone. Without edits it is the same model.
+    """
+    family = adapter_for(model)
+    patched = model.clone()
+    if not edits:
+        return patched
+    options = patched.model_options.setdefault("transformer_options", {})
+    options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
+    if any(isinstance(edit, TextMix) for edit in edits) and not getattr(family, "further_texts", False):
+        raise UnsupportedModelError(
+            f"In {family.name} text and image are read together, so that a region cannot have a text of its own in the "
+            "same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
+            "edits scores (Region Prompt in its dense mode, Rectified Attention)."
+        )
+    guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
+    if guides:
+        refuse_without_gradient(family)
+    if any(guide.moves == "latent" for guide in guides):
+        _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
+    if any(guide.moves == "prediction" for guide in guides):
+        _wrap(patched, WrappersMP.PREDICT_NOISE, guidance.predict_with_moves)
+    _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
+    _wrap(patched, WrappersMP.PREDICT_NOISE, _predict_at_any_size)
+    return patched
+
+
+def _wrap(patched: Any, kind: str, wrapper: Any) -> None:
+    if WRAPPER not in patched.wrappers.get(kind, {}):
+        patched.add_wrapper_with_key(kind, WRAPPER, wrapper)
+
+
+def _sample_with_edits(
+    executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args: Any, **kw: Any
+) -> Any:
+    """SAMPLER_SAMPLE wrapper: the conditioning is ready, the model is loaded, no step has been taken."""
+    options = extra_args["model_options"]["transformer_options"]  # a copy that belongs to this run
+    if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
+        raise IncompatiblePatchError(
+            "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
+            "left out or stay on after their time. Remove TorchCompileModel from this model."
+        )
+    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
+    run.attach(options)
+    guidance.attach(run, options)
+    guidance.tell_idle_guides(run, sigmas)
+    result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    run.report_unheard()
+    return result
+
+
+def _predict_at_any_size(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kw: Any) -> Any:
+    """PREDICT_NOISE wrapper: the latent as the sampler has it now."""
+    run = model_options["transformer_options"].get(RUN)
+    if run is not None:
+        run.sees(x)
+    return executor(x, timestep, model_options, *args, **kw)

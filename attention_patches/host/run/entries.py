@@ -1,0 +1,124 @@
+"""The conditioning entries of a run, and which of them carry which edits."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ...core.types import BoxwrightError, LatentGuide, Layout, TextMix
+from ..attention.calls import Chunk, Extra, Installed
+from ..text.tokenizers import LAYOUT_KEY
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A conditioning entry with edits."""
+
+    edits: tuple[Installed, ...]
+    text_length: int
+    area: tuple[int, ...] | None  # (height, width, y, x) in latent cells; None = the whole latent
+
+    def crop(self, image: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(height, width, y, x) of what the model sees for this entry."""
+        if self.area is None:
+            return (*image, 0, 0)
+        height, width, y, x = self.area
+        return min(height, image[0] - y), min(width, image[1] - x), y, x
+
+    def chunk(
+        self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool
+    ) -> Chunk:
+        edits = (item for item in self.edits if not isinstance(item.edit, LatentGuide))
+        active = (item for item in edits if item.edit.window.contains(progress))
+        kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))
+        # A guide asks what the prompt itself does. Where a region reads a text of its own, that holds what the prompt
+        # wants there, wherever the model would draw it.
+        kept = (item for item in kept if not (heard and getattr(item.edit, "stage", None) == "read"))
+        return Chunk(rows, (*kept, *extra.items.get(key, ())), self.text_length, self.crop(image)[2:])
+
+
+def of_layout(item: Installed) -> bool:
+    """Whether the edit acts in the rows that were encoded with its layout (else: in those of the negative prompt)."""
+    return getattr(item.edit, "rows", "layout") == "layout"
+
+
+def part_copies(conds: dict[str, list[dict]]) -> None:
+    """Give every copy of a conditioning entry a uuid of its own, so that a uuid says what the model reads.
+
+    For an entry with an area the host adds a copy to every other list, which has the name, text, mark and uuid of the
+    one and the model inputs of the other. The originals come first.
+    """
+    originals: set[int] = set()
+    for entry in (entry for entries in conds.values() for entry in entries):
+        read = _text_input(entry)
+        if read in originals:
+            entry["uuid"] = uuid.uuid4()
+        originals.add(read)
+
+
+def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
+    """uuid of a conditioning entry -> its edits, where copies have been parted.
+
+    Entries are recognised by the layout they were encoded with, never by their position in the batch; edits of the
+    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it. Raises
+    BoxwrightError where a layout has no conditioning in this run.
+    """
+    of_input: dict[int, Entry | None] = {}
+    found: dict[Any, Entry] = {}
+    for name, entries in conds.items():
+        for entry in entries:
+            read = _text_input(entry)
+            if read not in of_input:  # the original
+                if "negative" not in name:
+                    edits = tuple(i for i in installed if of_layout(i) and _encoded_with(entry, i.layout))
+                elif name == "negative" and entry.get("cross_attn") is not None:
+                    edits = tuple(i for i in installed if not of_layout(i))
+                else:
+                    edits = ()
+                of_input[read] = Entry(edits, entry["cross_attn"].shape[1], None) if edits else None
+            if of_input[read]:
+                found[entry["uuid"]] = replace(of_input[read], area=entry.get("area"))
+    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
+    for item in installed:
+        if item.layout.key not in seen:
+            raise BoxwrightError(_foreign_prompt(item.layout, conds))
+    return found
+
+
+def _text_input(entry: dict) -> int:
+    """Which object the model reads as text for an entry."""
+    return id(entry["model_conds"].get("c_crossattn", entry))
+
+
+def _encoded_with(entry: dict, layout: Layout) -> bool:
+    text = entry.get("cross_attn")
+    if text is None:
+        return False
+    expected, key = layout.prompt.embedding, entry.get(LAYOUT_KEY)
+    if key == layout.key:
+        if text.shape[1] < expected.shape[1]:
+            raise BoxwrightError(
+                f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "
+                "shortened it. Wire `positive` of Layout Prompt to the sampler without that node."
+            )
+        return True
+    return key is None and text.shape == expected.shape and torch.equal(text.to(expected), expected)
+
+
+def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
+    own = len(layout.prompt.tokens)
+    lengths = {e["cross_attn"].shape[1] for e in conds.get("positive", ()) if e.get("cross_attn") is not None}
+    counts = "" if own in lengths else f" ({own} text tokens; the run has {', '.join(map(str, sorted(lengths)))})"
+    return (
+        f'No positive conditioning of this run was encoded with the layout of "{_short(layout.prompt.tokens.text)}"'
+        f"{counts}. The layout knows the words of its own prompt only: wire `positive` of the same Layout Prompt node "
+        "to the sampler (other conditioning nodes may stand in between). If it is the prompt of an Attention Recorder, "
+        "write there exactly the text of the positive conditioning."
+    )
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,214 @@
+"""One run of a sampler with edits: which rows of which model call carry what.
+
+Everything with state is made when a run starts, lives in the options of that run and is gone with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...core.types import ContextEdit, Layout, TextMix
+from ..attention.attend import BiasCache, edited_attention, replaced_attention
+from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
+from ..families.base import Family
+from .entries import entries_with_edits, of_layout, part_copies
+from .schedule import progress_of
+
+NOTHING = Extra({}, aside=False)
+RUN = "boxwright_run"  # key of the Run in transformer_options
+WRAPPER = "boxwright"
+OVERRIDE = "optimized_attention_override"
+
+
+class Run:
+    """One run of a sampler."""
+
+    EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
+    ASIDE = "boxwright_aside"  # key in transformer_options of passes that readers are not to hear
+
+    def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
+        self.family = family
+        self.guider = guider
+        self.progress = progress_of(guider.inner_model.model_sampling)
+        self.factors = family.factors(guider.inner_model.diffusion_model)
+        self.batch = noise.shape[0]
+        self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
+        part_copies(guider.conds)
+        self.entries = entries_with_edits(guider.conds, installed)
+        self.installed = installed
+        self.met: set[Any] = set()  # uuids of the entries that the model was run on
+        self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
+        self.cache = BiasCache()
+
+    def attach(self, options: dict[str, Any]) -> None:
+        self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
+        wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
+        wrappers[WRAPPER] = [self.apply_model]
+        options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
+        options[MEMO] = self.cache.memo
+        options[RUN] = self
+        # Outermost, so that it hears of every prediction that the sampler asks for, once.
+        around = self.guider.model_options["transformer_options"].setdefault("wrappers", {})
+        others = {key: kept for key, kept in around.get(WrappersMP.PREDICT_NOISE, {}).items() if key != WRAPPER}
+        around[WrappersMP.PREDICT_NOISE] = {WRAPPER: [self.predict], **others}
+
+    def sees(self, x: Tensor) -> None:
+        """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
+        self.batch = x.shape[0]
+        size, begun_at = tuple(x.shape[-2:]), self.begun_at
+        scales = [now / before for now, before in zip(size, begun_at, strict=True)]
+        rounding = sum(0.5 / side for side in begun_at)
+        if min(scales) >= 1 and abs(scales[0] - scales[1]) <= rounding:
+            self.image = size
+
+    def conditioning(self, layout: Layout) -> list[dict]:
+        """The entries of this run that were encoded with the layout."""
+        return [entry for entries in self.guider.conds.values() for entry in entries if self._carries(entry, layout)]
+
+    def items_of(self, entries: list[dict], item: Installed) -> list[dict]:
+        """Those of some entries that carry the item's layout."""
+        return [entry for entry in entries if self._carries(entry, item.layout)]
+
+    def _carries(self, entry: dict, layout: Layout) -> bool:
+        known = self.entries.get(entry.get("uuid"))
+        return known is not None and any(item.layout.key == layout.key for item in known.edits if of_layout(item))
+
+    def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """PREDICT_NOISE wrapper: readers hear each conditioning once in a prediction, when it is first evaluated.
+
+        What other nodes evaluate it for in the same prediction, to compare or to steer, is no part of the run's own.
+        """
+        self.heard = set()
+        return executor(*args, **kwargs)
+
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
+        options = transformer_options or {}
+        call = self._call(x, t, c_crossattn, {**kwargs, "transformer_options": options})
+        if call is None:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        context = _edit_context(c_crossattn, call)
+        inner = self.family.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
+        output = executor(x, t, c_concat, context, control, inner, **kwargs)
+        self.family.finish(call)
+        return output
+
+    def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """optimized_attention_override: ours around whatever was in the slot."""
+        host = partial(previous, func) if previous else func
+        options = kwargs.get("transformer_options") or {}
+        call = options.get(CALL)
+        place = None if call is None else self.family.locate(call, args[0], args[1], options)
+        if place is None:
+            return host(*args, **kwargs)
+        return edited_attention(host, call, place, self.cache, args, kwargs, previous is not None, func)
+
+    def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
+        uuids = inputs["transformer_options"].get("uuids", ())
+        entries = [self.entries.get(key) for key in uuids]
+        if context is None or not any(entries):
+            return None
+        self.met.update(uuids)
+        latent, size = tuple(x.shape[-2:]), x.shape[0] // len(entries)
+        if size * len(entries) != x.shape[0] or size > self.batch:
+            raise IncompatiblePatchError(
+                f"Another patch runs the model on {x.shape[0]} rows for {len(entries)} prompts of {self.batch} "
+                "pictures, so that Boxwright cannot tell whose they are. Remove the patch that multiplies rows."
+            )
+        for entry in entries:
+            if entry and entry.crop(self.image)[:2] != latent:
+                height, width = entry.crop(self.image)[:2]
+                raise IncompatiblePatchError(
+                    f"Another patch, or the sampler, runs the model on {latent[0]}x{latent[1]} latent cells instead of "
+                    f"{height}x{width} and does not say which part that is, so regions would land in the wrong place. "
+                    "Remove the patch that cuts the latent into tiles, or choose a sampler that keeps the latent's "
+                    "size or enlarges it as a whole."
+                )
+        progress = self.progress(float(t.flatten()[0]))
+        extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
+        aside = extra.aside or self.ASIDE in inputs["transformer_options"]
+        rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
+        chunks = tuple(
+            entry.chunk(part, progress, self.image, extra, key, aside or key in self.heard)
+            if entry
+            else Chunk(part, (), context.shape[1], (0, 0))
+            for part, entry, key in zip(rows, entries, uuids, strict=True)
+        )
+        if not aside:
+            self.heard.update(uuids)
+        if not any(chunk.edits for chunk in chunks):
+            return None
+        references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
+        further = self._further_texts(chunks, context, x.device)
+        return ModelCall(
+            chunks, latent, self.image, context.shape[1], references, progress, self.factors, further, self.others
+        )
+
+    def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
+        """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
+
+        Rows with fewer end in zeros that nobody reads.
+        """
+        texts = [[t for i in chunk.edits if isinstance(i.edit, TextMix) for t in i.edit.texts] for chunk in chunks]
+        longest = max(sum(text.shape[1] for text in own) for own in texts)
+        if not longest:
+            return None
+        rows = tuple((chunk.rows.start, *map(id, own)) for chunk, own in zip(chunks, texts, strict=True))
+        # Autograd may not save what was made in inference mode.
+        key = ("further texts", rows, context.shape[0], device, torch.is_inference_mode_enabled())
+        if key not in self.cache.memo:
+            further = context.new_zeros(context.shape[0], longest, context.shape[2])
+            for chunk, own in zip(chunks, texts, strict=True):
+                start = 0
+                for text in own:
+                    further[chunk.rows, start : start + text.shape[1]] = text.to(context)
+                    start += text.shape[1]
+            self.cache.memo[key] = further.to(device)
+        return self.cache.memo[key]
+
+    def report_unheard(self) -> None:
+        """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
+        heard = {id(item) for key, entry in self.entries.items() if key in self.met for item in entry.edits}
+        for item in self.installed:
+            report = None if of_layout(item) else getattr(item.edit, "report", None)
+            if report is not None and id(item) not in heard:
+                report("negative phrases had no effect: this run evaluated no negative prompt (CFG 1)")
+
+
+def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iterator[Any]:
+    """Other packs' functions in place of an attention, as a run begins with them: of the model and of hooks."""
+    sources = [options]
+    for entry in (entry for entries in conds.values() for entry in entries):
+        hooks = getattr(entry.get("hooks"), "hooks", ())
+        sources += [getattr(hook, "transformers_dict", None) or {} for hook in hooks]
+    for source in sources:
+        for slots in source.get("patches_replace", {}).values():
+            yield from slots.values()
+
+
+def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
+    for chunk in call.chunks:
+        for item in chunk.edits:
+            if isinstance(item.edit, ContextEdit):
+                context = context.clone()
+                count = len(item.layout.prompt.tokens)
+                for start in range(0, context.shape[1], chunk.text_length):
+                    part = context[chunk.rows, start : start + count]
+                    context[chunk.rows, start : start + count] = item.edit.fn(part, item.layout)
+    return context

@@ -1,0 +1,114 @@
+"""What the editing nodes share: inputs, pictures in and out of the VAE, reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...attention_patches.core.types import BoxwrightError
+
+Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.inversion.Trajectory
+CELL = 8  # pixels, where the model does not say
+
+
+def prompt_inputs() -> list[io.Input]:
+    """`source` and `target`."""
+    return [
+        io.Conditioning.Input(
+            "source", tooltip="What the picture shows, in the words of the target prompt wherever nothing changes."
+        ),
+        io.Conditioning.Input("target", tooltip="What it shall show: the source prompt with the edit written in."),
+    ]
+
+
+def mask_input(tooltip: str) -> io.Input:
+    return io.Mask.Input("mask", optional=True, tooltip=tooltip)
+
+
+def seed_input(tooltip: str) -> io.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )
+
+
+def encoded(vae: Any, image: Tensor) -> Tensor:
+    """Pictures [B, H, W, 3] -> latents. The VAE crops sides that are no multiple of its cell, as in VAE Encode."""
+    return vae.encode(image[..., :3])
+
+
+def decoded(vae: Any, samples: Tensor) -> Tensor:
+    """Latents -> pictures [B, H, W, 3]."""
+    images = vae.decode(samples)
+    return images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images
+
+
+def one_source(latent: dict | None, image: Tensor | None, vae: Any) -> dict[str, Any]:
+    """The LATENT to work on: the one given, or the encoded image. Raises BoxwrightError unless it is one of the two."""
+    if (latent is None) == (image is None):
+        raise BoxwrightError(
+            "Wire either latent, or image and vae: the picture to edit has to come from one of them, not "
+            + ("both." if latent is not None else "from nowhere.")
+        )
+    if latent is not None:
+        return latent
+    if vae is None:
+        raise BoxwrightError("The image has to be encoded: wire the vae that belongs to the model, too.")
+    return {"samples": encoded(vae, image)}
+
+
+def cell_of(model: Any) -> int:
+    """Pixels under one latent cell, down and across."""
+    return int(getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", CELL))
+
+
+def in_pixels(cells: Tensor, cell: int, image: Tensor | None = None, smooth: bool = False) -> Tensor:
+    """Maps [B, h, w] of latent cells -> [B, H, W] of pixels; inside `image`'s size, where the VAE has cropped it."""
+    grid = cells[:, None]
+    size = (cells.shape[1] * cell, cells.shape[2] * cell)
+    mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
+    pixels = torch.nn.functional.interpolate(grid, size=size, **mode)[:, 0]
+    return pixels if image is None else framed(pixels, image.shape[1], image.shape[2])
+
+
+def framed(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps [B, H, W] in the middle of `height` x `width` pixels, zeros around; larger ones are stretched to it."""
+    if maps.shape[1] > height or maps.shape[2] > width:
+        return torch.nn.functional.interpolate(maps[:, None], size=(height, width), mode="nearest")[:, 0]
+    top, left = (height - maps.shape[1]) // 2, (width - maps.shape[2]) // 2
+    out = maps.new_zeros(maps.shape[0], height, width)
+    out[:, top : top + maps.shape[1], left : left + maps.shape[2]] = maps
+    return out
+
+
+def unframed(mask: Tensor, frame: tuple[int, int], height: int, width: int) -> Tensor:
+    """The part of a MASK [H, W] or [M, H, W] under the middle `height` x `width` pixels of `frame`.
+
+    That is what the VAE sees of a picture of size `frame`. Masks of another size than the picture are left alone.
+    """
+    if tuple(mask.shape[-2:]) != frame:
+        return mask
+    top, left = (frame[0] - height) // 2, (frame[1] - width) // 2
+    return mask[..., top : top + height, left : left + width]
+
+
+def fitted(mask: Tensor, pictures: Tensor) -> Tensor:
+    """A MASK of any size -> float32 [B, H, W], one of their size for each picture [B, H, W, C]."""
+    masks = mask[None] if mask.ndim == 2 else mask
+    if masks.shape[1:] != pictures.shape[1:3]:
+        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=pictures.shape[1:3], mode="bilinear")[:, 0]
+    return masks.float().to(pictures.device).expand(pictures.shape[0], -1, -1)
+
+
+def cost(evaluations: int, pictures: int) -> str:
+    """"520 model evaluations (130 for each of 4 pictures)"."""
+    each = f" ({evaluations / pictures:g} for each of {pictures} pictures)" if pictures > 1 else ""
+    return f"{evaluations} model evaluation{'s' if evaluations != 1 else ''}{each}"
+
+
+def shares(masks: Tensor) -> str:
+    """"12.5 %, 8.1 %": how much of each picture its mask covers; at most eight are named."""
+    values = [f"{100 * float(mask.mean()):.1f} %" for mask in masks[:8]]
+    return ", ".join(values) + (", ..." if len(masks) > 8 else "")

@@ -1,0 +1,60 @@
+"""Lists of phrases and of "phrase: value" lines, as the user types them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...attention_patches.core.types import MAX_PHRASE, BoxwrightError, Region, StepWindow
+
+MAX_PHRASES = 64
+MAX_CHARACTERS = 20_000
+
+
+def parse_phrases(text: str, name: str) -> tuple[str, ...]:
+    """Phrases on lines or between commas, in order, each once. Empty ones are skipped. Raises BoxwrightError."""
+    if len(text) > MAX_CHARACTERS:
+        raise BoxwrightError(f"{name} has {len(text)} characters; at most {MAX_CHARACTERS} are read. Shorten it.")
+    phrases = tuple(dict.fromkeys(part.strip() for line in text.splitlines() for part in line.split(",")))
+    phrases = tuple(phrase for phrase in phrases if phrase)
+    if len(phrases) > MAX_PHRASES:
+        raise BoxwrightError(f"{name} has {len(phrases)} phrases; at most {MAX_PHRASES} are taken. Shorten the list.")
+    for phrase in phrases:
+        if len(phrase) > MAX_PHRASE:
+            raise BoxwrightError(f'{name}: "{phrase[:40]}..." is longer than {MAX_PHRASE} characters; shorten it.')
+    return phrases
+
+
+def parse_windows(text: str, name: str) -> tuple[tuple[str, StepWindow | None], ...]:
+    """Lines "phrase: start end" -> ((phrase, window), ...); start = end: None, never. Raises BoxwrightError."""
+    if len(text) > MAX_CHARACTERS:
+        raise BoxwrightError(f"{name} has {len(text)} characters; at most {MAX_CHARACTERS} are read. Shorten it.")
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if len(lines) > MAX_PHRASES:
+        raise BoxwrightError(f"{name} has {len(lines)} lines; at most {MAX_PHRASES} are read. Shorten it.")
+    return tuple(_parse_window(number, line, name) for number, line in lines)
+
+
+def _parse_window(number: int, line: str, name: str) -> tuple[str, StepWindow | None]:
+    phrase, colon, numbers = line.rpartition(":")
+    try:
+        start, end = (float(part) for part in numbers.split())
+    except ValueError:
+        colon = ""
+    if not (colon and phrase.strip()):
+        raise BoxwrightError(
+            f'Line {number} of {name} is "{line.strip()[:60]}"; write a phrase of a target prompt, a colon and two '
+            'numbers from 0 to 1, as "cat: 0 0.5".'
+        )
+    return phrase.strip(), window_or_none(start, end)
+
+
+def window_or_none(start: float, end: float) -> StepWindow | None:
+    """A window; None where it has no length. Raises BoxwrightError for start above end or outside 0 to 1."""
+    return None if start == end and 0.0 <= start <= 1.0 else StepWindow(start, end)
+
+
+def texts_of(regions: Sequence[Region]) -> list[tuple[str, str]]:
+    """The phrases and negative phrases of regions, each with a name for messages."""
+    texts = [(f"Region {number}", region.phrase) for number, region in enumerate(regions, 1)]
+    negatives = [(f"The negative of region {n}", r.extra.get("negative") or "") for n, r in enumerate(regions, 1)]
+    return texts + negatives

@@ -1,0 +1,280 @@
+"""Regions as JSON text, our own format, and back. The text is untrusted; see web/docs/BoxwrightRegions.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...attention_patches.core.types import Box, BoxwrightError, Region
+from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
+
+FORMAT_TYPE = "boxwright.regions"
+FORMAT_VERSION = 1
+MAX_TEXT = 1_000_000  # characters of JSON
+MAX_DEPTH = 32  # levels of nesting; ours has 3, the rest is room for unknown keys
+COLOR = re.compile("#[0-9a-fA-F]{6}")
+
+# Keys of one region that are checked here, once, and then stand in Region.extra as these types. Absent (or null) means
+# that the node which uses the region decides. Every other key of the user's JSON is kept as it is.
+FRACTIONS = ("start", "end", "feather")  # floats, 0 to 1: schedule window (see StepWindow), ramp outside the box
+FLAGS = ("enabled", "locked", "hidden")  # enabled: false = the region takes no part; the others concern the editor only
+# Besides: "negative", text of at most MAX_PHRASE characters; "color", "#rrggbb".
+
+
+def parse_regions_json(text: str) -> tuple[Region, ...]:
+    """Our JSON (fractions of the image, see web/docs/BoxwrightRegions.md) -> regions, at least one.
+
+    Further keys of a region go to Region.extra, checked where we know them; regions that are not enabled are left out.
+    Raises BoxwrightError.
+    """
+    entries = _entries(_layout_object(text))
+    if not entries:
+        raise BoxwrightError(
+            '"regions" in regions_json must be a list with at least one region; it is []. '
+            "Add a region, or empty regions_json and connect boxes or masks."
+        )
+    regions = _enabled(_region_from_json(entry, number) for number, entry in enumerate(entries, 1))
+    if not regions:
+        raise BoxwrightError(
+            f"Every region of regions_json is switched off ({counted(len(entries), 'region')}). Switch one on: take "
+            '"enabled": false away.'
+        )
+    return regions
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the box editor's text holds."""
+
+    regions: tuple[Region, ...]  # those that are enabled; a phrase may still be ""
+    count: int  # of all regions, switched-off ones too
+    upstream: str  # the fingerprint of the connected boxes that were last taken over, or ""
+
+
+def parse_drawing(text: str) -> Drawing:
+    """The box editor's text: our JSON, which may hold no region and regions without a phrase; "" = nothing drawn yet.
+
+    Raises BoxwrightError.
+    """
+    if not text.strip():
+        return Drawing((), 0, "")
+    data = _layout_object(text)
+    entries = _entries(data)
+    regions = _enabled(_region_from_json(entry, number, unnamed=True) for number, entry in enumerate(entries, 1))
+    upstream = data.get("upstream")
+    return Drawing(regions, len(entries), upstream if isinstance(upstream, str) else "")
+
+
+def regions_to_json(regions: Sequence[Region]) -> str:
+    """The text that parse_regions_json reads back as the same regions; one line per region.
+
+    Raises BoxwrightError for a painted region: masks are too big to be text.
+    """
+    rows = [
+        json.dumps(_region_to_json(region, number), ensure_ascii=False, allow_nan=False)
+        for number, region in enumerate(regions, 1)
+    ]
+    body = ",\n  ".join(rows)
+    return f'{{"type": "{FORMAT_TYPE}", "version": {FORMAT_VERSION}, "regions": [\n  {body}\n]}}'
+
+
+def is_ours(text: str) -> bool:
+    """Whether a text starts as our layouts do; any other may be a layout of another program."""
+    return '"regions"' in text and text.lstrip().startswith("{")
+
+
+def load_json(text: str, name: str = "regions_json") -> Any:
+    """json.loads for text that may be hostile: size, depth, NaN and infinities are checked. `name`: of the input.
+
+    Raises BoxwrightError.
+    """
+    if len(text) > MAX_TEXT:
+        raise BoxwrightError(
+            f"{name} is {len(text)} characters long; at most {MAX_TEXT} are read. Remove what is not a region."
+        )
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise BoxwrightError(f"{name} holds the number {shown(digits)}, which is too large. Replace it.")
+        return value
+
+    def refused(constant: str) -> float:
+        raise BoxwrightError(f"{name} holds {constant}; only ordinary numbers are allowed. Replace it.")
+
+    try:
+        data = json.loads(text, parse_constant=refused, parse_float=finite)
+    except json.JSONDecodeError as error:
+        raise BoxwrightError(
+            f"{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it there."
+        ) from error
+    except RecursionError:
+        raise _too_deep(name) from None
+    except BoxwrightError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise BoxwrightError(f"{name} holds a number that cannot be read: {error}.") from error
+    if not _shallower_than(data, MAX_DEPTH):
+        raise _too_deep(name)
+    return data
+
+
+def _layout_object(text: str) -> dict[str, Any]:
+    """The outermost object of our JSON, its type and version checked."""
+    data = load_json(text)
+    if not isinstance(data, dict) or data.get("type") != FORMAT_TYPE:
+        raise BoxwrightError(
+            f"regions_json is not a Boxwright layout: it looks like {_kind_of_json(data)}. It must start with "
+            f'{{"type": "{FORMAT_TYPE}", "version": {FORMAT_VERSION}, "regions": [...]}}.'
+        )
+    _check_version(data.get("version"))
+    return data
+
+
+def _entries(data: dict[str, Any]) -> list[Any]:
+    entries = data.get("regions")
+    if not isinstance(entries, list):
+        raise BoxwrightError(
+            f'"regions" in regions_json must be a list with at least one region; it is {shown(entries)}. '
+            "Add a region, or empty regions_json and connect boxes or masks."
+        )
+    check_count(len(entries), "regions_json holds")
+    return entries
+
+
+def _enabled(regions: Iterable[Region]) -> tuple[Region, ...]:
+    return tuple(region for region in regions if region.extra.get("enabled", True))
+
+
+def _too_deep(name: str) -> BoxwrightError:
+    return BoxwrightError(
+        f"{name} is nested more than {MAX_DEPTH} levels deep; a layout needs 3. Remove the nested part."
+    )
+
+
+def _shallower_than(data: Any, limit: int) -> bool:
+    """Whether JSON data nests at most `limit` lists and objects; recurses no deeper than that."""
+    if not isinstance(data, (dict, list)):
+        return True
+    children = data.values() if isinstance(data, dict) else data
+    return limit > 0 and all(_shallower_than(child, limit - 1) for child in children)
+
+
+def _check_version(version: Any) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BoxwrightError(
+            f'"version" in regions_json must be {FORMAT_VERSION}; it is {shown(version)}. Write '
+            f'"version": {FORMAT_VERSION}.'
+        )
+    if version > FORMAT_VERSION:
+        raise BoxwrightError(
+            f"regions_json has version {shown(version)}, from a newer Boxwright; this one reads version "
+            f"{FORMAT_VERSION}. Update the Boxwright pack."
+        )
+
+
+def _kind_of_json(data: Any) -> str:
+    """What foreign JSON probably is, in words for an error message."""
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(data, dict):
+        if "regions" in data:
+            return f'a layout whose "type" is {shown(data.get("type"))}'
+        if "compositional_deconstruction" in data:
+            return "a JSON prompt (connect its elements to the elements socket)"
+        if "nodes" in data or any(isinstance(node, dict) and "class_type" in node for node in data.values()):
+            return "a ComfyUI workflow"
+        return _describe_entry(data)
+    if isinstance(first, dict):
+        return f"a list whose first entry is {_describe_entry(first)}"
+    return shown(data)
+
+
+def _describe_entry(entry: dict[str, Any]) -> str:
+    if "bbox" in entry:
+        return "an element (connect such lists to the elements socket)"
+    if {"x", "y", "width", "height"} <= entry.keys():
+        return "a bare box or region (boxes in pixels go to the bounding_boxes socket)"
+    return f"an object with the keys {shown(sorted(entry))}"
+
+
+def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
+    """One entry of "regions". `unnamed`: whether the phrase may be empty."""
+    where = f"Region {number} of regions_json"
+    if not isinstance(entry, dict):
+        raise BoxwrightError(f'{where} must be an object like {{"phrase": ..., "x": ...}}; it is {shown(entry)}.')
+    missing = [key for key in ("phrase", "x", "y", "width", "height") if key not in entry]
+    if missing:
+        raise BoxwrightError(f"{where} lacks {', '.join(missing)}. Add what is missing.")
+    extra = dict(entry)
+    phrase = extra.pop("phrase")
+    if not (unnamed and phrase == ""):
+        phrase = checked_phrase(phrase, f"The phrase of region {number} of regions_json")
+    where = f'{where} ("{shortened(phrase, 40)}")'
+    x, y, width, height = (number_of(extra.pop(key), f"{where}: {key}") for key in ("x", "y", "width", "height"))
+    strength = number_of(extra.pop("strength", Region.strength), f"{where}: strength")
+    if not 0.0 <= strength <= 1.0:
+        raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
+    _check_options(extra, where)
+    return Region(phrase, _box_inside_image(x, y, width, height, where), strength, extra)
+
+
+def _check_options(extra: dict[str, Any], where: str) -> None:
+    """Check the optional keys we know, in place: numbers become floats, a null is taken out."""
+    for key in ("negative", "color", *FRACTIONS, *FLAGS):
+        if key in extra and extra[key] is None:
+            del extra[key]
+    for key in set(FRACTIONS) & extra.keys():
+        extra[key] = number_of(extra[key], f"{where}: {key}")
+        if not 0.0 <= extra[key] <= 1.0:
+            raise BoxwrightError(f"{where}: {key} {extra[key]:g} is outside 0 to 1. Choose a number in that range.")
+    start, end = extra.get("start", 0.0), extra.get("end", 1.0)
+    if start >= end:
+        raise BoxwrightError(
+            f"{where}: start {start:g} must lie below end {end:g}; 0 is the first step, 1 after the last."
+        )
+    for key in set(FLAGS) & extra.keys():
+        if not isinstance(extra[key], bool):
+            raise BoxwrightError(f"{where}: {key} must be true or false; it is {shown(extra[key])}.")
+    if extra.get("negative"):
+        extra["negative"] = checked_phrase(extra["negative"], f"{where}: negative")
+    elif extra.get("negative", "") != "":
+        raise BoxwrightError(f"{where}: negative must be text; it is {shown(extra['negative'])}.")
+    if "color" in extra and not (isinstance(extra["color"], str) and COLOR.fullmatch(extra["color"])):
+        raise BoxwrightError(
+            f'{where}: color must look like "#e69f00"; it is {shown(extra["color"])}. Take it away '
+            "for an automatic one."
+        )
+
+
+def _box_inside_image(x: float, y: float, width: float, height: float, where: str) -> Box:
+    """A Box from fractions that must lie inside the image, up to float rounding."""
+    check_size(width, height, where)
+    for axis, start, length, size in (("x", x, width, "width"), ("y", y, height, "height")):
+        if start < -ROUNDING or start + length > 1.0 + ROUNDING:
+            raise BoxwrightError(
+                f"{where}: {axis} {start:g} with {size} {length:g} reaches outside the image, which spans 0 to 1. "
+                f"Choose {axis} of at least 0 and {axis} + {size} of at most 1 (fractions, not pixels)."
+            )
+    return clipped_box(x, y, width, height, where)
+
+
+def _region_to_json(region: Region, number: int) -> dict[str, Any]:
+    if not isinstance(region.area, Box):
+        raise BoxwrightError(
+            f'Region {number} ("{shortened(region.phrase, 40)}") is a painted mask, which cannot be written as JSON. '
+            "Use a box for it, or pass the regions on by wire."
+        )
+    box = region.area
+    known = {
+        "phrase": region.phrase,
+        "x": box.x,
+        "y": box.y,
+        "width": box.width,
+        "height": box.height,
+        "strength": region.strength,
+    }
+    return known | dict(region.extra) | known  # our keys first and last: their order, and never overruled
