@@ -17,19 +17,9 @@ import comfy.supported_models
 import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.patcher_extension import WrappersMP
+from pack.attention_patches.core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
 from pack.attention_patches.core.token_alignment import token_alignment
-from pack.attention_patches.core.types import (
-    AttentionEdit,
-    Box,
-    ContextEdit,
-    EncodedText,
-    LatentGuide,
-    Layout,
-    Region,
-    StepWindow,
-    TextMix,
-    TokenMap,
-)
+from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, StepWindow, TokenMap
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded

@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow, ending
+from ..attention_patches.core.seam import ending
+from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow
 from ..attention_patches.host import region_prompt as texts
 from ..attention_patches.host.install import install
 from ..attention_patches.methods.bounded_attention import BoundedAttention

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .types import AttentionSite, Box, Region, View
+from .seam import AttentionSite
+from .types import Box, Region, View
 
 WHOLE_IMAGE = View()
 

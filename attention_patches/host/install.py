@@ -13,7 +13,8 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.types import AttentionEdit, ContextEdit, LatentGuide, Layout, TextMix, UnsupportedModelError
+from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
+from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
 from .guidance import steps as guidance

@@ -24,8 +24,7 @@ from ..methods.prompt_to_prompt import (
     recorded_maps,
 )
 from .attention.calls import MEMO
-from .families import adapter_for
-from .families import unet
+from .families import adapter_for, unet
 from .install import install
 from .run.schedule import progress_of
 from .samplers.same_noise import SameNoise, same_rows

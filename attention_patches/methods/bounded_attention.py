@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..core.grids import covered, visible_cells
-from ..core.types import NEVER, AttentionEdit, AttentionSite, Layout, StepWindow, widest_window
+from ..core.seam import NEVER, AttentionEdit, AttentionSite
+from ..core.types import Layout, StepWindow, widest_window
 from .rectified_attention import Resolutions, at_resolution
 from .region_prompt import regions_at_work
 

@@ -25,18 +25,8 @@ import torch
 from torch import Tensor
 
 from ..core.grids import coverage, visible_cells
-from ..core.types import (
-    AttentionLoss,
-    AttentionSite,
-    Box,
-    BoxwrightError,
-    LatentGuide,
-    Layout,
-    StepWindow,
-    TokenMap,
-    widest_window,
-    window_of,
-)
+from ..core.seam import AttentionLoss, AttentionSite, LatentGuide
+from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, widest_window, window_of
 
 ALWAYS = StepWindow()
 CONTRAST = 100.0  # the paper's factor on the maps before tokens compete

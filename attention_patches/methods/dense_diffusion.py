@@ -26,16 +26,8 @@ import torch
 from torch import Tensor
 
 from ..core.grids import covered, visible_cells
-from ..core.types import (
-    AttentionEdit,
-    AttentionSite,
-    BoxwrightError,
-    ContextEdit,
-    Layout,
-    StepWindow,
-    widest_window,
-    window_of,
-)
+from ..core.seam import AttentionEdit, AttentionSite, ContextEdit
+from ..core.types import BoxwrightError, Layout, StepWindow, widest_window, window_of
 from .region_prompt import Overlap, regions_at_work
 
 FADING = 5  # the power of t / 1000

@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from ..core.grids import coverage
+from ..core.seam import AttentionEdit, AttentionSite
 from ..core.token_alignment import TokenAlignment
 from ..core.tokens import closest_match, phrase_columns
-from ..core.types import AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
+from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
 from .reweight import HIGHEST, LOWEST
 
 MAX_PROMPTS = 16  # source and targets

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..core.masks import resized
+from ..core.seam import AttentionEdit, AttentionSite
 from ..core.tokens import closest_match, phrase_columns
-from ..core.types import AttentionEdit, AttentionSite, BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
+from ..core.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
 
 Resolutions = Literal["middle", "all", "all but finest"]
 Grid = tuple[int, int]  # (h, w) image tokens

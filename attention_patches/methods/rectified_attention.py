@@ -20,20 +20,8 @@ import torch
 from torch import Tensor
 
 from ..core.grids import covered, feathered, visible_cells
-from ..core.types import (
-    NEVER,
-    AttentionEdit,
-    AttentionSite,
-    BoxwrightError,
-    ContextEdit,
-    EncodedText,
-    Layout,
-    Region,
-    StepWindow,
-    counted,
-    widest_window,
-    window_of,
-)
+from ..core.seam import NEVER, AttentionEdit, AttentionSite, ContextEdit
+from ..core.types import BoxwrightError, EncodedText, Layout, Region, StepWindow, counted, widest_window, window_of
 
 Resolutions = Literal["all", "fine", "coarse", "all but coarsest"]
 EndTokens = Literal["visible", "hidden", "own"]

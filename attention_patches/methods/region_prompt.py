@@ -19,19 +19,8 @@ import torch
 from torch import Tensor
 
 from ..core.grids import covered, feathered
-from ..core.types import (
-    AttentionEdit,
-    AttentionSite,
-    BoxwrightError,
-    ContextEdit,
-    Layout,
-    Rows,
-    StepWindow,
-    TextMix,
-    ending,
-    widest_window,
-    window_of,
-)
+from ..core.seam import AttentionEdit, AttentionSite, ContextEdit, Rows, TextMix, ending
+from ..core.types import BoxwrightError, Layout, StepWindow, widest_window, window_of
 from .rectified_attention import RectifiedAttention
 
 Overlap = Literal["order", "blend"]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..core.grids import covered
+from ..core.seam import NEVER, AttentionEdit, AttentionSite
 from ..core.tokens import closest_match, phrase_columns
-from ..core.types import NEVER, AttentionEdit, AttentionSite, BoxwrightError, Layout, PhraseNotFoundError, StepWindow
+from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow
 
 LOWEST, HIGHEST = -5.0, 10.0
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from pack.attention_patches.core.types import AttentionLoss, LatentGuide, StepWindow
+from pack.attention_patches.core.seam import AttentionLoss, LatentGuide
+from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.attention.calls import Installed
 from pack.attention_patches.host.guidance.gradient import loss_gradient
 from pack.attention_patches.host.install import install

@@ -11,15 +11,8 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perpneg
-from pack.attention_patches.core.types import (
-    NEVER,
-    AttentionEdit,
-    Box,
-    BoxwrightError,
-    ContextEdit,
-    StepWindow,
-    UnsupportedModelError,
-)
+from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
+from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.attention.calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
 from pack.attention_patches.host.families import FAMILIES, adapter_for

@@ -8,7 +8,8 @@ import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from guides import GUIDE
-from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, StepWindow
+from pack.attention_patches.core.seam import AttentionEdit
+from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.samplers.h_space import edit_h_space

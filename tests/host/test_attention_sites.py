@@ -4,7 +4,7 @@ import pytest
 import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
-from pack.attention_patches.core.types import NEVER, AttentionEdit
+from pack.attention_patches.core.seam import NEVER, AttentionEdit
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
 

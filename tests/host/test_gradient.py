@@ -10,7 +10,8 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
-from pack.attention_patches.core.types import AttentionLoss, BoxwrightError, StepWindow, UnsupportedModelError
+from pack.attention_patches.core.seam import AttentionLoss
+from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.guidance.differentiable import differentiable

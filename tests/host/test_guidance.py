@@ -13,7 +13,8 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale
 from guides import GUIDE, UNETS, gradients, left_mass, relative, run
-from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, StepWindow
+from pack.attention_patches.core.seam import AttentionEdit
+from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.attention.calls import Installed
 from pack.attention_patches.host.guidance.gradient import Gradient, loss_gradient
 from pack.attention_patches.host.guidance.steps import steps as guidance

@@ -10,7 +10,8 @@ import torch
 from comfy.ldm.modules import attention
 from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler, nodes_pag, nodes_sag
 from guides import GUIDE, gradients, relative
-from pack.attention_patches.core.types import AttentionEdit, StepWindow
+from pack.attention_patches.core.seam import AttentionEdit
+from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited

@@ -9,8 +9,9 @@ import tiny_models as tiny
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from guides import GUIDE
+from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.token_alignment import token_alignment
-from pack.attention_patches.core.types import AttentionEdit, BoxwrightError, Layout, StepWindow, TokenMap
+from pack.attention_patches.core.types import BoxwrightError, Layout, StepWindow, TokenMap
 from pack.attention_patches.host.attention.calls import MEMO
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited, paired_latent

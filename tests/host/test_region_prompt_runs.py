@@ -9,7 +9,8 @@ import torch
 from comfy.ldm.modules import attention
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
 from pack.attention_patches.core.grids import coverage
-from pack.attention_patches.core.types import AttentionEdit, Box, StepWindow, UnsupportedModelError
+from pack.attention_patches.core.seam import AttentionEdit
+from pack.attention_patches.core.types import Box, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install

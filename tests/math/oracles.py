@@ -1,7 +1,8 @@
 """Attention by the book, and sites made by hand, for the tests of the methods."""
 
 import torch
-from pack.attention_patches.core.types import AttentionSite, Box, EncodedText, Layout, Region, TokenMap, View
+from pack.attention_patches.core.seam import AttentionSite
+from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, TokenMap, View
 
 
 def attention(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
-from pack.attention_patches.core.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
+from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
+from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion, fading, modulated, own_phrase
 

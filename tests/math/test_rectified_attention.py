@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import LEFT, RIGHT, attention, layout, site
-from pack.attention_patches.core.types import NEVER, AttentionEdit, Box, BoxwrightError, ContextEdit, StepWindow
+from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
+from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow
 from pack.attention_patches.methods.rectified_attention import PUBLISHED, at_resolution, share_end_tokens
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
-from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, TextMix, View
+from pack.attention_patches.core.seam import TextMix
+from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, View
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 

@@ -12,7 +12,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...core.types import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
+from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from .call import Attention, AttentionCall, additive
 from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, names_of, view_of
 from .saveable import saveable

@@ -11,7 +11,7 @@ import torch
 from comfy.ldm.modules import attention
 from torch import Tensor
 
-from ...core.types import NEVER
+from ...core.seam import NEVER
 
 Attention = Callable[..., Tensor]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.types import AttentionEdit, AttentionKind, BoxwrightError, ContextEdit, LatentGuide, Layout, TextMix, View
+from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, TextMix
+from ...core.types import BoxwrightError, Layout, View
 from .call import Attention
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options

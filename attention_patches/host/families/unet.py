@@ -13,7 +13,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from torch import Tensor
 
-from ...core.types import AttentionKind
+from ...core.seam import AttentionKind
 from ..attention.calls import Chunk, IncompatiblePatchError, ModelCall, Place, Replaced, names_of
 from ..attention.saveable import saveable
 

@@ -24,14 +24,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...core.types import (
-    AttentionEdit,
-    AttentionLoss,
-    AttentionSite,
-    BoxwrightError,
-    LatentGuide,
-    UnsupportedModelError,
-)
+from ...core.seam import AttentionEdit, AttentionLoss, AttentionSite, LatentGuide
+from ...core.types import BoxwrightError, UnsupportedModelError
 from ..attention.call import AttentionCall
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
 from ..run.run import Run

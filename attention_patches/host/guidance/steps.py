@@ -18,7 +18,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.types import BoxwrightError, LatentGuide
+from ...core.seam import LatentGuide
+from ...core.types import BoxwrightError
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
 from ..run.run import RUN, WRAPPER, Run
 from .differentiable import differentiable

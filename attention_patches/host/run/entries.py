@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...core.types import BoxwrightError, LatentGuide, Layout, TextMix
+from ...core.seam import LatentGuide, TextMix
+from ...core.types import BoxwrightError, Layout
 from ..attention.calls import Chunk, Extra, Installed
 from ..text.tokenizers import LAYOUT_KEY
 

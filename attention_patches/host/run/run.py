@@ -13,7 +13,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.types import ContextEdit, Layout, TextMix
+from ...core.seam import ContextEdit, TextMix
+from ...core.types import Layout
 from ..attention.attend import BiasCache, edited_attention, replaced_attention
 from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
 from ..families.base import Family
