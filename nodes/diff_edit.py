@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..attention_patches.core.masks import on_latent
 from ..attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
 from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.inversion import invert_latent
@@ -132,6 +133,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
         draws, noise_level, threshold, dilate, seed, paste, feather, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         samples = picture_latent(model, {"samples": editing.encoded(vae, image)})
+        sigmas = schedule(model, scheduler, steps, strength)
         cell = editing.cell_of(model)
         spent = []
         if mask is None:
@@ -142,7 +144,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
         else:
             height, width = (side * cell for side in samples.shape[-2:])
             area = editing.unframed(mask, tuple(image.shape[1:3]), height, width)
-        sigmas = schedule(model, scheduler, steps, strength)
+            on_latent(area, samples.shape)  # refused now, not when the inversion is done
         prompt = negative if invert_with == "negative" else source
         inverted = invert_latent(model, samples, prompt, sigmas, refinements=refinements)
         spent.append(("inversion", inverted.evaluations))
@@ -157,6 +159,11 @@ class BoxwrightDiffEdit(io.ComfyNode):
             f"{editing.cost(sum(count for _, count in spent), len(samples)).capitalize()}: "
             + ", ".join(f"{name} {count}" for name, count in spent) + "."
         )  # fmt: skip
+        if len(sigmas) <= steps:
+            report += (
+                f" The model has {len(sigmas) - 1} noise levels for these settings, so that the edit took as many "
+                f"steps instead of {steps}."
+            )
         return io.NodeOutput(
             edited, editing.framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
         )

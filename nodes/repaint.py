@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.host.samplers.loops import sampler
+from ..attention_patches.samplers.noise import falling
 from ..attention_patches.samplers.repaint import MAX_JUMP, MAX_REPEATS, RePaint
 from .parts import editing, schema
 
@@ -56,7 +57,7 @@ class BoxwrightRePaint(io.ComfyNode):
     @classmethod
     def execute(cls, jump, repeats, mask=None, sigmas=None) -> io.NodeOutput:
         method = RePaint(jump, repeats)
-        steps = TYPICAL if sigmas is None else (len(sigmas) - 1,)
+        steps = TYPICAL if sigmas is None else (len(falling(sigmas)) - 1,)
         counts = [f"{count} steps take {method.evaluations(count)} model evaluations" for count in steps]
         report = "; ".join(counts) + " (twice as many with a negative prompt and cfg above 1)."
         return io.NodeOutput(sampler("RePaint", method.sample, mask), report, ui=ui.PreviewText(report))

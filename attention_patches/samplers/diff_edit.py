@@ -54,7 +54,8 @@ def pasted(edited: Tensor, original: Tensor, mask: Tensor, feather: float) -> Te
     top, left = (original.shape[1] - height) // 2, (original.shape[2] - width) // 2
     ramp = (2.0 * blurred(mask.float(), feather / 2) - 1.0).clamp_min(0.0)
     weight = torch.minimum(ramp, mask.float())[..., None].to(edited)  # in a notch the blur reaches outside
-    result = original[..., : edited.shape[-1]].to(edited).clone()
+    channels = edited.shape[-1]  # a grey original becomes colour
+    result = original[..., :channels].expand(-1, -1, -1, channels).to(edited).clone()
     inner = result[:, top : top + height, left : left + width]
     inner.copy_(torch.lerp(inner, edited, weight))
     return result

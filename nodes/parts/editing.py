@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...attention_patches.core.types import BoxwrightError
+from .checks import rgb
 
 Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.inversion.Trajectory
 CELL = 8  # pixels, where the model does not say
@@ -35,8 +36,20 @@ def seed_input(tooltip: str) -> io.Input:
 
 
 def encoded(vae: Any, image: Tensor) -> Tensor:
-    """Pictures [B, H, W, 3] -> latents. The VAE crops sides that are no multiple of its cell, as in VAE Encode."""
-    return vae.encode(image[..., :3])
+    """Pictures [B, H, W, C] -> latents. The VAE crops sides that are no multiple of its cell, as in VAE Encode.
+
+    Grey pictures become colour, an alpha channel is left out. Raises BoxwrightError for pictures smaller than a cell,
+    or with values that are no numbers.
+    """
+    cell, (height, width) = int(vae.spacial_compression_encode()), image.shape[1:3]
+    if min(height, width) < cell:
+        raise BoxwrightError(
+            f"The image has {width} x {height} pixels; this VAE reads cells of {cell} x {cell}, and it needs at least "
+            "one. Wire a larger picture."
+        )
+    if not bool(image.isfinite().all()):
+        raise BoxwrightError("The image holds NaN or infinite values. Look at the node that made it.")
+    return vae.encode(rgb(image, "image"))
 
 
 def decoded(vae: Any, samples: Tensor) -> Tensor:

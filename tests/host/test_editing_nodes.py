@@ -1,6 +1,7 @@
 """The editing nodes as a graph calls them, on a tiny model and a VAE that only averages."""
 
 import logging
+import re
 
 import pytest
 import tiny_models
@@ -14,6 +15,7 @@ from pack.nodes.ilvr import BoxwrightILVR
 from pack.nodes.inversion import BoxwrightDirectInversionSampler, BoxwrightInvert
 from pack.nodes.parts import editing
 from pack.nodes.repaint import BoxwrightRePaint
+from pack.nodes.schema import guarded
 
 MASK = dict(draws=2, noise_level=0.5, mode="paper", cfg=1.0, seed=3, clip=0.99, blur=0.5, method="fixed",
             threshold=0.5, close=2, dilate=0, keep_largest=False)  # fmt: skip
@@ -24,7 +26,11 @@ EDIT = dict(steps=3, cfg=3.0, scheduler="normal", strength=0.8, invert_with="neg
 class Averaging:
     """A VAE of 8 x 8 means, which crops what is no whole cell, as the host's do."""
 
+    def spacial_compression_encode(self):
+        return 8
+
     def encode(self, pixels):
+        assert pixels.shape[-1] == 3
         height, width = (side // 8 * 8 for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         inner = pixels[:, top : top + height, left : left + width].movedim(-1, 1)
@@ -124,6 +130,54 @@ def test_ones_own_mask_takes_the_place_of_the_difference(model):
     assert (everything[0] != picture).any(-1)[0, 3:67, 2:98].float().mean() > 0.9
 
 
+def never(*args, **kwargs):
+    raise AssertionError("the model was called")
+
+
+def silent(model):
+    """The model, which must not be called."""
+    asleep = model.clone()
+    asleep.set_model_unet_function_wrapper(never)
+    return asleep
+
+
+@pytest.mark.parametrize("picture, inputs, words", [
+    ((3, 64, 96), {"mask": torch.ones(2, 64, 96)}, r"mask has the shape \(2, 64, 96\) for 3 pictures; wire one"),
+    ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
+    ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
+    ((1, 64, 5), {"mask": torch.ones(64, 5)}, "image has 5 x 64 pixels"),
+])  # fmt: skip
+def test_diff_edit_refuses_before_the_model_is_called(model, picture, inputs, words):
+    with pytest.raises(BoxwrightError, match=words):
+        diff_edit(silent(model), image(picture[0], picture[1:]), **inputs)
+
+
+def test_a_picture_below_a_cell_and_one_of_no_numbers_have_no_difference_mask(model):
+    with pytest.raises(BoxwrightError, match="image has 4 x 64 pixels"):
+        difference_mask(silent(model), image=image(1, (64, 4)), vae=VAE)
+    with pytest.raises(BoxwrightError, match="image holds NaN"):
+        difference_mask(silent(model), image=image() * float("nan"), vae=VAE)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_pictures_and_pictures_with_alpha_are_edited_in_colour(model, channels):
+    picture = image()
+    given = picture[..., :1] if channels == 1 else torch.cat([picture, torch.rand(1, 64, 96, 1)], -1)
+    colour = given[..., :3].expand(-1, -1, -1, 3)
+    found = guarded(BoxwrightDiffEdit).execute(
+        model=model, vae=VAE, image=given, source=prompt(1), target=prompt(4), negative=prompt(2), **EDIT
+    )
+    assert torch.equal(found[0], diff_edit(model, colour)[0])
+    mask, expected = (difference_mask(model, image=pixels, vae=VAE)[0] for pixels in (given, colour))
+    assert torch.equal(mask, expected)
+
+
+def test_more_steps_than_noise_levels_are_said(model):
+    report = diff_edit(model, image(), steps=30, scheduler="simple", strength=0.012, refinements=0, cfg=1.0)[3]
+    assert re.search(r"The model has (\d+) noise levels for these settings, .* instead of 30\.$", report)
+    assert "instead" not in diff_edit(model, image())[3]
+
+
 @pytest.mark.parametrize("settings", [
     {"steps": 4}, {"cfg": 1.0}, {"scheduler": "karras"}, {"strength": 0.4}, {"invert_with": "source"},
     {"refinements": 0}, {"draws": 1}, {"noise_level": 0.2}, {"threshold": 0.3}, {"dilate": 0}, {"seed": 4},
@@ -187,7 +241,11 @@ def test_direct_inversion_redraws_the_picture_beside_its_edit(model, caplog):
 
 def test_the_cost_of_repaint_is_shown_before_it_runs():
     assert "250 steps take 2410 model evaluations" in BoxwrightRePaint.execute(10, 10)[1]
-    assert BoxwrightRePaint.execute(5, 5, sigmas=torch.linspace(1, 0, 21))[1].startswith("20 steps take 80 model")
+    sigmas = torch.linspace(1, 0, 21)
+    assert BoxwrightRePaint.execute(5, 5, sigmas=sigmas)[1].startswith("20 steps take 80 model")
+    assert BoxwrightRePaint.execute(5, 5, sigmas=sigmas.repeat_interleave(2))[1].startswith("20 steps take 80 model")
+    with pytest.raises(BoxwrightError, match="Sigma 2 of 21 is 0.05, after 0"):
+        BoxwrightRePaint.execute(5, 5, sigmas=sigmas.flip(0))
 
 
 @pytest.mark.parametrize("make, words", [

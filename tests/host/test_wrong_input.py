@@ -150,7 +150,17 @@ BAD = {
     "empty mask": (painted(0.0), ["Mask 1", "red circle", "every pixel is 0", "Paint it"]),
     # settings
     "strength in words": ({"method": {"strength": "strong"}}, ["strength", "strong", "FLOAT"]),
-    "strength NaN": ({"method": {"strength": math.nan}}, ["nan", "outside 0 to 1", "0 is off"]),
+    "strength NaN": ({"method": {"strength": math.nan}}, ["strength must be an ordinary number", "nan", "Replace"]),
+    # what is wired, whose range the host does not check
+    **{
+        f"editor {value} pixels wide": (
+            {"number": node("PrimitiveInt", value=value),
+             "editor": node("BoxwrightBoxEditor", regions_json=written(CIRCLE, STAR), width=["number", 0], height=512,
+                            prompt="", image_opacity=0.5),
+             "prompt": {"regions": ["editor", 0]}},
+            ["width", str(value), "choose a number from 64 to 8192"])
+        for value in (-5, 0, 2**40)
+    },
     "window turned around": (
         {"method": {"start": 0.8, "end": 0.2}}, ["0.8 to 0.2", "empty", "choose start below end"]),
     "factor out of range": (reweight("red: 11"), ["11", '"red"', "outside -5 to 10"]),
