@@ -297,37 +297,41 @@ def _attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: lis
 def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: _Block, mask: Tensor, out: Tensor) -> bool:
     """Whether another pack's override returned what it would have returned without the mask (SageAttention's do).
 
-    Seen once in a step for each shape, from what it returned for one row: no call of its own, for an override may count
-    its calls. Raises IncompatiblePatchError where it is no plain attention either, so that it cannot be left out.
+    Seen once in a step for each shape, by some queries of one row. An override may count its calls: only one that does
+    more than attention is called again. Raises IncompatiblePatchError where such a one ignores masks: it cannot be
+    left out.
     """
     known, key = block.call.others.found, ("ignores masks", block.call.progress, whole.q.shape[1:], whole.k.shape[1:])
-    if key not in known:
-        row = slice(block.chunk.rows.start, block.chunk.rows.start + 1)
-        places = block.place.queries
-        bias = mask[row, :, places]
-        spread = (bias.amax(dim=-1) - bias.amin(dim=-1))[0, 0].nonzero()[:, 0]  # the same for all keys changes nothing
-        if len(spread) == 0:
-            return False
-        spread = spread[:: max(1, len(spread) // SAMPLED)]
-        some = plain.rows(row).chosen(spread + places.start)
-        without, with_it = some.exact().float(), some.exact(bias[:, :, spread]).float()
-        found = out[row].index_select(whole.out_axis, spread + places.start).float() - without
-        effect = with_it - without
-        if float(effect.norm()) <= 1e-3 * float(without.norm()):
-            return False  # nothing to see here, and nothing to lose
-        heeded = float((found * effect).sum() / effect.square().sum()) > 0.5
-        if not heeded:
-            name = names_of([whole.host])
-            if float(found.norm()) > 0.25 * float(without.norm()):
-                raise IncompatiblePatchError(
-                    f"Another patch ({name}, an attention override) ignores masks and changes the attention itself, "
-                    "so that either its effect or Boxwright's would be lost. Remove it from this model."
-                )
-            if not known.get(name):
-                logging.warning("Boxwright: %s ignores masks; rows with regions take the host's attention.", name)
-            known[name] = True
-        known[key] = not heeded
-    return known[key]
+    if key in known:
+        return known[key]
+    row, start = slice(block.chunk.rows.start, block.chunk.rows.start + 1), block.place.queries.start
+    bias = mask[row, :, block.place.queries]
+    spread = (bias.amax(dim=-1) - bias.amin(dim=-1))[0, 0].nonzero()[:, 0]  # the same for all keys changes nothing
+    if len(spread) == 0:
+        return False
+    spread = spread[:: max(1, len(spread) // SAMPLED)]
+    some = plain.rows(row).chosen(spread + start)
+    without, with_it = some.exact().float(), some.exact(bias[:, :, spread]).float()
+    theirs = out[row].index_select(whole.out_axis, spread + start).float()
+    effect, own = float((with_it - without).norm()), float((theirs - without).norm())
+    if effect <= 1e-3 * float(without.norm()):
+        return False  # nothing to see here, and nothing to lose
+    ignored = own < effect / 2
+    if not ignored and float((theirs - with_it).norm()) >= effect / 2:
+        again = whole.fused()[row].index_select(whole.out_axis, spread + start).float()
+        ignored = float((theirs - again).norm()) < effect / 10
+    if ignored:
+        name = names_of([whole.host])
+        if own > 0.25 * float(without.norm()):
+            raise IncompatiblePatchError(
+                f"Another patch ({name}, an attention override) ignores masks and changes the attention itself, so "
+                "that either its effect or Boxwright's would be lost. Remove it from this model."
+            )
+        if not known.get(name):
+            logging.warning("Boxwright: %s ignores masks; rows with regions take the host's attention.", name)
+        known[name] = True
+    known[key] = ignored
+    return ignored
 
 
 @dataclass(frozen=True)
