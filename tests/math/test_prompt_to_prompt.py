@@ -72,6 +72,18 @@ def test_several_targets_and_groups():
         assert not torch.equal(out[first + 2], probs[first])
 
 
+def test_two_edits_in_one_run_keep_tables_of_their_own_and_follow_their_windows():
+    """What is worked out once for a grid of a run must be that edit's, at that time."""
+    prompts, probs, memo = prompts_of("a red cat sits"), probabilities(2), {}
+    half = StepWindow(0.0, 0.5)
+    edits = [edit_of(PromptToPrompt(cross=half, weights=(("cat", factor),)), prompts) for factor in (2.0, 3.0)]
+    for progress, factors in [(0.0, (2.0, 3.0)), (0.6, (1.0, 1.0)), (0.1, (2.0, 3.0))]:
+        for edit, factor in zip(edits, factors, strict=True):
+            out = edit.fn(probs.clone(), replace(site(prompts.layout), progress=progress, memo=memo))
+            origin = probs[0] if progress < 0.5 else probs[1]
+            assert torch.equal(out[1, ..., 3], origin[..., 3] * factor)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_moved_columns_are_the_product_with_the_weights(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -1,10 +1,12 @@
 """Reweighting against the paper's formula, and its settings against identities."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from oracles import LEFT, RIGHT, layout, site
+from pack.attention_patches.core.grids import coverage
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow
 from pack.attention_patches.methods.reweight import Reweight
 
@@ -35,6 +37,17 @@ def test_as_published(two, probs, factor):
     expected = probs.clone()
     expected[..., 2] *= factor  # no renormalising
     torch.testing.assert_close(out, expected)
+
+
+def test_two_edits_in_one_run_keep_factors_of_their_own(two, probs):
+    memo, factors = {}, (2.0, 3.0)
+    edits = [Reweight((("red", factor),), region=1).edits(two)[0] for factor in factors]
+    for edit, factor in zip(edits, factors, strict=True):
+        for queries in (slice(0, 16), slice(4, 9)):
+            out = edit.fn(probs[:, :, queries], replace(site(two, queries=queries), memo=memo))
+            expected = probs[:, :, queries].clone()
+            expected[..., 2] *= 1.0 + (factor - 1.0) * coverage(LEFT, (4, 4)).flatten()[queries]
+            torch.testing.assert_close(out, expected)
 
 
 def test_every_token_of_a_phrase_and_every_occurrence(two, probs):
