@@ -8,6 +8,7 @@ from ..attention_patches.host import tokenizers
 from ..attention_patches.types import Layout
 from . import schema
 from .checks import counted, shortened
+from .sized_regions import prompt_of
 
 MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
 
@@ -26,14 +27,15 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
             search_aliases=["regional prompt", "clip text encode", "layout", "phrase grounding", "box prompt"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that will be patched."),
-                schema.Regions.Input("regions", tooltip="From Regions: what belongs where."),
+                schema.Regions.Input("regions", tooltip="From Box Editor or Regions: what belongs where."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip=(
                         "The whole picture in words, each region's phrase word for word among them. Emphasis such as "
-                        "(red:1.2) and embedding:name work as in CLIP Text Encode."
+                        "(red:1.2) and embedding:name work as in CLIP Text Encode. Empty = the prompt of the Box "
+                        "Editor that the regions come from."
                     ),
                 ),
                 io.Boolean.Input(
@@ -44,18 +46,29 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
                         "that names the closest words."
                     ),
                 ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    optional=True,
+                    tooltip="What must not be in the picture, for the negative output. Empty = nothing in particular.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="The encoded prompt. It carries the mark of this layout."),
                 schema.Layout.Output("layout", tooltip="The prompt, the regions, and which words each region owns."),
+                io.Conditioning.Output("negative", tooltip="negative_prompt encoded, as CLIP Text Encode does."),
             ],
         )
 
     @classmethod
-    def execute(cls, clip, regions, prompt, append_missing) -> io.NodeOutput:
+    def execute(cls, clip, regions, prompt, append_missing, negative_prompt="") -> io.NodeOutput:
+        prompt = prompt if prompt.strip() else prompt_of(regions)
         positive, layout = tokenizers.layout(clip, prompt, regions, append_missing)
         report = ownership_report(layout, tokenizers.missing_phrases(clip, prompt, regions))
-        return io.NodeOutput(positive, layout, ui=ui.PreviewText(report))
+        negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_prompt))
+        return io.NodeOutput(positive, layout, negative, ui=ui.PreviewText(report))
 
 
 def ownership_report(layout: Layout, appended: list[str]) -> str:

@@ -15,6 +15,7 @@ from pack.attention_patches.types import Box, BoxwrightError, Region
 from pack.nodes import boxes, drawing
 from pack.nodes.regions import BoxwrightRegions
 from pack.nodes.regions_preview import BoxwrightRegionsPreview
+from pack.nodes.sized_regions import SizedRegions
 
 SENT = {"regions_json": "", "width": 256, "height": 128, "phrases": ""}
 CORNER = Box(0.25, 0.25, 0.5, 0.5)
@@ -233,6 +234,21 @@ def test_later_regions_lie_on_top():
     red, blue = drawing.region_colour(0), drawing.region_colour(1)
     image = drawing.draw_layout([Region("a", Box(0.0, 0.0, 0.7, 1.0)), Region("b", Box(0.3, 0.0, 0.7, 1.0))], 400, 400)
     assert pixel(image, 200, 300) == pytest.approx(blended(blue, blended(red, drawing.PAPER)), abs=2)
+
+
+def test_preview_takes_its_size_from_the_regions():
+    regions = (Region("a", CORNER),)
+    for given, size, shape in [
+        ((0, 0), None, (512, 512)), ((0, 0), (320, 192), (192, 320)), ((64, 128), (320, 192), (128, 64)),
+        ((0, 0), (8192, 4096), (2048, 4096)),
+    ]:  # fmt: skip
+        known = regions if size is None else SizedRegions(regions, *size)
+        image, report = BoxwrightRegionsPreview.execute(known, *given).args
+        assert image.shape[1:3] == shape
+        if given == (0, 0) and size:
+            assert report.startswith(f"1 region on {size[0]} x {size[1]} pixels")
+    with pytest.raises(BoxwrightError, match="belong together"):
+        BoxwrightRegionsPreview.execute(regions, 64, 0)
 
 
 def test_mask_is_drawn_with_its_soft_edge():
