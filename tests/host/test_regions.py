@@ -1,6 +1,8 @@
 """BoxwrightRegions and BoxwrightRegionsPreview in the host: their contract, the host's own box nodes, the picture."""
 import asyncio
+import json
 import types
+from pathlib import Path
 
 import comfy.model_management
 import execution
@@ -17,6 +19,7 @@ from pack.nodes.regions import BoxwrightRegions
 from pack.nodes.regions_preview import BoxwrightRegionsPreview
 from pack.nodes.sized_regions import SizedRegions
 
+ROOT = Path(__file__).resolve().parents[2]
 SENT = {"regions_json": "", "width": 256, "height": 128, "phrases": ""}
 CORNER = Box(0.25, 0.25, 0.5, 0.5)
 
@@ -332,6 +335,13 @@ def test_colours_are_distinct_and_labels_readable():
     for colour in colours:
         light, dark = sorted((luminance(colour), luminance(drawing._ink(colour))), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_colours_and_ink_are_those_of_the_editor():
+    golden = json.loads((ROOT / "tests" / "golden" / "drawing.json").read_text("utf-8"))
+    assert ["#" + bytes(drawing.region_colour(index)).hex() for index in range(70)] == golden["palette"]
+    for colour, ink in golden["inks"]:
+        assert "#" + bytes(drawing._ink(tuple(bytes.fromhex(colour[1:])))).hex() == ink, colour
 
 
 @pytest.mark.parametrize("size", [(63, 512), (512, 4097)])
