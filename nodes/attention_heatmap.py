@@ -27,7 +27,9 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
             category=schema.CATEGORY,
             description="Draws where the picture attended to each phrase, over the picture: one row for each phrase, "
             "and in columns the mean, the moments of the run or the resolutions. Also a mask of where the phrases are.",
-            search_aliases=["attention map", "daam", "cross-attention", "visualize attention", "word heatmap"],
+            search_aliases=[
+                "attention map", "inspect attention", "daam", "cross-attention", "visualize attention", "word heatmap",
+            ],
             inputs=[
                 schema.record_input(),
                 schema.recorded_pictures_input(),

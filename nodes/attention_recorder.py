@@ -27,7 +27,9 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
             description="Records which words every part of the picture attends to, with any sampler, without changing "
             "the picture by a single bit. Look at the record with Attention Heatmap; turn it into a mask with Mask "
             "from Word.",
-            search_aliases=["attention map", "cross-attention", "daam", "heatmap", "attention visualizer"],
+            search_aliases=[
+                "attention map", "inspect attention", "cross-attention", "daam", "heatmap", "attention visualizer",
+            ],
             inputs=[
                 schema.model_input(),
                 io.String.Input(

@@ -28,7 +28,10 @@ class BoxwrightBoxConstraint(io.ComfyNode):
             description="Moves the latent so that each phrase is drawn in its box (BoxDiff, arXiv 2307.10816), with "
             "nearly any sampler. Costs about one more model call per step in the first half of the schedule. "
             "Stable Diffusion UNets only. While sampling, the node shows how far each phrase is from its box.",
-            search_aliases=["boxdiff", "attend and excite", "layout guidance", "bounding box", "ilgd", "place objects"],
+            search_aliases=[
+                "object placement", "boxdiff", "attend and excite", "layout guidance", "bounding box", "ilgd",
+                "place objects",
+            ],
             inputs=[
                 schema.model_input(),
                 schema.layout_input(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -18,6 +19,7 @@ from .parts.boxes import from_anything
 from .parts.boxes import to_bounding_boxes as pixel_boxes
 from .parts.drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
 from .parts.regions_json import parse_drawing, regions_to_json
+from .parts.sized_regions import SizedRegions
 from .regions import BoundingBoxes, Elements
 
 MAX_PICTURE = 8192  # pixels each way
@@ -42,7 +44,10 @@ class BoxwrightBoxEditor(io.ComfyNode):
             ),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,  # connected boxes shall appear even while nothing uses them
-            search_aliases=["draw boxes", "bounding box editor", "regional prompt", "region editor", "layout", "bbox"],
+            search_aliases=[
+                "box", "draw boxes", "layout to image", "place objects", "bounding box editor", "regional prompt",
+                "region editor", "layout", "bbox",
+            ],
             inputs=[
                 io.String.Input(
                     "regions_json",
@@ -104,12 +109,21 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 ),
             ],
             outputs=[
-                schema.Regions.Output("regions", tooltip="The boxes that are switched on, with their phrases."),
+                schema.Regions.Output(
+                    "regions", tooltip="The boxes that are switched on, with their phrases; prompt and size go along."
+                ),
                 io.String.Output("prompt", tooltip="The prompt, unchanged."),
                 BoundingBoxes.Output("bboxes", tooltip="The boxes in pixels of width x height, as one frame."),
                 io.Mask.Output("masks", tooltip="One mask per box, with its feather. Very many or very large ones "
                                                 "come at half the size or less."),
                 io.Image.Output("preview", tooltip="A picture of the layout."),
+                io.Int.Output("width", tooltip="The width, for whatever else needs it."),
+                io.Int.Output("height", tooltip="The height, for whatever else needs it."),
+                io.Latent.Output(
+                    "latent",
+                    tooltip="An empty latent of this size, one picture, for the sampler: it takes the shape of any "
+                    "image model there.",
+                ),
             ],
         )
 
@@ -140,13 +154,21 @@ class BoxwrightBoxEditor(io.ComfyNode):
             raise BoxwrightError(named.message)
         preview = draw_layout(regions, *preview_size(width, height), faded(image, image_opacity))
         return io.NodeOutput(
-            named,
+            SizedRegions(named, width, height, prompt) if isinstance(named, tuple) else named,
             prompt,
             pixel_boxes(regions, width, height),
             box_masks(regions, width, height) if regions else ExecutionBlocker(NOTHING_DRAWN),
             preview,
+            width,
+            height,
+            empty_latent(width, height),
             ui=messages,
         )
+
+
+def empty_latent(width: int, height: int) -> dict[str, Any]:
+    """What the host's Empty Latent Image makes: its samplers give it the channels and the grain of their model."""
+    return {"samples": torch.zeros(1, 4, height // 8, width // 8), "downscale_ratio_spacial": 8}
 
 
 def fingerprint(regions: Sequence[Region]) -> str:

@@ -10,6 +10,7 @@ from ..attention_patches.host.text import tokenizers
 from .parts import schema
 from .parts.checks import counted, shortened
 from .parts.phrases import texts_of
+from .parts.sized_regions import prompt_of
 
 MAX_SHOWN = 80  # characters of a phrase, or of the words found for it
 
@@ -28,14 +29,15 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
             search_aliases=["regional prompt", "clip text encode", "layout", "phrase grounding", "box prompt"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that will be patched."),
-                schema.Regions.Input("regions", tooltip="From Regions: what belongs where."),
+                schema.Regions.Input("regions", tooltip="From Box Editor or Regions: what belongs where."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip=(
                         "The whole picture in words, each region's phrase word for word among them. Emphasis such as "
-                        "(red:1.2) and embedding:name work as in CLIP Text Encode, here and in phrases."
+                        "(red:1.2) and embedding:name work as in CLIP Text Encode, here and in phrases. Empty = the "
+                        "prompt of the Box Editor that the regions come from."
                     ),
                 ),
                 io.Boolean.Input(
@@ -46,22 +48,33 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
                         "that names the closest words."
                     ),
                 ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    optional=True,
+                    tooltip="What must not be in the picture, for the negative output. Empty = nothing in particular.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="The encoded prompt. It carries the mark of this layout."),
                 schema.Layout.Output("layout", tooltip="The prompt, the regions, and which words each region owns."),
+                io.Conditioning.Output("negative", tooltip="negative_prompt encoded, as CLIP Text Encode does."),
             ],
         )
 
     @classmethod
-    def execute(cls, clip, regions, prompt, append_missing) -> io.NodeOutput:
+    def execute(cls, clip, regions, prompt, append_missing, negative_prompt="") -> io.NodeOutput:
+        prompt = prompt if prompt.strip() else prompt_of(regions)
         drawn = without_orders(prompt)[0]
         positive, layout = tokenizers.layout(clip, drawn, regions, append_missing)
         report = [
             ownership_report(layout, tokenizers.missing_phrases(clip, drawn, regions)),
             *tokenizers.text_notes(clip, [("The prompt", prompt), *texts_of(regions)]),
         ]
-        return io.NodeOutput(positive, layout, ui=ui.PreviewText("\n".join(report)))
+        negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_prompt))
+        return io.NodeOutput(positive, layout, negative, ui=ui.PreviewText("\n".join(report)))
 
 
 def ownership_report(layout: Layout, appended: list[str]) -> str:

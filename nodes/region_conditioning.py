@@ -26,7 +26,10 @@ class BoxwrightRegionConditioning(io.ComfyNode):
             description="The regions as ComfyUI's own conditioning (Conditioning Set Mask or Set Area, combined), for "
             "models that Region Prompt cannot patch, for a LoRA per region, and for comparison. Every region costs a "
             "pass of the model.",
-            search_aliases=["regional prompt", "conditioning set mask", "set area", "region", "regional lora"],
+            search_aliases=[
+                "regional prompt", "area", "conditioning set mask", "set area", "region", "regional lora",
+                "per region lora", "lora per region",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="Encodes the phrases of the regions."),
                 schema.Regions.Input("regions", tooltip="From Regions or Box Editor: what belongs where."),

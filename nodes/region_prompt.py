@@ -33,7 +33,8 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             "own encoded text. dense: the prompt's attention is modulated towards the layout (DenseDiffusion, arXiv "
             "2308.12964). What no region covers reads the prompt.",
             search_aliases=[
-                "regional prompt", "attention couple", "latent couple", "dense diffusion", "bounded attention",
+                "regional prompt", "regional prompter", "forge couple", "attention couple", "latent couple",
+                "dense diffusion", "bounded attention",
             ],
             inputs=[
                 schema.model_input(),

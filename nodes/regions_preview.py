@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from .box_editor import preview_size
 from .parts import schema
-from .parts.drawing import MAX_SIDE, MIN_SIDE, draw_layout
+from .parts.drawing import MAX_SIDE, draw_layout
 from .parts.layout_report import layout_report
+from .parts.sized_regions import size_of
 
 
 class BoxwrightRegionsPreview(io.ComfyNode):
@@ -26,17 +28,19 @@ class BoxwrightRegionsPreview(io.ComfyNode):
                 schema.Regions.Input("regions", tooltip="The regions to show."),
                 io.Int.Input(
                     "width",
-                    default=512,
-                    min=MIN_SIDE,
+                    default=0,
+                    min=0,
                     max=MAX_SIDE,
-                    tooltip="Width of the image to be generated, in pixels; the picture gets the same.",
+                    tooltip="Width of the image to be generated, in pixels; the picture gets the same. 0 = as the "
+                    "regions say: those of Box Editor know it, for others it is 512.",
                 ),
                 io.Int.Input(
                     "height",
-                    default=512,
-                    min=MIN_SIDE,
+                    default=0,
+                    min=0,
                     max=MAX_SIDE,
-                    tooltip="Height of the image to be generated, in pixels; the picture gets the same.",
+                    tooltip="Height of the image to be generated, in pixels; the picture gets the same. 0 = as the "
+                    "regions say: those of Box Editor know it, for others it is 512.",
                 ),
                 io.Image.Input(
                     "background",
@@ -52,7 +56,8 @@ class BoxwrightRegionsPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, regions, width, height, background=None) -> io.NodeOutput:
-        image = draw_layout(regions, width, height, background)
+        width, height = schema.given_size(width, height) or size_of(regions) or (512, 512)
+        image = draw_layout(regions, *preview_size(width, height), background)
         report = layout_report(regions, width, height)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
         return io.NodeOutput(image, report, ui=shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,7 +55,8 @@ def region_colour(index: int) -> Colour:
     """RGB of region `index` (from 0); 64 and more distinct colours, the first seven told apart by everyone."""
     tint = TINTS[index // len(OKABE_ITO) % len(TINTS)]
     goal = 255 if tint > 0 else 0
-    return tuple(round(part + (goal - part) * abs(tint)) for part in OKABE_ITO[index % len(OKABE_ITO)])
+    parts = OKABE_ITO[index % len(OKABE_ITO)]
+    return tuple(math.floor(part + (goal - part) * abs(tint) + 0.5) for part in parts)  # the editor rounds halves up
 
 
 def _own_colour(region: Region, index: int) -> Colour:
@@ -153,7 +155,8 @@ def _shared_pixels(a: Rectangle, b: Rectangle) -> int:
 
 
 def _ink(colour: Colour) -> Colour:
-    """Black or white, whichever contrasts more with `colour` (WCAG relative luminance; equal at 0.179)."""
-    linear = [(part / 255.0) ** 2.2 for part in colour]
+    """Black or white, whichever contrasts more with `colour` (WCAG 2.1: relative luminance and contrast)."""
+    parts = [part / 255.0 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+    return (0, 0, 0) if (luminance + 0.05) ** 2 >= 1.05 * 0.05 else (255, 255, 255)

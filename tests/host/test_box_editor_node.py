@@ -1,16 +1,21 @@
 """BoxwrightBoxEditor without a browser: what comes out, what is refused, and what the browser is told."""
 import json
 import re
+import types
 from pathlib import Path
 
+import comfy.sample
 import pytest
 import torch
+from comfy import latent_formats
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_mask import SolidMask
+from nodes import EmptyLatentImage
 from pack.attention_patches.core.types import Box, Region
 from pack.nodes import box_editor
 from pack.nodes.box_editor import BoxwrightBoxEditor
 from pack.nodes.parts import drawing, regions_json
+from pack.nodes.parts.sized_regions import prompt_of, size_of
 from test_regions import run_graph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +33,7 @@ def run(regions_json="", width=64, height=128, prompt="a red heart", image_opaci
 
 def test_the_outputs_say_what_was_drawn():
     drawn = text(HEART | {"strength": 0.5, "mine": 1}, STAR | {"enabled": False})
-    regions, prompt, pixels, masks, preview = run(drawn).args
+    regions, prompt, pixels, masks, preview = run(drawn).args[:5]
     assert regions == (Region("red heart", Box(0.25, 0.25, 0.5, 0.25), 0.5, {"mine": 1}),)
     assert prompt == "a red heart"
     assert [[{key: box[key] for key in ("x", "y", "width", "height")} for box in frame] for frame in pixels] == [
@@ -38,6 +43,27 @@ def test_the_outputs_say_what_was_drawn():
     expected[32:64, 16:48] = 1.0
     assert torch.equal(masks[0], expected)
     assert preview.shape == (1, 128, 64, 3) and preview.std() > 0.05
+
+
+def test_size_and_latent_are_those_of_the_picture():
+    args = run(text(HEART), width=136, height=64, prompt="a card").args
+    assert args[5:7] == (136, 64)
+    stock = EmptyLatentImage().generate(136, 64)[0]
+    assert args[7]["samples"].shape == stock["samples"].shape and not args[7]["samples"].any()
+    assert args[7]["downscale_ratio_spacial"] == stock.get("downscale_ratio_spacial", 8)
+    assert (size_of(args[0]), prompt_of(args[0])) == ((136, 64), "a card")
+
+
+@pytest.mark.parametrize("latent_format, shape", [
+    (latent_formats.SD15, (1, 4, 32, 16)), (latent_formats.Flux, (1, 16, 32, 16)),
+    (latent_formats.Wan21, (1, 16, 1, 32, 16)),
+    (latent_formats.Flux2, (1, 128, 16, 8)),
+])  # fmt: skip
+def test_the_hosts_samplers_give_the_latent_their_models_shape(latent_format, shape):
+    latent = run(text(HEART), width=128, height=256)[7]
+    model = types.SimpleNamespace(get_model_object=lambda name: latent_format())
+    fixed = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent["downscale_ratio_spacial"])
+    assert tuple(fixed.shape) == shape
 
 
 def test_the_outputs_fit_the_regions_node():
@@ -86,7 +112,7 @@ def test_the_image_shows_through_as_much_as_asked():
 ])
 def test_what_cannot_be_used_stops_whoever_uses_it(drawn, words):
     """Not the editor itself: the browser must still be told of boxes that came in without words."""
-    regions, _, _, _, preview = run(drawn).args
+    regions, _, _, _, preview = run(drawn).args[:5]
     assert isinstance(regions, ExecutionBlocker)
     assert re.search(words, regions.message), regions.message
     assert preview.shape == (1, 128, 64, 3)

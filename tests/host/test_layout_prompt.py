@@ -3,6 +3,7 @@ import nodes
 import pytest
 from pack.attention_patches.core.types import Box, BoxwrightError, Layout, Region
 from pack.nodes.layout_prompt import BoxwrightLayoutPrompt, ownership_report, runs_of
+from pack.nodes.sized_regions import SizedRegions
 
 CORNER = Box(0.0, 0.0, 0.5, 0.5)
 
@@ -23,9 +24,10 @@ def test_interface_is_kept():
     )
     assert [(i.id, i.get_io_type()) for i in schema.inputs] == [
         ("clip", "CLIP"), ("regions", "BOXWRIGHT_REGIONS"), ("prompt", "STRING"), ("append_missing", "BOOLEAN"),
+        ("negative_prompt", "STRING"),
     ]
     assert [(o.id, o.get_io_type()) for o in schema.outputs] == [
-        ("positive", "CONDITIONING"), ("layout", "BOXWRIGHT_LAYOUT"),
+        ("positive", "CONDITIONING"), ("layout", "BOXWRIGHT_LAYOUT"), ("negative", "CONDITIONING"),
     ]
     inputs = {i.id: i for i in schema.inputs}
     assert inputs["append_missing"].default is True
@@ -35,11 +37,26 @@ def test_interface_is_kept():
 
 def test_positive_goes_to_the_sampler_and_layout_to_the_methods(toy):
     output = run(toy[1], "a red circle and a blue star", ["red circle", "blue star"])
-    positive, layout = output.args
+    positive, layout, _ = output.args
     stock = nodes.CLIPTextEncode().encode(toy[1], "a red circle and a blue star")[0]
     assert (positive[0][0] == stock[0][0]).all()
     assert isinstance(layout, Layout) and positive[0][1]["boxwright_layout"] == layout.key
     assert [region.phrase for region in layout.regions] == ["red circle", "blue star"]
+
+
+def test_negative_is_what_clip_text_encode_makes(toy):
+    regions = (Region("red circle", CORNER),)
+    for words in ("", "a blue star"):
+        negative = BoxwrightLayoutPrompt.execute(toy[1], regions, "a red circle", True, words)[2]
+        stock = nodes.CLIPTextEncode().encode(toy[1], words)[0]
+        assert (negative[0][0] == stock[0][0]).all() and negative[0][1].keys() == stock[0][1].keys()
+
+
+def test_an_empty_prompt_is_that_of_the_box_editor(toy):
+    regions = SizedRegions((Region("red circle", CORNER),), 64, 64, "a red circle on paper")
+    for prompt, used in (("", "a red circle on paper"), ("a red circle", "a red circle")):
+        layout = BoxwrightLayoutPrompt.execute(toy[1], regions, prompt, True)[1]
+        assert layout.prompt.tokens.text == used
 
 
 def test_report_names_columns_words_and_what_was_appended(toy):

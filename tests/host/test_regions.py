@@ -1,6 +1,8 @@
 """BoxwrightRegions and BoxwrightRegionsPreview in the host: their contract, the host's own box nodes, the picture."""
 import asyncio
+import json
 import types
+from pathlib import Path
 
 import comfy.model_management
 import execution
@@ -15,7 +17,9 @@ from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes.parts import boxes, drawing
 from pack.nodes.regions import BoxwrightRegions
 from pack.nodes.regions_preview import BoxwrightRegionsPreview
+from pack.nodes.sized_regions import SizedRegions
 
+ROOT = Path(__file__).resolve().parents[2]
 SENT = {"regions_json": "", "width": 256, "height": 128, "phrases": ""}
 CORNER = Box(0.25, 0.25, 0.5, 0.5)
 
@@ -235,6 +239,21 @@ def test_later_regions_lie_on_top():
     assert pixel(image, 200, 300) == pytest.approx(blended(blue, blended(red, drawing.PAPER)), abs=2)
 
 
+def test_preview_takes_its_size_from_the_regions():
+    regions = (Region("a", CORNER),)
+    for given, size, shape in [
+        ((0, 0), None, (512, 512)), ((0, 0), (320, 192), (192, 320)), ((64, 128), (320, 192), (128, 64)),
+        ((0, 0), (8192, 4096), (2048, 4096)),
+    ]:  # fmt: skip
+        known = regions if size is None else SizedRegions(regions, *size)
+        image, report = BoxwrightRegionsPreview.execute(known, *given).args
+        assert image.shape[1:3] == shape
+        if given == (0, 0) and size:
+            assert report.startswith(f"1 region on {size[0]} x {size[1]} pixels")
+    with pytest.raises(BoxwrightError, match="belong together"):
+        BoxwrightRegionsPreview.execute(regions, 64, 0)
+
+
 def test_mask_is_drawn_with_its_soft_edge():
     ramp = torch.linspace(0.0, 1.0, 400).expand(400, 400)
     image = drawing.draw_layout([Region("a", ramp)], 400, 400)
@@ -316,6 +335,13 @@ def test_colours_are_distinct_and_labels_readable():
     for colour in colours:
         light, dark = sorted((luminance(colour), luminance(drawing._ink(colour))), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_colours_and_ink_are_those_of_the_editor():
+    golden = json.loads((ROOT / "tests" / "golden" / "drawing.json").read_text("utf-8"))
+    assert ["#" + bytes(drawing.region_colour(index)).hex() for index in range(70)] == golden["palette"]
+    for colour, ink in golden["inks"]:
+        assert "#" + bytes(drawing._ink(tuple(bytes.fromhex(colour[1:])))).hex() == ink, colour
 
 
 @pytest.mark.parametrize("size", [(63, 512), (512, 4097)])

@@ -3,11 +3,15 @@ import json
 from pathlib import Path
 
 import pytest
-from pack.attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError
+from pack.attention_patches.core.tokens import find_occurrences
+from pack.attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, Region
 from pack.nodes.parts import boxes, checks, layout_import, regions_json
 from pack.nodes.parts.layout_import import read_layout
+from pack.nodes.parts.layout_report import layout_report
 
-GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "layouts.json").read_text("utf-8"))
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
+DRAWING = json.loads((FOLDER / "drawing.json").read_text("utf-8"))
+GOLDEN = json.loads((FOLDER / "layouts.json").read_text("utf-8"))
 
 
 def text_of(case):
@@ -96,3 +100,15 @@ def test_the_regions_node_takes_such_a_text_and_names_its_boxes():
 def test_hostile_texts_are_refused_in_words(text):
     with refused("."):
         read_layout(text, 512, 512, "regions_json")
+
+
+@pytest.mark.parametrize("phrase, prompt, found", DRAWING["phrases"])
+def test_a_phrase_is_found_where_the_editor_finds_it(phrase, prompt, found):
+    assert bool(find_occurrences(prompt, phrase)) is found
+
+
+@pytest.mark.parametrize("case", DRAWING["coverage"])
+def test_a_layout_covers_what_the_editor_says(case):
+    regions = [Region(str(number), Box(*box)) for number, box in enumerate(case["boxes"])]
+    covered = f"Covered: {100 * case['covered']:.1f} % of the image"
+    assert covered in layout_report(regions, 512, 512).splitlines()[0]

@@ -5,7 +5,8 @@ const UNSPACED = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}\p{sc=Th
 
 /** Text without differences of case, width, composition and white space. */
 export function folded(text) {
-    return text.normalize("NFKD").toLowerCase().normalize("NFKD").replace(/\s+/gu, " ");
+    // Upper, then lower case: what Python's casefold does, so that "straße" is "strasse".
+    return text.normalize("NFKD").toUpperCase().toLowerCase().normalize("NFKD").replace(/\s+/gu, " ");
 }
 
 /** The prompt as the encoder reads it, more or less: without emphasis marks, weights and escapes. */

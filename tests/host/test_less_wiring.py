@@ -1,0 +1,123 @@
+"""The first picture with two things in two boxes: how many nodes and wires it takes, by hand and from a blueprint."""
+import json
+from pathlib import Path
+
+import pytest
+from browser import open_bench
+from test_wrong_input import CIRCLE, STAR, node, written
+from wb_demo import execute
+
+ROOT = Path(__file__).resolve().parents[2]
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+NEWCOMER = {
+    "checkpoint": node("CheckpointLoaderSimple", ckpt_name="toyworld.safetensors"),
+    "editor": node("BoxwrightBoxEditor", regions_json=written(CIRCLE, STAR), width=64, height=64, image_opacity=0.5,
+                   prompt="a red circle and a blue star"),
+    "prompt": node("BoxwrightLayoutPrompt", clip=["checkpoint", 1], regions=["editor", 0], prompt="",
+                   append_missing=True),
+    "method": node("BoxwrightRectifiedAttention", model=["checkpoint", 0], layout=["prompt", 1], strength=1.0,
+                   start=0.0, end=0.2, feather=0.1, resolutions="all", end_tokens="visible"),
+    "sampler": node("KSampler", model=["method", 0], positive=["prompt", 0], negative=["prompt", 2],
+                    latent_image=["editor", 7], seed=1, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
+                    denoise=1.0),
+    "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
+    "show": node("PreviewImage", images=["decode", 0]),
+}  # fmt: skip
+
+
+def wires(graph):
+    return sum(isinstance(value, list) for each in graph.values() for value in each["inputs"].values())
+
+
+def test_two_things_in_two_boxes_need_seven_nodes_and_no_number_twice(server):
+    assert (len(NEWCOMER), wires(NEWCOMER)) == (7, 11)
+    typed = [name for each in NEWCOMER.values() for name in each["inputs"] if name in ("width", "height")]
+    assert typed == ["width", "height"]
+    outputs = execute(server, NEWCOMER)
+    assert len(outputs["show"]["images"]) == 1
+
+
+def test_a_preview_of_the_layout_is_one_more_wire(server):
+    preview = node("BoxwrightRegionsPreview", regions=["editor", 0], width=0, height=0)
+    graph = {name: NEWCOMER[name] for name in ("editor",)} | {"preview": preview}
+    assert "on 64 x 64 pixels" in execute(server, graph)["preview"]["text"][0]
+
+
+# Blueprints
+
+
+def test_the_server_offers_the_blueprints(server):
+    offered = server.get_json("/global_subgraphs").values()
+    ours = {each["name"] for each in offered if each["info"]["node_pack"].endswith("boxwright")}
+    assert ours == {"Place objects", "Regional characters", "Change this keep that"} == {p.stem for p in BLUEPRINTS}
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_saved_as_its_nodes_declare_them(path, object_info):
+    """Sockets inside by name and type, outputs by place, promoted widgets by name: nothing else notices a renaming."""
+    blueprint = json.loads(path.read_text("utf-8"))
+    (face,) = blueprint["nodes"]
+    (inside,) = blueprint["definitions"]["subgraphs"]
+    assert face["type"] == inside["id"]
+    assert [(slot["name"], slot["type"]) for slot in face["inputs"]] == [
+        (slot["name"], slot["type"]) for slot in inside["inputs"]]
+    nodes = {each["id"]: each for each in inside["nodes"]}
+    for each in nodes.values():
+        info = object_info[each["type"]]
+        declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        sockets = {name for name, spec in declared.items() if not (len(spec) > 1 and spec[1].get("socketless"))}
+        assert {slot["name"] for slot in each["inputs"]} == sockets, each["type"]
+        for slot in each["inputs"]:
+            kind = declared[slot["name"]][0]
+            assert slot["type"] == ("COMBO" if isinstance(kind, list) else kind), (each["type"], slot["name"])
+        assert [slot["type"] for slot in each["outputs"]] == info["output"][: len(each["outputs"])]
+    for link in inside["links"]:
+        origin = inside["inputs"] if link["origin_id"] == -10 else nodes[link["origin_id"]]["outputs"]
+        target = inside["outputs"] if link["target_id"] == -20 else nodes[link["target_id"]]["inputs"]
+        assert origin[link["origin_slot"]]["type"] == target[link["target_slot"]]["type"] == link["type"]
+    for number, name in face["properties"]["proxyWidgets"]:
+        info = object_info[nodes[int(number)]["type"]]["input"]
+        assert name in {**info.get("required", {}), **info.get("optional", {})}, name
+
+
+@pytest.fixture(scope="module", params=["pinned", "newest"])
+def page(request, chromium):
+    server = request.getfixturevalue("server" if request.param == "pinned" else "newest_server")
+    with open_bench(chromium, server.url, False) as bench:
+        yield bench.page, server
+
+
+PUT = """async (blueprint) => {
+    await app.loadGraphData(blueprint, true, false, app.extensionManager.workflow.activeWorkflow);
+    const face = app.graph.nodes.find((node) => node.isSubgraphNode?.());
+    const made = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+    const input = (node, name) => node.inputs.findIndex((slot) => slot.name === name);
+    const join = (from, slot, to, name) => from.connect(slot, to, input(to, name));
+    const checkpoint = made("CheckpointLoaderSimple"), sampler = made("KSampler");
+    const decode = made("VAEDecode"), show = made("PreviewImage");
+    const set = (node, name, value) => { node.widgets.find((widget) => widget.name === name).value = value; };
+    set(sampler, "steps", 2);
+    for (const [name, value] of Object.entries(window.drawn)) set(face, name, value);
+    join(checkpoint, 0, face, "model"); join(checkpoint, 1, face, "clip");
+    join(face, 0, sampler, "model"); join(face, 1, sampler, "positive"); join(face, 2, sampler, "negative");
+    join(face, 3, sampler, "latent_image"); join(sampler, 0, decode, "samples");
+    join(checkpoint, 2, decode, "vae"); join(decode, 0, show, "images");
+    const links = app.graph.links.size ?? Object.keys(app.graph.links).length;
+    return { nodes: app.graph.nodes.length, links, prompt: (await app.graphToPrompt()).output };
+}"""
+
+
+@pytest.mark.every_version
+@pytest.mark.parametrize("name", ["Place objects", "Regional characters"])
+def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, name):
+    page, server = page
+    drawn = {name: NEWCOMER["editor"]["inputs"][name] for name in ("regions_json", "width", "height", "prompt")}
+    page.evaluate("(drawn) => { window.drawn = drawn; }", drawn)
+    made = page.evaluate(PUT, json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8")))
+    assert (made["nodes"], made["links"]) == (5, 9)
+    graph = {key: each | {"_meta": {"title": each["class_type"]}} for key, each in made["prompt"].items()}
+    (editor,) = [each["inputs"] for each in graph.values() if each["class_type"] == "BoxwrightBoxEditor"]
+    assert drawn.items() <= editor.items()
+    outputs = execute(server, graph)
+    (show,) = [key for key, each in graph.items() if each["class_type"] == "PreviewImage"]
+    assert len(outputs[show]["images"]) == 1
