@@ -3,7 +3,7 @@ import json
 
 import pytest
 from browser import box, editor_node, run
-from test_box_editor_page import node
+from test_box_editor_page import node, pixel
 
 NEAR = 0.006
 ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
@@ -446,3 +446,61 @@ def test_a_run_without_a_box_marks_the_editor_and_boxes_without_words_appear_in_
     assert kind == "execution_error" and "nothing is written there" in words
     bench.page.wait_for_timeout(500)
     assert bench.rects() == [[0, 0, 1, 1]], "what came in is there to be named"
+
+
+# Pictures behind the boxes
+
+
+DROP = """async ([selector, name, kind, color]) => {
+    const canvas = new OffscreenCanvas(64, 64), context = canvas.getContext("2d"), data = new DataTransfer();
+    context.fillStyle = color;
+    context.fillRect(0, 0, 64, 64);
+    data.items.add(new File([kind === "image/png" ? await canvas.convertToBlob() : "words"], name, { type: kind }));
+    const target = editorOf(1).element.querySelector(selector);
+    for (const type of ["dragenter", "dragover", "drop"]) {
+        target.dispatchEvent(new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true }));
+    }
+}"""
+
+
+@pytest.mark.every_version
+def test_a_dropped_image_lies_behind_the_boxes_and_makes_no_node(bench):
+    bench.load(editor_node([ONE]))
+    bench.page.evaluate(DROP, [".bw-canvas", "blue.png", "image/png", "#0000ff"])
+    bench.page.wait_for_timeout(1200)
+    assert bench.page.evaluate("app.graph.nodes.length") == 1
+    blue = pixel(bench, 0.9, 0.1)
+    assert blue[2] > 120 and blue[0] < 60, blue
+    kept = bench.page.evaluate("nodeOf(1).serialize().properties['boxwright.view']")
+    assert kept["behind"] == "file" and kept["file"]["subfolder"] == "boxwright" and kept["file"]["type"] == "input"
+    bench.button("view").click()
+    bench.part('.bw-menu input[type="range"]').fill("1")
+    bench.frames()
+    assert pixel(bench, 0.9, 0.1)[2] > 250 and bench.page.evaluate(
+        "nodeOf(1).widgets.find((widget) => widget.name === 'image_opacity').value") == 1
+    bench.press("Escape")
+    bench.page.evaluate(DROP, [".bw-canvas", "words.txt", "text/plain", ""])
+    bench.page.wait_for_timeout(400)
+    assert bench.page.evaluate("app.graph.nodes.length") == 1 and pixel(bench, 0.9, 0.1)[2] > 250
+
+
+@pytest.mark.one_renderer
+def test_a_pinned_part_stays_while_the_picture_behind_changes(bench):
+    bench.load(editor_node([ONE, TWO]))
+    bench.page.evaluate(DROP, [".bw-canvas", "blue.png", "image/png", "#0000ff"])
+    bench.page.wait_for_timeout(900)
+    bench.row(0, ".bw-icon >> nth=2").click()
+    bench.page.evaluate(DROP, [".bw-canvas", "green.png", "image/png", "#00ff00"])
+    bench.page.wait_for_timeout(1200)
+    bench.mouse.move(*bench.place(0.95, 0.05))
+    pinned, other = pixel(bench, 0.45, 0.45), pixel(bench, 0.95, 0.05)
+    assert pinned[2] > pinned[1] + 30 and other[1] > other[2] + 60
+    bench.shot("pinned")
+    bench.mouse.move(*bench.place(0.45, 0.45))
+    new = pixel(bench, 0.45, 0.45)
+    assert new[1] > new[2] + 30, "under the pointer, the new picture shows"
+    bench.mouse.move(*bench.place(0.95, 0.05))
+    bench.row(0, ".bw-icon >> nth=2").click()
+    bench.mouse.move(*bench.place(0.95, 0.05))
+    new = pixel(bench, 0.45, 0.45)
+    assert new[1] > new[2] + 30
