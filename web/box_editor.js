@@ -434,7 +434,9 @@ function watchRefusals() {
             graph = node?.subgraph;
         }
         const widget = node?.widgets?.find((each) => each.name === DRAWING && each.editor);
-        if (widget) takeOutput(widget.editor, node, detail.output);
+        if (!widget) return;
+        takeOutput(widget.editor, node, detail.output);
+        widget.editor.host.notify(String(detail.refusal)); // some frontends say no more than that a node failed
     });
 }
 

@@ -6,7 +6,7 @@
 //   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
 
 import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
-import { coverage, unfilledGrids } from "./model/geometry.js";
+import { ATTENTION_CELLS, coverage, unfilledGrids } from "./model/geometry.js";
 import {
     added, canRedo, canUndo, duplicated, followed, freePlace, hasRoom, newHistory, option, pasted, present, presentText,
     remembered, removed, selected, split, stateOf, withBackground,
@@ -288,8 +288,9 @@ export class BoxEditor {
     warning(box, index, prompt, size) {
         if (!box.phrase.trim()) return this.t("flagEmpty", { number: index + 1 });
         if (prompt?.trim() && !this.isInPrompt(box.phrase, prompt)) return this.t("flagMissing", { phrase: box.phrase });
-        const grids = unfilledGrids(box, size).map((grid) => grid.join(" × ")).join(", ");
-        return grids ? this.t("flagSmall", { phrase: box.phrase, grids }) : "";
+        const grids = unfilledGrids(box, size);
+        if (grids.length < ATTENTION_CELLS.length) return ""; // one of the grids sees it
+        return this.t("flagSmall", { phrase: box.phrase, grids: grids.map((grid) => grid.join(" × ")).join(", ") });
     }
 
     /** Remembered per phrase: sixty boxes are asked for at every move of the pointer. */
