@@ -150,7 +150,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
             messages["boxwright_image"] = ui.PreviewImage(image[:1], cls=cls).as_dict()["images"]
         named = named_or_blocked(regions, drawing.count)
         if isinstance(named, ExecutionBlocker) and is_used(cls.hidden):
-            tell_browser(cls.hidden.unique_id, messages)  # what came in must be seen there to be mended
+            tell_browser(cls.hidden.unique_id, messages, named.message)  # what came in must be seen to be mended
             raise BoxwrightError(named.message)
         preview = draw_layout(regions, *preview_size(width, height), faded(image, image_opacity))
         return io.NodeOutput(
@@ -176,11 +176,12 @@ def fingerprint(regions: Sequence[Region]) -> str:
     return hashlib.sha256(regions_to_json(regions).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def tell_browser(unique_id: str, messages: dict) -> None:
-    """What a node that ends well would tell by itself; nothing where there is no server."""
+def tell_browser(unique_id: str, messages: dict, refusal: str) -> None:
+    """What a node that ends well would tell by itself, and why it does not; nothing where there is no server."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
-        server.send_sync("boxwright.output", {"node": unique_id, "output": messages}, server.client_id)
+        told = {"node": unique_id, "output": messages, "refusal": refusal}
+        server.send_sync("boxwright.output", told, server.client_id)
 
 
 def is_used(hidden: io.HiddenHolder | None) -> bool:

@@ -12,15 +12,18 @@ const NODE = "BoxwrightBoxEditor";
 const WIDGET = "BOXWRIGHT_BOX_EDITOR"; // the type of its drawing's widget, as nodes/box_editor.py names it
 const DRAWING = "regions_json";
 const VIEW = "boxwright.view"; // node property: how the editor shows things; Python needs none of it
+const UPLOADS = "boxwright"; // folder of images dropped on an editor
 const HEARTBEAT = 500; // ms: changes that come without an event, such as the zoom or a theme
 const START_SIZE = [820, 760];
 const MIN_HEIGHT = 420;
 const PROMPT_HEIGHT = 76; // the most that the prompt's text takes of the node: what is left is the canvas's
 const MAX_HISTORIES = 64; // nodes whose steps are remembered
+const MAX_PINNED = 8; // nodes whose pins are remembered
 const AFTERLIFE = 3000; // ms: how long the host may take to put a new node in the place of an old one
 const FRAMES = 20; // the same for its element
 
 const histories = new Map(); // node of a graph -> history; outlives the node, which the host's undo makes anew
+const pins = new Map(); // the same -> the parts of pictures that are pinned there
 const editors = new Set();
 const owners = new WeakMap(); // element -> the node and editor that it belongs to
 const pictures = new Pictures(() => editors.forEach((each) => each.beat()));
@@ -275,6 +278,16 @@ function hostOf(node, name, access) {
             if (source === "file") return file && pictures.at(addressOf(file));
             return source === "last" ? lastPicture : inputPicture(inner());
         },
+        setOpacity: (value) => {
+            const widget = inner()?.widgets?.find((each) => each.name === "image_opacity");
+            if (!widget) return;
+            widget.value = value;
+            widget.callback?.(value);
+            node.graph?.setDirtyCanvas?.(true, true);
+        },
+        upload,
+        fileAt,
+        pins: () => pinsOf(keyOf(node, { host: { name } })),
         view: () => node.properties?.[VIEW],
         setView: (view) => {
             if (Object.keys(view).length) node.properties[VIEW] = view;
@@ -309,20 +322,32 @@ function factsOf(inner, node, name) {
     if (prompt) sources.push({ key: "prompt", title: prompt.title, how: "input" });
     const boxes = inner && wired(inner, "boxes");
     if (boxes) sources.push({ key: "boxes", title: boxes.title, how: "input" });
-    const told = prompt ? prompt.value : value("prompt");
+    const told = prompt ? prompt.value : value("prompt"), opacity = inner && wired(inner, "image_opacity");
+    if (opacity) sources.push({ key: "opacity", title: opacity.title, how: "input" });
     return {
         width, height, sources,
         prompt: typeof told === "string" ? told : null,
-        opacity: Math.max(0, Math.min(1, Number(value("image_opacity")) || 0)),
+        opacity: Math.max(0, Math.min(1, Number(opacity?.value ?? value("image_opacity")) || 0)),
         drawingFrom: wired(node, name)?.title ?? null,
     };
 }
 
 /** The nodes that were edited last are remembered. */
 function keepHistory(key, history) {
-    histories.delete(key);
-    histories.set(key, history);
-    if (histories.size > MAX_HISTORIES) histories.delete(histories.keys().next().value);
+    keepLast(histories, key, history, MAX_HISTORIES);
+}
+
+/** The parts of pictures that were pinned in an editor, box id -> {image, x, y, width, height}. */
+function pinsOf(key) {
+    if (!pins.has(key)) keepLast(pins, key, new Map(), MAX_PINNED);
+    return pins.get(key);
+}
+
+/** Set a key, and forget the ones that were set longest ago. */
+function keepLast(map, key, value, count) {
+    map.delete(key);
+    map.set(key, value);
+    if (map.size > count) map.delete(map.keys().next().value);
 }
 
 function keyOf(node, { host }) {
@@ -367,6 +392,25 @@ function inputPicture(node) {
     return output ? pictures.at(addressOf(output)) : null;
 }
 
+/** Put an image file on the server, in a folder of its own among the inputs: {filename, subfolder, type}, or null. */
+async function upload(file) {
+    const body = new FormData();
+    body.append("image", file);
+    body.append("subfolder", UPLOADS);
+    const answer = await api.fetchApi("/upload/image", { method: "POST", body });
+    if (answer.status !== 200) return null;
+    const { name, subfolder, type } = await answer.json();
+    return { filename: name, subfolder, type };
+}
+
+/** The file that an address of this server shows, or null. */
+function fileAt(address) {
+    const url = URL.canParse?.(address) ? new URL(address) : null;
+    if (url?.origin !== location.origin || !url.pathname.endsWith("/view")) return null;
+    const { filename, subfolder = "", type = "output" } = Object.fromEntries(url.searchParams);
+    return filename ? { filename, subfolder, type } : null;
+}
+
 function watchPictures() {
     let address = null;
     api.addEventListener("b_preview", ({ detail }) => {
@@ -390,7 +434,9 @@ function watchRefusals() {
             graph = node?.subgraph;
         }
         const widget = node?.widgets?.find((each) => each.name === DRAWING && each.editor);
-        if (widget) takeOutput(widget.editor, node, detail.output);
+        if (!widget) return;
+        takeOutput(widget.editor, node, detail.output);
+        widget.editor.host.notify(String(detail.refusal)); // some frontends say no more than that a node failed
     });
 }
 

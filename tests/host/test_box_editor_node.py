@@ -160,8 +160,8 @@ def test_the_node_to_mend_is_the_one_that_is_marked(monkeypatch, tmp_path, drawn
     _, messages = run_graph(monkeypatch, tmp_path, graph, BoxwrightBoxEditor, SolidMask)
     kind, said = messages[-1]
     assert kind == "execution_error" and said["node_id"] == "1" and words in said["exception_message"]
-    [(number, output)] = heard
-    assert number == "1" and ("boxwright_upstream" in output) == bool(sockets)
+    [(number, output, refusal)] = heard
+    assert number == "1" and words in refusal and ("boxwright_upstream" in output) == bool(sockets)
 
 
 def test_an_editor_whose_boxes_nobody_takes_may_be_empty(monkeypatch, tmp_path):

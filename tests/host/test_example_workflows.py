@@ -95,6 +95,13 @@ def test_workflow_runs_and_the_patch_changes_the_pictures(path, server, object_i
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_notes_can_be_read_in_both_renderers(path):
+    """Nodes 2.0 sets code in dark blue on dark grey."""
+    notes = [each["widgets_values"][0] for each in load_workflow(path)["nodes"] if each["type"] == "MarkdownNote"]
+    assert notes and not any("`" in note for note in notes)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_uses_the_toy_model_and_says_what_it_shows(path):
     nodes = load_workflow(path)["nodes"]
     assert [n["widgets_values"] for n in nodes if n["type"] == "CheckpointLoaderSimple"] == [["toyworld.safetensors"]]

@@ -35,9 +35,10 @@ export class BoxList {
     }
 
     fill(row, box, index, isSelected, flag) {
-        const { shown } = row;
-        if (shown.box === box && shown.index === index && shown.isSelected === isSelected && shown.flag === flag) return;
-        row.shown = { box, index, isSelected, flag };
+        const { shown } = row, isPinned = this.editor.host.pins().has(box.id);
+        if (shown.box === box && shown.index === index && shown.isSelected === isSelected && shown.flag === flag
+            && shown.isPinned === isPinned) return;
+        row.shown = { box, index, isSelected, flag, isPinned };
         const { t } = this.editor, number = index + 1, color = boxColor(box, index);
         row.node.classList.toggle("bw-selected", isSelected);
         row.node.classList.toggle("bw-off", !option(box, "enabled"));
@@ -51,6 +52,7 @@ export class BoxList {
         row.enabled.checked = option(box, "enabled");
         label(row.enabled, t("enabledOf", { number }), t("enabled"));
         this.setIcon(row.hidden, option(box, "hidden") ? "eyeOff" : "eye", option(box, "hidden"), "show", "hide");
+        this.setIcon(row.pinned, "pin", isPinned, "unpin", "pin");
         this.setIcon(row.locked, option(box, "locked") ? "lock" : "unlock", option(box, "locked"), "unlock", "lock");
     }
 
@@ -78,9 +80,10 @@ export class BoxList {
         const enabled = element("input", { type: "checkbox", class: "bw-check", on: { change: flip("enabled") } });
         const hidden = element("button", { type: "button", class: "bw-icon", on: { click: flip("hidden") } });
         const locked = element("button", { type: "button", class: "bw-icon", on: { click: flip("locked") } });
-        const node = element("li", { class: "bw-row" }, [chip, phrase, enabled, hidden, locked]);
+        const pinned = element("button", { type: "button", class: "bw-icon", on: { click: () => editor.pin(id) } });
+        const node = element("li", { class: "bw-row" }, [chip, phrase, enabled, hidden, locked, pinned]);
         this.makeMovable(chip, id);
-        return { node, chip, phrase, enabled, hidden, locked, shown: {} };
+        return { node, chip, phrase, enabled, hidden, locked, pinned, shown: {} };
     }
 
     /** The chip selects on a click, moves its row on a drag, and by Alt with the arrows. */

@@ -322,6 +322,10 @@ export class Stage {
         if (!event.clipboardData || this.editor.problem) return;
         event.preventDefault();
         event.stopPropagation();
+        if (event.type === "paste" && [...event.clipboardData.files].some((file) => file.type.startsWith("image/"))) {
+            this.editor.takeImage([...event.clipboardData.files]);
+            return;
+        }
         if (event.type === "paste") {
             this.editor.paste(event.clipboardData.getData("text/plain"));
             return;
@@ -454,7 +458,7 @@ export class Stage {
             boxes: state.boxes, selection: state.selection, size, ratio: this.ratio,
             canvas: { width: this.canvas.offsetWidth, height: this.canvas.offsetHeight },
             area: this.area, theme: THEMES[this.editor.theme], picture: this.editor.picture(), opacity: facts.opacity,
-            grid: view.grid,
+            grid: view.grid, pins: this.editor.host.pins(),
             gaps: view.gaps ? this.editor.coverage().gaps : null, flags: this.editor.flags(),
             draft: this.shown?.draft, marquee: this.shown?.marquee, guides: this.shown?.guides, hover: this.hover,
             editing: this.input?.id,

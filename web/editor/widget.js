@@ -1,11 +1,12 @@
 // The editor as an element: toolbar, canvas, list, fields. It knows its host only through the object it is given:
 // { t, name, read() -> text, write(text), settle(), undo(), redo(), facts() -> {width, height, prompt: text or null,
 //   opacity, sources: [{key, title, how}], drawingFrom: title or null}, picture(source, file) -> image or null,
-//   view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
+//   setOpacity(number), upload(file) -> promise of {filename, subfolder, type} or null, fileAt(address) -> the same or null,
+//   pins() -> Map, view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
 //   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
 
 import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
-import { coverage, unfilledGrids } from "./model/geometry.js";
+import { ATTENTION_CELLS, coverage, unfilledGrids } from "./model/geometry.js";
 import {
     added, canRedo, canUndo, duplicated, followed, freePlace, hasRoom, newHistory, option, pasted, present, presentText,
     remembered, removed, selected, split, stateOf, withBackground,
@@ -18,7 +19,8 @@ import { Stage } from "./stage.js";
 import { STYLE } from "./view/style.js";
 import { DEFAULT_VIEW, GRIDS, keptView, viewOf } from "./model/view.js";
 
-const SOURCES = { width: "sourceWidth", height: "sourceHeight", prompt: "sourcePrompt", boxes: "sourceBoxes" };
+const PINNED = 768; // pixels: the longer side of what is kept of a picture
+const SOURCES = { width: "sourceWidth", height: "sourceHeight", prompt: "sourcePrompt", boxes: "sourceBoxes", opacity: "opacity" };
 const ARRANGEMENTS = {
     columns2: [2, 1], columns3: [3, 1], rows2: [1, 2], rows3: [1, 3], grid22: [2, 2], grid33: [3, 3],
 };
@@ -63,6 +65,7 @@ export class BoxEditor {
             if (!command || ["c", "v", "x", "a"].includes(event.key.toLowerCase())) event.stopPropagation();
         });
         for (const type of ["copy", "cut", "paste"]) this.element.addEventListener(type, (event) => event.stopPropagation());
+        for (const type of ["dragover", "drop"]) this.element.addEventListener(type, (event) => this.dropped(event));
         for (const type of ["pointerenter", "focusin"]) this.element.addEventListener(type, () => this.sync());
         this.element.addEventListener("focusout", (event) => {
             if (!this.element.contains(event.relatedTarget)) this.closeMenus();
@@ -198,6 +201,38 @@ export class BoxEditor {
         }
     }
 
+    /** An image dropped here lies behind the boxes; the host would make a node of it. */
+    dropped(event) {
+        const { dataTransfer } = event;
+        if (!["Files", "text/uri-list"].some((type) => dataTransfer?.types.includes(type))) return;
+        event.preventDefault();
+        event.stopPropagation();
+        if (event.type === "drop") this.takeImage([...dataTransfer.files], dataTransfer.getData("text/uri-list"));
+    }
+
+    /** Put the first image among files, or the one at an address of the server, behind the boxes. */
+    async takeImage(files, address = "") {
+        const image = files.find((each) => each.type.startsWith("image/"));
+        try {
+            const file = image ? await this.host.upload(image) : this.host.fileAt(address);
+            if (!file) throw new Problem("noImage");
+            this.setView({ behind: "file", file });
+        } catch (error) {
+            console.warn("Boxwright:", error);
+            this.host.notify(this.t("noImage"));
+        }
+    }
+
+    /** Keep what the picture shows in a box, to be compared with the next one; or let it go. */
+    pin(id) {
+        const pins = this.host.pins(), picture = this.picture(), box = this.box(id);
+        for (const each of pins.keys()) if (!this.box(each)) pins.delete(each);
+        if (pins.delete(id)) this.say("unpinned");
+        else if (!picture) this.host.notify(this.t("nothingToPin"));
+        else pins.set(id, cutOut(picture, box));
+        this.render();
+    }
+
     setView(change) {
         this.host.setView(keptView({ ...this.view, ...change }));
         this.sync();
@@ -257,8 +292,9 @@ export class BoxEditor {
     warning(box, index, prompt, size) {
         if (!box.phrase.trim()) return this.t("flagEmpty", { number: index + 1 });
         if (prompt?.trim() && !this.isInPrompt(box.phrase, prompt)) return this.t("flagMissing", { phrase: box.phrase });
-        const grids = unfilledGrids(box, size).map((grid) => grid.join(" × ")).join(", ");
-        return grids ? this.t("flagSmall", { phrase: box.phrase, grids }) : "";
+        const grids = unfilledGrids(box, size);
+        if (grids.length < ATTENTION_CELLS.length) return ""; // one of the grids sees it
+        return this.t("flagSmall", { phrase: box.phrase, grids: grids.map((grid) => grid.join(" × ")).join(", ") });
     }
 
     /** Remembered per phrase: sixty boxes are asked for at every move of the pointer. */
@@ -430,6 +466,17 @@ export class BoxEditor {
 
     viewItems() {
         const { t } = this;
+        const fade = () => {
+            this.host.setOpacity(Number(this.opacity.value));
+            this.sync();
+        };
+        this.opacity = element("input", { type: "range", min: 0, max: 1, step: 0.05, "aria-label": t("opacity"), on: {
+            input: fade,
+            change: () => {
+                fade();
+                this.host.settle();
+            },
+        } });
         const check = (key, words) => {
             const input = element("input", { type: "checkbox", "data-view": key, on: {
                 change: () => this.setView({ [key]: input.checked }),
@@ -452,8 +499,9 @@ export class BoxEditor {
             check("gaps", "showGaps"),
             choice("grid", "grid", GRIDS.map((grid) => [String(grid), grid ? t("pixels", { count: grid }) : t("gridOff")]), Number),
             choice("behind", "behind", [
-                ["input", t("behindInput")], ["last", t("behindLast")], ["nothing", t("behindNothing")],
+                ["input", t("behindInput")], ["last", t("behindLast")], ["file", t("behindFile")], ["nothing", t("behindNothing")],
             ], String),
+            element("label", { class: "bw-item" }, [element("span", { text: t("opacity") }), this.opacity]),
             action("copyJson", () => this.copyOut(this.clipboardText())),
             action("pasteJson", () => this.pasteIn()),
         ];
@@ -500,6 +548,11 @@ export class BoxEditor {
             if (input.type === "checkbox") input.checked = value;
             else input.value = String(value);
         }
+        this.opacity.value = String(this.facts.opacity);
+        this.opacity.disabled = this.facts.sources.some(({ key }) => key === "opacity");
+        const file = this.element.querySelector('option[value="file"]');
+        file.disabled = !this.view.file;
+        file.title = this.view.file?.filename ?? "";
     }
 
     toolbarChanged() {
@@ -516,6 +569,17 @@ export class BoxEditor {
 /** The same object as long as the same node sends the drawing. */
 function linkedProblem(problem, title) {
     return problem?.key === "drawingFrom" && problem.values.title === title ? problem : new Problem("drawingFrom", { title });
+}
+
+/** What a picture shows in a box, as {image, x, y, width, height}: a copy that is no larger than it need be. */
+function cutOut(picture, { x, y, width, height }) {
+    const across = picture.naturalWidth, down = picture.naturalHeight;
+    const scale = Math.min(1, PINNED / Math.max(width * across, height * down));
+    const image = element("canvas", {
+        width: Math.max(1, Math.round(width * across * scale)), height: Math.max(1, Math.round(height * down * scale)),
+    });
+    image.getContext("2d").drawImage(picture, x * across, y * down, width * across, height * down, 0, 0, image.width, image.height);
+    return { image, x, y, width, height };
 }
 
 function gap() {

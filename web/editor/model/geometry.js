@@ -3,7 +3,7 @@
 import { MIN_SIZE } from "./json.js";
 
 export const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
-const ATTENTION_CELLS = [64, 32]; // pixels per cell on the coarsest grids of SD models; see nodes/layout_report.py
+export const ATTENTION_CELLS = [64, 32]; // pixels per cell on the coarsest grids of SD models; see nodes/layout_report.py
 const DIGITS = 1e6;
 
 export const right = (box) => box.x + box.width;

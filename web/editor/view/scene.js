@@ -25,13 +25,15 @@ export function imageArea(width, height, image) {
 
 /**
  * scene = { boxes, selection, size: image pixels, canvas: CSS pixels, area: where the image lies on it, ratio: device
- *   pixels per CSS pixel, theme, picture, opacity, grid, gaps, flags: Map id -> text of a warning, draft, marquee, guides, hover }
+ *   pixels per CSS pixel, theme, picture, opacity, pins: Map id -> {image, x, y, width, height}, grid, gaps, flags:
+ *   Map id -> text of a warning, draft, marquee, guides, hover }
  */
 export function drawScene(context, scene) {
     const { area } = scene;
     context.setTransform(scene.ratio, 0, 0, scene.ratio, 0, 0);
     context.clearRect(0, 0, scene.canvas.width, scene.canvas.height);
     drawPaper(context, scene, area);
+    drawPins(context, scene);
     const frames = scene.boxes.map((box) => frameOf(box, area, scene.ratio));
     scene.boxes.forEach((box, index) => {
         if (!option(box, "hidden")) drawBox(context, scene, box, index, frames[index]);
@@ -64,6 +66,19 @@ function drawPaper(context, { theme, picture, opacity, grid, size }, area) {
     context.strokeStyle = theme.line;
     context.lineWidth = 1;
     context.strokeRect(area.x - 0.5, area.y - 0.5, area.width + 1, area.height + 1);
+}
+
+/** What was pinned lies over the picture, except under the pointer: there the new one can be compared. */
+function drawPins(context, { pins, opacity, hover, area, ratio, theme }) {
+    for (const [id, { image, ...rect }] of pins) {
+        if (id === hover) continue;
+        const frame = frameOf(rect, area, ratio);
+        context.fillStyle = theme.paper;
+        context.fillRect(frame.x, frame.y, frame.width, frame.height);
+        context.globalAlpha = opacity;
+        context.drawImage(image, frame.x, frame.y, frame.width, frame.height);
+        context.globalAlpha = 1;
+    }
 }
 
 function drawGrid(context, theme, grid, size, area) {
