@@ -19,7 +19,7 @@ from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
 from .guidance import steps as guidance
 from .guidance.gradient import refuse_without_gradient
-from .run.run import RUN, WRAPPER, Run
+from .run.run import WRAPPER, Run
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
@@ -51,7 +51,6 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     if any(guide.moves == "prediction" for guide in guides):
         _wrap(patched, WrappersMP.PREDICT_NOISE, guidance.predict_with_moves)
     _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
-    _wrap(patched, WrappersMP.PREDICT_NOISE, _predict_at_any_size)
     return patched
 
 
@@ -77,11 +76,3 @@ def _sample_with_edits(
     result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result
-
-
-def _predict_at_any_size(executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kw: Any) -> Any:
-    """PREDICT_NOISE wrapper: the latent as the sampler has it now."""
-    run = model_options["transformer_options"].get(RUN)
-    if run is not None:
-        run.sees(x)
-    return executor(x, timestep, model_options, *args, **kw)

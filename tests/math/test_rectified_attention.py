@@ -179,7 +179,7 @@ def test_own_end_tokens_hold_the_regions_own_encoding():
 
 def test_own_end_tokens_need_one_for_each():
     full = layout([LEFT, RIGHT], OWNED, WORDS, length=10)  # one end token and one padding for three owners
-    with pytest.raises(BoxwrightError, match="leaves 2 end and padding tokens, but 2 regions"):
+    with pytest.raises(BoxwrightError, match="leaves 2 end or padding tokens, but 2 regions"):
         published_but(end_tokens="own").edits(full)
 
 

@@ -4,8 +4,8 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 
-import * as json from "../../web/box_json.js";
-import { ENGLISH } from "../../web/box_text.js";
+import * as json from "../../web/editor/model/json.js";
+import { ENGLISH } from "../../web/editor/model/words.js";
 
 const GOLDEN = JSON.parse(readFileSync(new URL("../golden/layouts.json", import.meta.url), "utf8"));
 

@@ -5,9 +5,9 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 
-import { automaticColor, inkOn } from "../../web/box_colors.js";
-import { coverage } from "../../web/box_geometry.js";
-import { isInPrompt } from "../../web/box_phrases.js";
+import { automaticColor, inkOn } from "../../web/editor/model/colors.js";
+import { coverage } from "../../web/editor/model/geometry.js";
+import { isInPrompt } from "../../web/editor/model/phrases.js";
 
 const GOLDEN = JSON.parse(readFileSync(new URL("../golden/drawing.json", import.meta.url), "utf8"));
 

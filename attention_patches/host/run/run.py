@@ -22,7 +22,7 @@ from .entries import entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
-RUN = "boxwright_run"  # key of the Run in transformer_options
+RUN = "boxwright_run"  # key of the Run in transformer_options, and of its own wrapper
 WRAPPER = "boxwright"
 OVERRIDE = "optimized_attention_override"
 
@@ -56,8 +56,8 @@ class Run:
         options[RUN] = self
         # Outermost, so that it hears of every prediction that the sampler asks for, once.
         around = self.guider.model_options["transformer_options"].setdefault("wrappers", {})
-        others = {key: kept for key, kept in around.get(WrappersMP.PREDICT_NOISE, {}).items() if key != WRAPPER}
-        around[WrappersMP.PREDICT_NOISE] = {WRAPPER: [self.predict], **others}
+        others = {key: kept for key, kept in around.get(WrappersMP.PREDICT_NOISE, {}).items() if key != RUN}
+        around[WrappersMP.PREDICT_NOISE] = {RUN: [self.predict], **others}
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
@@ -80,13 +80,15 @@ class Run:
         known = self.entries.get(entry.get("uuid"))
         return known is not None and any(item.layout.key == layout.key for item in known.edits if of_layout(item))
 
-    def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """PREDICT_NOISE wrapper: readers hear each conditioning once in a prediction, when it is first evaluated.
+    def predict(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """PREDICT_NOISE wrapper: the latent as the sampler has it now.
 
-        What other nodes evaluate it for in the same prediction, to compare or to steer, is no part of the run's own.
+        And readers hear each conditioning once in a prediction, when it is first evaluated. What other nodes evaluate
+        it for in the same prediction, to compare or to steer, is no part of the run's own.
         """
+        self.sees(x)
         self.heard = set()
-        return executor(*args, **kwargs)
+        return executor(x, *args, **kwargs)
 
     def apply_model(
         self,
