@@ -14,8 +14,8 @@ from pack.nodes.diff_mask import BoxwrightDiffMask
 from pack.nodes.ilvr import BoxwrightILVR
 from pack.nodes.inversion import BoxwrightDirectInversionSampler, BoxwrightInvert
 from pack.nodes.parts import editing
+from pack.nodes.parts.schema import guarded
 from pack.nodes.repaint import BoxwrightRePaint
-from pack.nodes.schema import guarded
 
 MASK = dict(draws=2, noise_level=0.5, mode="paper", cfg=1.0, seed=3, clip=0.99, blur=0.5, method="fixed",
             threshold=0.5, close=2, dilate=0, keep_largest=False)  # fmt: skip

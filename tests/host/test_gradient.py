@@ -14,8 +14,8 @@ from pack.attention_patches.core.seam import AttentionLoss
 from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
+from pack.attention_patches.host.guidance import gradient
 from pack.attention_patches.host.guidance.differentiable import differentiable
-from pack.attention_patches.host.guidance.steps import gradient
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt

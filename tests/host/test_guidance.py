@@ -16,8 +16,8 @@ from guides import GUIDE, UNETS, gradients, left_mass, relative, run
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.attention.calls import Installed
+from pack.attention_patches.host.guidance import steps as guidance
 from pack.attention_patches.host.guidance.gradient import Gradient, loss_gradient
-from pack.attention_patches.host.guidance.steps import steps as guidance
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, preset
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention

@@ -3,7 +3,7 @@ import nodes
 import pytest
 from pack.attention_patches.core.types import Box, BoxwrightError, Layout, Region
 from pack.nodes.layout_prompt import BoxwrightLayoutPrompt, ownership_report, runs_of
-from pack.nodes.sized_regions import SizedRegions
+from pack.nodes.parts.sized_regions import SizedRegions
 
 CORNER = Box(0.0, 0.0, 0.5, 0.5)
 

@@ -15,9 +15,9 @@ from comfy_extras.nodes_primitive import StringMultiline
 from comfy_extras.nodes_rtdetr import COCO_CLASSES, RTDETR_detect
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes.parts import boxes, drawing
+from pack.nodes.parts.sized_regions import SizedRegions
 from pack.nodes.regions import BoxwrightRegions
 from pack.nodes.regions_preview import BoxwrightRegionsPreview
-from pack.nodes.sized_regions import SizedRegions
 
 ROOT = Path(__file__).resolve().parents[2]
 SENT = {"regions_json": "", "width": 256, "height": 128, "phrases": ""}
