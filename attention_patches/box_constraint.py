@@ -10,8 +10,8 @@ more than half (the code rounds edges); refinement recomputes every term afterwa
 `fast` moves the prediction instead of the latent, with the gradient of the ordinary forward: the loss guidance of iLGD
 (arXiv 2405.14101) without its injection into the attention, and with the losses of BoxDiff.
 
-In every preset but `published` and those of `fast` a pull is left where the published losses level off (`leak`): where maps are decided, as
-in small pictures, a phrase that is far from its box has no gradient there.
+In every preset but `published` and those of `fast` a pull is left where the published losses level off (`leak`): where
+maps are decided, as in small pictures, a phrase that is far from its box has no gradient there.
 """
 
 from __future__ import annotations
