@@ -45,6 +45,13 @@ def offset_width(bench, number=1):
     return bench.page.evaluate("(id) => editorOf(id).element.offsetWidth", number)
 
 
+def pick(bench, number):
+    """Select a node by a click on its title."""
+    x, y = body(bench, number)
+    bench.mouse.click(x, y - 62)
+    bench.page.wait_for_timeout(200)
+
+
 def panel(bench, is_open):
     bench.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', on)", is_open)
     bench.page.wait_for_timeout(400)
@@ -55,11 +62,10 @@ def panel(bench, is_open):
 
 @pytest.mark.every_version
 def test_the_side_panel_leaves_the_editor_its_width_and_has_no_row_for_it(bench):
-    bench.load(editor_node([ONE]))
+    bench.load(editor_node([ONE], pos=(80, 120), size=(620, 640)))
     before = offset_width(bench)
+    pick(bench, 1)
     panel(bench, True)
-    bench.page.evaluate("app.canvas.select(nodeOf(1))")
-    bench.page.wait_for_timeout(500)
     rows = bench.page.evaluate("""() => [...document.querySelectorAll("*")].filter((each) => !each.children.length
         && ["box_editor", "regions_json"].includes(each.textContent.trim()) && each.offsetWidth > 0).length""")
     bench.mouse.move(300, 400)
@@ -76,18 +82,19 @@ def test_the_side_panel_leaves_the_editor_its_width_and_has_no_row_for_it(bench)
 
 @pytest.mark.every_version
 def test_an_editor_added_while_the_panel_is_open_has_its_width(bench):
-    bench.load(editor_node([ONE], size=(500, 640)))
+    bench.load(node("Note", 1, (40, 700), ["not empty"]))
     panel(bench, True)
     number = bench.page.evaluate("""() => {
         const made = LiteGraph.createNode("BoxwrightBoxEditor");
-        made.pos = [560, 60];
+        made.pos = [60, 120];
         app.graph.add(made);
-        app.canvas.select(made);
         return made.id;
     }""")
-    bench.page.wait_for_timeout(700)
-    bench.page.evaluate("app.canvas.setDirty(true, true)")
-    bench.frames(4)
+    bench.page.wait_for_timeout(500)
+    pick(bench, number)
+    bench.page.wait_for_timeout(500)
+    bench.mouse.wheel(0, -100)
+    bench.page.wait_for_timeout(400)
     width = bench.page.evaluate("(id) => nodeOf(id).size[0]", number)
     assert offset_width(bench, number) == pytest.approx(width, abs=40)
     panel(bench, False)
@@ -305,9 +312,7 @@ def into_subgraph(bench, number=1):
         app.canvas.setDirty(true, true);
     }""", number)
     bench.page.wait_for_timeout(400)
-    x, y = body(bench, "host")
-    bench.mouse.click(x, y - 62)
-    bench.page.wait_for_timeout(200)
+    pick(bench, "host")
 
 
 def show_all(bench):
