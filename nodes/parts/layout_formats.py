@@ -27,7 +27,7 @@ FIRST_REFERENCE = "ref_image_0"
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 MAX_TEXT_FIELD = 20_000  # characters of a prompt, background or style
 PICTURE_COLOURS, ELEMENT_COLOURS = 16, 5  # of Ideogram's palettes
-MAX_CANDIDATES = 64  # places in a caption where its table may begin
+MAX_CANDIDATES = 8  # places in a text, from its end, where a table may begin
 TABLE = re.compile(r"\[\s*\{")
 COORDINATES = re.compile(r"\s*cx\s*:\s*(\S+?)\s*,\s*cy\s*:\s*(\S+?)\s*,\s*w\s*:\s*(\S+?)\s*,\s*h\s*:\s*(\S+?)\s*")
 LETTERING = re.compile(r'(?s)(.*\S) reading "(.*)"')
@@ -362,15 +362,14 @@ def split_flux3(text: str, name: str = "text") -> tuple[str, list[Any]]:
         'left, bottom, right], "desc": "..."}].'
     )
     if len(text) <= 1_000_000:
-        for number, found in enumerate(TABLE.finditer(text)):
-            if number == MAX_CANDIDATES:
-                break
+        places = [found.start() for found in TABLE.finditer(text)][-MAX_CANDIDATES:]
+        for start in reversed(places):  # from the end: short texts first, and a caption may hold brackets too
             try:
-                rows = load_json(text[found.start() :].strip(), name)
+                rows = load_json(text[start:].strip(), name)
             except BoxwrightError as error:
-                problem = problem if number else error
+                problem = error if start == places[-1] else problem
                 continue
-            return text[: found.start()].strip(), rows
+            return text[:start].strip(), rows
     raise problem
 
 

@@ -87,37 +87,73 @@ def page(request, chromium):
         yield bench.page, server
 
 
-PUT = """async (blueprint) => {
+# Load a blueprint as the host puts it into a workflow, fill in its face, and wire it. -> the graph as it would run.
+PUT = """async ([blueprint, values, edit]) => {
     await app.loadGraphData(blueprint, true, false, app.extensionManager.workflow.activeWorkflow);
     const face = app.graph.nodes.find((node) => node.isSubgraphNode?.());
     const made = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
-    const input = (node, name) => node.inputs.findIndex((slot) => slot.name === name);
-    const join = (from, slot, to, name) => from.connect(slot, to, input(to, name));
-    const checkpoint = made("CheckpointLoaderSimple"), sampler = made("KSampler");
-    const decode = made("VAEDecode"), show = made("PreviewImage");
     const set = (node, name, value) => { node.widgets.find((widget) => widget.name === name).value = value; };
-    set(sampler, "steps", 2);
-    for (const [name, value] of Object.entries(window.drawn)) set(face, name, value);
+    const join = (from, slot, to, name) => from.connect(slot, to, to.inputs.findIndex((each) => each.name === name));
+    for (const [name, value] of Object.entries(values)) set(face, name, value);
+    const checkpoint = made("CheckpointLoaderSimple"), show = made("PreviewImage");
     join(checkpoint, 0, face, "model"); join(checkpoint, 1, face, "clip");
-    join(face, 0, sampler, "model"); join(face, 1, sampler, "positive"); join(face, 2, sampler, "negative");
-    join(face, 3, sampler, "latent_image"); join(sampler, 0, decode, "samples");
-    join(checkpoint, 2, decode, "vae"); join(decode, 0, show, "images");
+    if (edit) {
+        const image = made("EmptyImage");
+        set(image, "width", 64); set(image, "height", 64);
+        join(checkpoint, 2, face, "vae"); join(image, 0, face, "image"); join(face, 0, show, "images");
+    } else {
+        const sampler = made("KSampler"), decode = made("VAEDecode");
+        set(sampler, "steps", 2);
+        ["model", "positive", "negative", "latent_image"].forEach((name, slot) => join(face, slot, sampler, name));
+        join(sampler, 0, decode, "samples"); join(checkpoint, 2, decode, "vae"); join(decode, 0, show, "images");
+    }
     const links = app.graph.links.size ?? Object.keys(app.graph.links).length;
     return { nodes: app.graph.nodes.length, links, prompt: (await app.graphToPrompt()).output };
 }"""
 
 
+def put(page, name, values, edit=False):
+    blueprint = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8"))
+    made = page.evaluate(PUT, [blueprint, values, edit])
+    graph = {key: each | {"_meta": {"title": each["class_type"]}} for key, each in made["prompt"].items()}
+    return made, graph
+
+
+def all_but(graph, kind, info, *names):
+    """The typed inputs of the one node of a kind, and its defaults, but for some names."""
+    (inputs,) = [each["inputs"] for each in graph.values() if each["class_type"] == kind]
+    declared = {**info[kind]["input"].get("required", {}), **info[kind]["input"].get("optional", {})}
+    typed = {name: value for name, value in inputs.items() if not isinstance(value, list) and name not in names}
+    return typed, {name: declared[name][1]["default"] for name in typed}
+
+
+def pictures(server, graph):
+    (show,) = [key for key, each in graph.items() if each["class_type"] == "PreviewImage"]
+    return execute(server, graph)[show]["images"]
+
+
 @pytest.mark.every_version
-@pytest.mark.parametrize("name", ["Place objects", "Regional characters"])
-def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, name):
+@pytest.mark.parametrize("name, method", [
+    ("Place objects", "BoxwrightBoxConstraint"), ("Regional characters", "BoxwrightRegionPrompt"),
+])  # fmt: skip
+def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, object_info, name, method):
     page, server = page
     drawn = {name: NEWCOMER["editor"]["inputs"][name] for name in ("regions_json", "width", "height", "prompt")}
-    page.evaluate("(drawn) => { window.drawn = drawn; }", drawn)
-    made = page.evaluate(PUT, json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8")))
+    made, graph = put(page, name, drawn)
     assert (made["nodes"], made["links"]) == (5, 9)
-    graph = {key: each | {"_meta": {"title": each["class_type"]}} for key, each in made["prompt"].items()}
     (editor,) = [each["inputs"] for each in graph.values() if each["class_type"] == "BoxwrightBoxEditor"]
     assert drawn.items() <= editor.items()
-    outputs = execute(server, graph)
-    (show,) = [key for key, each in graph.items() if each["class_type"] == "PreviewImage"]
-    assert len(outputs[show]["images"]) == 1
+    typed, defaults = all_but(graph, method, object_info)
+    assert typed == defaults
+    assert len(pictures(server, graph)) == 1
+
+
+def test_the_blueprint_of_an_edit_runs(page, object_info):
+    page, server = page
+    made, graph = put(page, "Change this keep that", {"strength": 0.5}, edit=True)
+    typed, defaults = all_but(graph, "BoxwrightDiffEdit", object_info, "strength")
+    assert typed == defaults
+    edit = next(each for each in graph.values() if each["class_type"] == "BoxwrightDiffEdit")
+    assert edit["inputs"]["strength"] == 0.5 and "mask" not in edit["inputs"]
+    edit["inputs"] |= {"steps": 4, "draws": 1}
+    assert len(pictures(server, graph)) == 1

@@ -93,7 +93,7 @@ def test_the_regions_node_takes_such_a_text_and_names_its_boxes():
 
 @pytest.mark.parametrize("text", [
     "[" * 500_000, "[{" * 300_000, '[{"a":' * 100_000, '{"boxes": ' * 50_000, "xyxy " * 100_000 + "[",
-    "caption " + "[{" * 5000 + "]", json.dumps([[0, 0, 1, 1]] * 50_000),
+    "caption " + "[{" * 5000 + "]", "x " + "[{}, " * 70 + "1," * 490_000, json.dumps([[0, 0, 1, 1]] * 50_000),
     '{"layers": ' + json.dumps([{}] * 70_000) + "}",
     json.dumps({"annotations": [{"image_id": n, "bbox": [0, 0, 1, 1]} for n in range(20_000)]}),
 ])  # fmt: skip

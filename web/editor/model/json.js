@@ -136,7 +136,7 @@ const LISTED = [
 const BOX_LISTS = ["boxes", "bboxes", "bounding_boxes", "locations", "elements", "objects", "detections", "items"];
 const PHRASE_LISTS = ["phrases", "labels", "captions", "names", "texts"];
 const COORDINATES = /^\s*cx\s*:\s*(\S+?)\s*,\s*cy\s*:\s*(\S+?)\s*,\s*w\s*:\s*(\S+?)\s*,\s*h\s*:\s*(\S+?)\s*$/;
-const MAX_TABLES = 64; // places in a text where a table may begin
+const MAX_TABLES = 8; // places in a text, from its end, where a table may begin
 
 /**
  * Boxes from a text of any origin: {boxes, source, order, unit, words}. `words` says how its numbers were understood:
@@ -167,7 +167,7 @@ function understood(boxes, source, order, unit) {
 
 /** The table behind the caption of a FLUX.3 prompt. */
 function tableIn(text) {
-    const places = [...text.matchAll(/\[\s*\{/g)].slice(0, MAX_TABLES);
+    const places = [...text.matchAll(/\[\s*\{/g)].slice(-MAX_TABLES).reverse(); // a caption may hold brackets too
     for (const { index } of places) {
         let rows;
         try {
