@@ -19,7 +19,7 @@ from typing import Any
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
 from .layout_formats import ming_box, split_flux3
-from .regions_json import load_json, parse_drawing
+from .regions_json import is_workflow, load_json, parse_drawing
 
 SLACK = 0.1  # share of the picture by which a detector's box may reach over the edge; more means another picture
 ORDERS = {
@@ -254,8 +254,9 @@ def _entry(entry: Any, number: int, name: str) -> Raw:
             if key == "bbox" and _is_element(entry):
                 order, unit = "yxyx", "thousandths"
             return Raw(_numbers(box, where), order, unit, phrase, key in THOUSANDTHS_TOO)
+    what = "a ComfyUI workflow" if is_workflow(entry) else shown(entry)
     raise BoxwrightError(
-        f"{where} is {shown(entry)}, in which no box was found. Write x, y, width and height, or bbox and four numbers."
+        f"{where} is {what}, in which no box was found. Write x, y, width and height, or bbox and four numbers."
     )
 
 

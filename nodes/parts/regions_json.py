@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,12 +185,17 @@ def _kind_of_json(data: Any) -> str:
             return f'a layout whose "type" is {shown(data.get("type"))}'
         if "compositional_deconstruction" in data:
             return "a JSON prompt (connect its elements to the elements socket)"
-        if "nodes" in data or any(isinstance(node, dict) and "class_type" in node for node in data.values()):
+        if is_workflow(data):
             return "a ComfyUI workflow"
         return _describe_entry(data)
     if isinstance(first, dict):
         return f"a list whose first entry is {_describe_entry(first)}"
     return shown(data)
+
+
+def is_workflow(data: Mapping[str, Any]) -> bool:
+    """Whether this is a graph of the host, as it is saved or as it is sent."""
+    return "nodes" in data or any(isinstance(node, dict) and "class_type" in node for node in data.values())
 
 
 def _describe_entry(entry: dict[str, Any]) -> str:

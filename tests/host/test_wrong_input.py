@@ -143,7 +143,7 @@ BAD = {
         {"regions": {**wired(LEFT), "phrases": "x" * 10**6}}, ["1000000 characters", "at most 1000", "Shorten"]),
     "JSON not ours": (
         {"regions": {"regions_json": '{"nodes": [], "links": []}'}},
-        ["a ComfyUI workflow", "not a Boxwright layout", "must start with"]),
+        ["a ComfyUI workflow", "no box was found", "Write x, y, width and height"]),
     "future version": (
         {"regions": {"regions_json": written(CIRCLE, version=2)}}, ["version 2", "newer", "Update"]),
     "malformed JSON": ({"regions": {"regions_json": written(CIRCLE)[:-1]}}, ["not valid JSON", "line 1, column"]),
