@@ -466,7 +466,7 @@ def test_hostile_values_on_wires_are_refused_by_the_node_they_enter(registered, 
 
 def test_the_ends_of_every_range_are_let_in(registered, schemas):
     """What is refused begins where the schema says, for seeds of 64 bits too."""
-    checks = sys.modules[registered["BoxwrightRegions"].__module__.rpartition(".")[0] + ".checks"]
+    checks = sys.modules[registered["BoxwrightRegions"].__module__.rpartition(".")[0] + ".parts.checks"]
     assert checks.whole(2**64 - 1, "seed", 0, 2**64 - 1) == 2**64 - 1
     assert checks.whole(512.0, "width", 64, 512) == 512 and checks.ranged(1, "strength", 0.0, 1.0) == 1.0
 
