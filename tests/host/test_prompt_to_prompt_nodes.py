@@ -251,7 +251,7 @@ def test_wrong_wires_are_named(toy, recorded):
         BoxwrightAttentionRecorder.execute(toy[0], **settings)
     with pytest.raises(PhraseNotFoundError, match='"moon" is not in the recorded prompt'):
         BoxwrightAttentionRecorder.execute(toy[0], **settings | {"phrases": "moon"}, clip=toy[1], prompt="a star")
-    with pytest.raises(BoxwrightError, match="1 pictures, and the record is of a run with 2"):
+    with pytest.raises(BoxwrightError, match="1 picture, and the record is of a run with 2"):
         BoxwrightMaskFromWord.execute(record, images[:1], "star", 0.0)
     with pytest.raises(BoxwrightError, match="no phrase"):
         BoxwrightMaskFromWord.execute(record, images, " ", 0.0)
