@@ -141,23 +141,23 @@ function tie(node) {
     preferPrompt(node);
 }
 
-/** A text dropped on the node is its prompt; the drawing's own input is for whoever aims at it. */
+/** A text dropped on the node is its prompt, then its boxes; the drawing's own input is for whoever aims at it. */
 function preferPrompt(node) {
-    const isFree = (name) => {
-        const index = node.inputs.findIndex((input) => input.name === name);
-        return index >= 0 && node.inputs[index].link == null ? index : -1;
-    };
-    const isText = (type) => String(type).toUpperCase().split(",").includes("STRING");
-    const textInput = () => ["prompt", "boxes"].map(isFree).find((index) => index >= 0) ?? node.inputs.findIndex((input) => input.name === "prompt");
-    const byType = node.findInputByType;
+    const indexOf = (name) => node.inputs.findIndex((input) => input.name === name);
+    const isFree = (index) => node.inputs[index]?.link == null;
+    const textInput = () => ["prompt", "boxes"].map(indexOf).find(isFree) ?? indexOf("prompt");
+    const isText = (type) => String(type).toUpperCase() === "STRING";
+    const { findInputByType, findSlotByType } = node;
     node.findInputByType = function (type, ...rest) {
-        if (!isText(type)) return byType?.call(this, type, ...rest);
+        const found = findInputByType?.call(this, type, ...rest);
+        if (!isText(type) && found?.slot?.name !== DRAWING) return found;
         const index = textInput();
         return { index, slot: node.inputs[index] };
     };
-    const slotByType = node.findSlotByType;
     node.findSlotByType = function (isInput, type, asObject, ...rest) {
-        if (!isInput || !isText(type)) return slotByType.call(this, isInput, type, asObject, ...rest);
+        const found = findSlotByType.call(this, isInput, type, asObject, ...rest);
+        const slot = asObject ? found : node.inputs[found];
+        if (!isInput || (!isText(type) && slot?.name !== DRAWING)) return found;
         return asObject ? node.inputs[textInput()] : textInput();
     };
 }
@@ -220,12 +220,18 @@ function chain(node, name, act) {
 function watchPromotions(node) {
     const look = () => node.inputs?.forEach((input) => {
         const projected = input._widget;
-        if (projected && !projected.editor && projected.type === WIDGET && node.graph) input._widget = faceOf(node, input, projected);
+        if (!node.graph || projected?.type !== WIDGET || projected.editor) return;
+        input._widget = faceOf(node, input, projected);
     });
-    node.subgraph.events?.addEventListener?.("widget-promoted", look); // at once: before the host puts it on the page
+    const { events } = node.subgraph;
+    const watch = () => {
+        events?.addEventListener?.("widget-promoted", look); // at once: before the host puts it on the page
+        look();
+    };
     chain(node, "onConfigure", look);
-    chain(node, "onAdded", look);
-    look();
+    chain(node, "onAdded", watch);
+    chain(node, "onRemoved", () => events?.removeEventListener?.("widget-promoted", look));
+    watch();
 }
 
 /** An editor for the value that a subgraph's input keeps. */
@@ -474,7 +480,8 @@ function beat(editor, node) {
     if (!editor.element.isConnected || editor.isBusy()) return;
     const theme = isLight(editor) ? "light" : "dark";
     editor.element.classList.toggle("bw-light", theme === "light");
-    const signs = [theme, JSON.stringify(editor.host.facts()), editor.picture(), Math.round(editor.stage.zoom * 20), editor.host.read()];
+    const facts = JSON.stringify(editor.host.facts()), zoom = Math.round(editor.stage.zoom * 20);
+    const signs = [theme, facts, editor.picture(), zoom, editor.host.read()];
     if (editor.signs?.every((sign, index) => sign === signs[index])) return;
     editor.signs = signs;
     editor.theme = theme;
