@@ -91,6 +91,11 @@ function addEditor(node, name, editor, options) {
     const widget = node.addDOMWidget(name, WIDGET, editor.element, {
         ...options, hideOnZoom: false, hideInPanel: true, getMinHeight: () => MIN_HEIGHT, margin: 8,
     });
+    return made(node, widget, editor);
+}
+
+/** Bind an editor to the widget that shows it. */
+function made(node, widget, editor) {
     for (const [key, value] of Object.entries({ width: undefined, computedDisabled: false, connectionSuppressed: false })) {
         Object.defineProperty(widget, key, { get: () => value, set: () => {}, configurable: true });
     }
@@ -224,13 +229,17 @@ function watchPromotions(node) {
         input._widget = faceOf(node, input, projected);
     });
     const { events } = node.subgraph;
+    const promoted = () => {
+        look(); // at once: before the host puts it on the page
+        queueMicrotask(look); // older frontends make the widget after they have told of it
+    };
     const watch = () => {
-        events?.addEventListener?.("widget-promoted", look); // at once: before the host puts it on the page
-        look();
+        events?.addEventListener?.("widget-promoted", promoted);
+        promoted();
     };
     chain(node, "onConfigure", look);
     chain(node, "onAdded", watch);
-    chain(node, "onRemoved", () => events?.removeEventListener?.("widget-promoted", look));
+    chain(node, "onRemoved", () => events?.removeEventListener?.("widget-promoted", promoted));
     watch();
 }
 
@@ -244,6 +253,10 @@ function faceOf(node, input, projected) {
         inner: () => innerEnd(node, input),
     };
     const editor = new BoxEditor(hostOf(node, input.name, access));
+    if (projected.element) { // older frontends have made a copy of the widget inside, with its element
+        projected.element = editor.element;
+        return made(node, projected, editor);
+    }
     node.addCustomWidget = () => {}; // the input holds the widget; the list of the node's own is the host's to make
     try {
         return addEditor(node, input.name, editor, {
