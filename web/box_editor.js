@@ -91,6 +91,11 @@ function addEditor(node, name, editor, options) {
     const widget = node.addDOMWidget(name, WIDGET, editor.element, {
         ...options, hideOnZoom: false, hideInPanel: true, getMinHeight: () => MIN_HEIGHT, margin: 8,
     });
+    return made(node, widget, editor);
+}
+
+/** Bind an editor to the widget that shows it. */
+function made(node, widget, editor) {
     for (const [key, value] of Object.entries({ width: undefined, computedDisabled: false, connectionSuppressed: false })) {
         Object.defineProperty(widget, key, { get: () => value, set: () => {}, configurable: true });
     }
@@ -141,23 +146,23 @@ function tie(node) {
     preferPrompt(node);
 }
 
-/** A text dropped on the node is its prompt; the drawing's own input is for whoever aims at it. */
+/** A text dropped on the node is its prompt, then its boxes; the drawing's own input is for whoever aims at it. */
 function preferPrompt(node) {
-    const isFree = (name) => {
-        const index = node.inputs.findIndex((input) => input.name === name);
-        return index >= 0 && node.inputs[index].link == null ? index : -1;
-    };
-    const isText = (type) => String(type).toUpperCase().split(",").includes("STRING");
-    const textInput = () => ["prompt", "boxes"].map(isFree).find((index) => index >= 0) ?? node.inputs.findIndex((input) => input.name === "prompt");
-    const byType = node.findInputByType;
+    const indexOf = (name) => node.inputs.findIndex((input) => input.name === name);
+    const isFree = (index) => node.inputs[index]?.link == null;
+    const textInput = () => ["prompt", "boxes"].map(indexOf).find(isFree) ?? indexOf("prompt");
+    const isText = (type) => String(type).toUpperCase() === "STRING";
+    const { findInputByType, findSlotByType } = node;
     node.findInputByType = function (type, ...rest) {
-        if (!isText(type)) return byType?.call(this, type, ...rest);
+        const found = findInputByType?.call(this, type, ...rest);
+        if (!isText(type) && found?.slot?.name !== DRAWING) return found;
         const index = textInput();
         return { index, slot: node.inputs[index] };
     };
-    const slotByType = node.findSlotByType;
     node.findSlotByType = function (isInput, type, asObject, ...rest) {
-        if (!isInput || !isText(type)) return slotByType.call(this, isInput, type, asObject, ...rest);
+        const found = findSlotByType.call(this, isInput, type, asObject, ...rest);
+        const slot = asObject ? found : node.inputs[found];
+        if (!isInput || (!isText(type) && slot?.name !== DRAWING)) return found;
         return asObject ? node.inputs[textInput()] : textInput();
     };
 }
@@ -220,12 +225,22 @@ function chain(node, name, act) {
 function watchPromotions(node) {
     const look = () => node.inputs?.forEach((input) => {
         const projected = input._widget;
-        if (projected && !projected.editor && projected.type === WIDGET && node.graph) input._widget = faceOf(node, input, projected);
+        if (!node.graph || projected?.type !== WIDGET || projected.editor) return;
+        input._widget = faceOf(node, input, projected);
     });
-    node.subgraph.events?.addEventListener?.("widget-promoted", look); // at once: before the host puts it on the page
+    const { events } = node.subgraph;
+    const promoted = () => {
+        look(); // at once: before the host puts it on the page
+        queueMicrotask(look); // older frontends make the widget after they have told of it
+    };
+    const watch = () => {
+        events?.addEventListener?.("widget-promoted", promoted);
+        promoted();
+    };
     chain(node, "onConfigure", look);
-    chain(node, "onAdded", look);
-    look();
+    chain(node, "onAdded", watch);
+    chain(node, "onRemoved", () => events?.removeEventListener?.("widget-promoted", promoted));
+    watch();
 }
 
 /** An editor for the value that a subgraph's input keeps. */
@@ -238,6 +253,10 @@ function faceOf(node, input, projected) {
         inner: () => innerEnd(node, input),
     };
     const editor = new BoxEditor(hostOf(node, input.name, access));
+    if (projected.element) { // older frontends have made a copy of the widget inside, with its element
+        projected.element = editor.element;
+        return made(node, projected, editor);
+    }
     node.addCustomWidget = () => {}; // the input holds the widget; the list of the node's own is the host's to make
     try {
         return addEditor(node, input.name, editor, {
@@ -474,7 +493,8 @@ function beat(editor, node) {
     if (!editor.element.isConnected || editor.isBusy()) return;
     const theme = isLight(editor) ? "light" : "dark";
     editor.element.classList.toggle("bw-light", theme === "light");
-    const signs = [theme, JSON.stringify(editor.host.facts()), editor.picture(), Math.round(editor.stage.zoom * 20), editor.host.read()];
+    const facts = JSON.stringify(editor.host.facts()), zoom = Math.round(editor.stage.zoom * 20);
+    const signs = [theme, facts, editor.picture(), zoom, editor.host.read()];
     if (editor.signs?.every((sign, index) => sign === signs[index])) return;
     editor.signs = signs;
     editor.theme = theme;
