@@ -108,7 +108,8 @@ PUT = """async ([blueprint, values, edit]) => {
         join(sampler, 0, decode, "samples"); join(checkpoint, 2, decode, "vae"); join(decode, 0, show, "images");
     }
     const links = app.graph.links.size ?? Object.keys(app.graph.links).length;
-    return { nodes: app.graph.nodes.length, links, prompt: (await app.graphToPrompt()).output };
+    const labels = face.widgets.map((widget) => widget.label);
+    return { nodes: app.graph.nodes.length, links, labels, prompt: (await app.graphToPrompt()).output };
 }"""
 
 
@@ -148,12 +149,17 @@ def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, objec
     assert len(pictures(server, graph)) == 1
 
 
+@pytest.mark.every_version
 def test_the_blueprint_of_an_edit_runs(page, object_info):
     page, server = page
-    made, graph = put(page, "Change this keep that", {"strength": 0.5}, edit=True)
+    words = {"shows": "a red circle", "shall_show": "a blue star", "without": ""}
+    made, graph = put(page, "Change this keep that", {"strength": 0.5, **words}, edit=True)
     typed, defaults = all_but(graph, "BoxwrightDiffEdit", object_info, "strength")
     assert typed == defaults
     edit = next(each for each in graph.values() if each["class_type"] == "BoxwrightDiffEdit")
+    assert {"what it shows", "what it shall show", "what it must not show"} <= set(made["labels"])
+    texts = {each["inputs"]["text"] for each in graph.values() if each["class_type"] == "CLIPTextEncode"}
+    assert texts == set(words.values())
     assert edit["inputs"]["strength"] == 0.5 and "mask" not in edit["inputs"]
     edit["inputs"] |= {"steps": 4, "draws": 1}
     assert len(pictures(server, graph)) == 1
