@@ -27,7 +27,7 @@ from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
 from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
-from pack.attention_patches.methods.recorder import AttentionRecord, Recording
+from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
@@ -112,9 +112,9 @@ def region_conditioning(family, model, steps):
 
 def attention_recorder(family, model, steps):
     layout = tiny.layout()
-    record = AttentionRecord(layout.prompt.tokens, Recording(resolutions="all"))
-    draw(family, recorded(model, layout, record), tiny.conditioning(family, layout.prompt, layout.key), steps)
-    return record.map_of("w1 w2")
+    records = Records(layout.prompt.tokens, Recording(resolutions="all"))
+    draw(family, recorded(model, layout, records), tiny.conditioning(family, layout.prompt, layout.key), steps)
+    return records.latest.map_of("w1 w2")
 
 
 def prompt_to_prompt(family, model, steps):
