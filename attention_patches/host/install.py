@@ -17,8 +17,9 @@ from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
 from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
-from .guidance import steps as guidance
-from .guidance.gradient import refuse_without_gradient
+from .guidance import latent, prediction
+from .guidance.foreign import refuse_without_gradient
+from .guidance.guides import tell_idle_guides
 from .run.run import WRAPPER, Run
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
@@ -47,9 +48,9 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     if guides:
         refuse_without_gradient(family)
     if any(guide.moves == "latent" for guide in guides):
-        _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
+        _wrap(patched, WrappersMP.OUTER_SAMPLE, latent.sample_with_guided_latents)
     if any(guide.moves == "prediction" for guide in guides):
-        _wrap(patched, WrappersMP.PREDICT_NOISE, guidance.predict_with_moves)
+        _wrap(patched, WrappersMP.PREDICT_NOISE, prediction.predict_with_moves)
     _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
     return patched
 
@@ -71,8 +72,8 @@ def _sample_with_edits(
         )
     run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
     run.attach(options)
-    guidance.attach(run, options)
-    guidance.tell_idle_guides(run, sigmas)
+    prediction.attach(run, options)
+    tell_idle_guides(run, sigmas)
     result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result

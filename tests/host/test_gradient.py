@@ -14,7 +14,7 @@ from pack.attention_patches.core.seam import AttentionLoss
 from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
-from pack.attention_patches.host.guidance import gradient
+from pack.attention_patches.host.guidance import foreign, gradient, maps
 from pack.attention_patches.host.guidance.differentiable import differentiable
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
@@ -270,7 +270,7 @@ def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, famil
     model = models[family].model.diffusion_model
     adapter = adapter_for(models[family])
     for level in range(len(adapter.factors(model))):
-        reader = gradient.MapReader(level, None, None)
+        reader = maps.MapReader(level, None, None)
         run(family, install(models[family], layout, [reader.edit()]), layout, steps=1)
         assert list(reader.parts)[-1] == adapter.last_layer(model, level)
 
@@ -295,7 +295,7 @@ def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, famil
     ],
 )
 def test_the_grid_follows_from_the_latent(factors, latent, level):
-    assert gradient.map_level(factors, latent, 16) == level
+    assert maps.map_level(factors, latent, 16) == level
 
 
 # --- what can go wrong ---
@@ -410,7 +410,7 @@ def test_masked_attention_is_differentiated_by_the_plain_kernel(models, layout, 
         used.append((q.requires_grad, attn_mask is not None, fused))
         return original(q, k, v, attn_mask=attn_mask, **kwargs)
 
-    monkeypatch.setattr(gradient, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(foreign, "scaled_dot_product_attention", noted)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
     monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", noted)
     confined = RectifiedAttention(window=StepWindow(), feather=0.0).edits(layout)
@@ -427,7 +427,7 @@ def test_the_plain_kernel_gives_what_the_hosts_attention_gives(tokens, reshaped)
     q, k, v = (torch.randn(shape, generator=draw) for _ in range(3))
     mask = torch.randn(2, 1, tokens, tokens, generator=draw)
     options = {"skip_reshape": reshaped, "skip_output_reshape": reshaped}
-    found = gradient._attention_with_backward(q, k, v, 4, mask, **options)
+    found = foreign._attention_with_backward(q, k, v, 4, mask, **options)
     torch.testing.assert_close(found, attention_pytorch(q, k, v, 4, mask, **options))
 
 

@@ -1,0 +1,63 @@
+"""The attention maps that a loss reads: of which layers, on which grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...core.seam import AttentionEdit, AttentionSite, LatentGuide
+from ..run.run import Run
+
+COARSEST = 4  # latent cells under a token: 32 pixels, the grid that the papers read at 512 and 1024 pixels
+
+
+class MapReader:
+    """The attention maps of one conditioning entry on one grid.
+
+    `finished(reader)` is called when the last layer of that grid has been read.
+    """
+
+    def __init__(self, level: int, last: str | None, finished: Callable[[MapReader], None]) -> None:
+        self.level, self.last, self.finished = level, last, finished
+        self.parts: dict[str, list[Tensor]] = {}
+        self.sites: dict[str, AttentionSite] = {}
+
+    def edit(self) -> AttentionEdit:
+        return AttentionEdit("maps", "read", self._read, where=lambda site: site.level == self.level)
+
+    def _read(self, probs: Tensor, site: AttentionSite) -> None:
+        self.sites[site.layer] = site
+        self.parts.setdefault(site.layer, []).append(probs.mean(dim=1))
+        if site.layer == self.last and site.queries.stop == site.grid[0] * site.grid[1]:
+            self.finished(self)
+
+    def maps(self) -> tuple[Tensor, AttentionSite]:
+        """[B, T, h, w], the mean over heads and layers, and where they are from.
+
+        A patch may shrink the features of some layers (Deep Shrink): then those of the finest grid count.
+        """
+        finest = max(self.sites.values(), key=lambda site: site.grid[0] * site.grid[1])
+        layers = [torch.cat(self.parts[name], dim=1) for name, s in self.sites.items() if s.grid == finest.grid]
+        return torch.stack(layers).mean(dim=0).transpose(1, 2).unflatten(2, finest.grid), finest
+
+
+def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: int) -> int:
+    """Which attention grid a loss reads: the coarsest with cells enough that shows no more than 32 pixels per cell.
+
+    `factors` are latent cells per token, finest first. 16 x 16 for SD 1.5 at 512 and 32 x 32 for SDXL at 1024 pixels.
+    What the layers of a grid look at was learnt with the model, at whatever size: in smaller pictures the same layers
+    serve down to half of `smallest_side`, but for the coarsest grid, which sees the picture as a whole. The finest grid
+    where none has cells enough.
+    """
+    coarsest = len(factors) - 1
+    needed = [smallest_side if level == coarsest else smallest_side // 2 for level in range(len(factors))]
+    fine = [i for i, f in enumerate(factors) if f <= COARSEST and min(latent) // f >= needed[i]]
+    return max(fine, default=0)
+
+
+def reader_of(run: Run, guide: LatentGuide, finished: Callable[[MapReader], None]) -> MapReader:
+    level = map_level(run.factors, run.image, guide.smallest_side)
+    last = run.family.last_layer(run.guider.inner_model.diffusion_model, level) if guide.early_exit else None
+    return MapReader(level, last, finished)
