@@ -46,7 +46,7 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:
-        refuse_without_gradient(family)
+        refuse_without_gradient(family, model.model.diffusion_model)
     if any(guide.moves == "latent" for guide in guides):
         _wrap(patched, WrappersMP.OUTER_SAMPLE, latent.sample_with_guided_latents)
     if any(guide.moves == "prediction" for guide in guides):

@@ -450,8 +450,3 @@ def test_weights_without_a_backward_are_refused(layout):
     original = lambda x: torch.nn.functional.conv2d(x, weight, None, padding=1)  # noqa: E731
     with pytest.raises(UnsupportedModelError, match="quantised format"):
         run("sd15", install(model, layout, [replace(GUIDE, smallest_side=1)]), layout)
-
-
-def test_families_without_gradients_are_refused_when_installing(layout):
-    with pytest.raises(UnsupportedModelError, match="do(es)? not take through Flux"):
-        install(tiny.build("flux"), layout, [GUIDE])

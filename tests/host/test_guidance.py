@@ -1,5 +1,6 @@
 """Samplers whose latent, or prediction, is moved along a gradient in the real host."""
 
+import types
 from dataclasses import replace
 
 import comfy.controlnet
@@ -329,9 +330,11 @@ def test_a_patch_that_evaluates_the_prompts_by_itself_is_refused(models, layout)
 def test_the_move_of_the_prediction_is_bounded_at_every_sigma(models, layout, limit):
     """The step grows with the cube of sigma: zero terminal SNR begins at thousands."""
     guide = replace(FAST, step_size=lambda p: 1000.0, max_change=limit)
+    guider = types.SimpleNamespace(inner_model=models["sd15"].model)
+    attached = types.SimpleNamespace(progress=lambda level: 0.0, guider=guider)
     gradient = torch.randn(1, 4, 16, 24)
     for level in (4518.0, 14.6, 1.0, 0.1):
-        change = predicting.prediction_change(guide, gradient, level, 0.0)
+        change = predicting.prediction_change(attached, guide, gradient, level)
         assert float(change.abs().max()) == pytest.approx((limit or predicting.MOST) * min(level, 1.0))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from .call import Attention, AttentionCall, additive
@@ -381,9 +382,27 @@ def _read(rows: AttentionCall, block: _Block) -> None:
     if not block.explicit:  # else on the way, from the same probabilities
         shown.append((block.read, True))
     for readers, edited in shown:
-        for part, is_image in _query_parts(rows, block, True) if readers else ():
-            if is_image:
+        parts = [part for part, is_image in _query_parts(rows, block, True) if is_image] if readers else []
+        for part in parts:
+            if not edited and len(parts) > 1:
+                _show_means(rows.queries(part), block, part)
+            else:
                 _show(readers, _probabilities(rows.queries(part), block, part, edited), block, part)
+
+
+def _show_means(queries: AttentionCall, block: _Block, part: slice) -> None:
+    """Give guides the mean over the heads, [B, 1, n, T].
+
+    The probabilities are forgotten, and worked out once more in the backward pass: in a joint attention over a whole
+    picture those of one layer take gigabytes.
+    """
+
+    def means() -> tuple[Tensor, ...]:
+        probs = _probabilities(queries, block, part, edited=False)
+        return tuple(_seen(item, probs, block).mean(dim=1, keepdim=True) for item in block.guides)
+
+    for item, mean in zip(block.guides, checkpoint(means, use_reentrant=False, preserve_rng_state=False), strict=True):
+        item.edit.fn(mean, block.site(item, block.tokens(part)))
 
 
 def _query_parts(rows: AttentionCall, block: _Block, explicit: bool) -> list[tuple[slice, bool]]:
@@ -466,13 +485,18 @@ def _edit(values: Tensor, items: list[Installed], block: _Block, part: slice) ->
 
 
 def _show(readers: list[Installed], probs: Tensor, block: _Block, part: slice) -> None:
-    """Give readers their columns; repeats of a short prompt are summed."""
     for item in readers:
-        first, *repeats = block.columns(item)
-        seen = probs[..., first]
-        for columns in repeats:
-            seen = seen + probs[..., columns]
+        seen = _seen(item, probs, block)
         item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
+
+
+def _seen(item: Installed, probs: Tensor, block: _Block) -> Tensor:
+    """A reader's columns; repeats of a short prompt are summed."""
+    first, *repeats = block.columns(item)
+    seen = probs[..., first]
+    for columns in repeats:
+        seen = seen + probs[..., columns]
+    return seen
 
 
 def _width(keys: slice) -> int:

@@ -12,9 +12,11 @@ from ..attention.calls import ModelCall, Place, Replaced
 class Family(Protocol):
     """One adapter.
 
-    A family that gradients can pass has another method, last_layer(diffusion_model, level) -> str: the name of the last
-    attention layer on a grid, in the order the model runs them. One whose attention to the text is separate, and takes
-    `ModelCall.further` behind the text, says so by `further_texts = True`.
+    A family that gradients can pass has two methods more. last_layer(diffusion_model, level) -> str: the name of the
+    last attention layer on a grid that guides read, in the order the model runs them. guided_layers(diffusion_model) ->
+    names of the layers that guides read where text and image share one attention; None where the text has its own. One
+    whose attention to the text is separate, and takes `ModelCall.further` behind the text, says so by
+    `further_texts = True`.
     """
 
     name: str

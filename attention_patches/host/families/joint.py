@@ -21,6 +21,14 @@ class FluxJoint:
     def factors(self, diffusion_model: Flux) -> tuple[int, ...]:
         return (diffusion_model.patch_size,)
 
+    def last_layer(self, diffusion_model: Flux, level: int) -> str:
+        return self.guided_layers(diffusion_model)[-1]
+
+    def guided_layers(self, diffusion_model: Flux) -> tuple[str, ...]:
+        """The later half of the double blocks: text and image are still two streams there, and know of each other."""
+        count = len(diffusion_model.double_blocks)
+        return tuple(f"double.{i}" for i in range(count // 2, count))
+
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """As they are: the blocks announce themselves in transformer_options."""
         return transformer_options

@@ -75,6 +75,9 @@ class UNetCross:
                 factor = _next_factor(layer, part, factor)
         return last
 
+    def guided_layers(self, diffusion_model: UNetModel) -> None:
+        """All of a grid."""
+
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         others = transformer_options.get("patches", {})
         call.notes[_PATCHES] = {slot: names_of(functions) for slot, functions in others.items()}

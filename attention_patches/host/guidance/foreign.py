@@ -16,6 +16,7 @@ from ...core.types import UnsupportedModelError
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError
 from ..run.run import Run
+from .differentiable import check_weights
 
 TILE = 128  # queries or keys that attention kernels take at a time, or a multiple of what they take
 
@@ -101,10 +102,11 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def refuse_without_gradient(family: Any) -> None:
-    """Raises UnsupportedModelError for a family whose layers have no gradient here."""
+def refuse_without_gradient(family: Any, network: torch.nn.Module) -> None:
+    """Raises UnsupportedModelError for a family, or for weights, that have no gradient here."""
     if not hasattr(family, "last_layer"):
         raise UnsupportedModelError(
             f"Guides need gradients, which Boxwright does not take through {family.name} yet. Use a Stable Diffusion "
-            "UNet (SD 1.x, SD 2.x, SDXL), or a method without gradients (Rectified Attention)."
+            "UNet (SD 1.x, SD 2.x, SDXL), Flux.1, or a method without gradients (Rectified Attention)."
         )
+    check_weights(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_sampling
 from torch import Tensor
 
 from ...core.seam import LatentGuide
@@ -12,6 +13,11 @@ from .gradient import Gradient
 
 def guides_of(run: Run) -> list[Installed]:
     return [item for item in run.installed if isinstance(item.edit, LatentGuide)]
+
+
+def is_flow(run: Run) -> bool:
+    """Whether the model reads its latent as it is (flow matching), and not divided by sqrt(1 + sigma^2)."""
+    return isinstance(run.guider.inner_model.model_sampling, comfy.model_sampling.CONST)
 
 
 def tell_idle_guides(run: Run, sigmas: Tensor) -> None:

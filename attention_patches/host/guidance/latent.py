@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management
-import comfy.model_sampling
 from torch import Tensor
 
 from ...core.seam import LatentGuide
@@ -19,7 +18,7 @@ from ...core.types import BoxwrightError
 from ..attention.calls import Installed
 from ..run.run import RUN, Run
 from .gradient import Gradient, Loss, loss_gradient
-from .guides import guides_of, report_line
+from .guides import guides_of, is_flow, report_line
 from .steps import KEEPS_ITS_LATENT, Steps
 
 
@@ -137,8 +136,7 @@ def latent_change(run: Run, guide: LatentGuide, gradient: Tensor, level: float) 
 
     Published step sizes belong to z = x / sqrt(1 + sigma^2); the same step on x is (1 + sigma^2) times as long.
     """
-    flow = isinstance(run.guider.inner_model.model_sampling, comfy.model_sampling.CONST)
-    factor = guide.step_size(run.progress(level)) * (1.0 if flow else 1.0 + level**2)
+    factor = guide.step_size(run.progress(level)) * (1.0 if is_flow(run) else 1.0 + level**2)
     change = -factor * gradient
     limit = guide.max_change * level
     return change.clamp(-limit, limit) if limit else change

@@ -16,16 +16,26 @@ COARSEST = 4  # latent cells under a token: 32 pixels, the grid that the papers 
 class MapReader:
     """The attention maps of one conditioning entry on one grid.
 
-    `finished(reader)` is called when the last layer of that grid has been read.
+    `finished(reader)` is called when the last layer of that grid has been read. `layers`: which are read where text and
+    image share one attention; None = all of the grid, where the text has an attention of its own.
     """
 
-    def __init__(self, level: int, last: str | None, finished: Callable[[MapReader], None]) -> None:
-        self.level, self.last, self.finished = level, last, finished
+    def __init__(
+        self,
+        level: int,
+        last: str | None,
+        finished: Callable[[MapReader], None],
+        layers: tuple[str, ...] | None = None,
+    ) -> None:
+        self.level, self.last, self.finished, self.layers = level, last, finished, layers
         self.parts: dict[str, list[Tensor]] = {}
         self.sites: dict[str, AttentionSite] = {}
 
     def edit(self) -> AttentionEdit:
-        return AttentionEdit("maps", "read", self._read, where=lambda site: site.level == self.level)
+        return AttentionEdit("maps", "read", self._read, where=self._wants)
+
+    def _wants(self, site: AttentionSite) -> bool:
+        return site.level == self.level and (self.layers is None or site.layer in self.layers)
 
     def _read(self, probs: Tensor, site: AttentionSite) -> None:
         self.sites[site.layer] = site
@@ -36,11 +46,17 @@ class MapReader:
     def maps(self) -> tuple[Tensor, AttentionSite]:
         """[B, T, h, w], the mean over heads and layers, and where they are from.
 
-        A patch may shrink the features of some layers (Deep Shrink): then those of the finest grid count.
+        In a joint attention most of a token's attention is for the image: what is left for the text is made to sum to 1
+        in every cell, as where the text has an attention of its own. After the mean, so that heads and layers count as
+        much as they read. A patch may shrink the features of some layers (Deep Shrink): then those of the finest grid
+        count.
         """
         finest = max(self.sites.values(), key=lambda site: site.grid[0] * site.grid[1])
         layers = [torch.cat(self.parts[name], dim=1) for name, s in self.sites.items() if s.grid == finest.grid]
-        return torch.stack(layers).mean(dim=0).transpose(1, 2).unflatten(2, finest.grid), finest
+        mean = torch.stack(layers).mean(dim=0)
+        if self.layers is not None:
+            mean = mean / mean.sum(dim=2, keepdim=True).clamp_min(torch.finfo(mean.dtype).tiny)
+        return mean.transpose(1, 2).unflatten(2, finest.grid), finest
 
 
 def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: int) -> int:
@@ -59,5 +75,6 @@ def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: 
 
 def reader_of(run: Run, guide: LatentGuide, finished: Callable[[MapReader], None]) -> MapReader:
     level = map_level(run.factors, run.image, guide.smallest_side)
-    last = run.family.last_layer(run.guider.inner_model.diffusion_model, level) if guide.early_exit else None
-    return MapReader(level, last, finished)
+    network = run.guider.inner_model.diffusion_model
+    last = run.family.last_layer(network, level) if guide.early_exit else None
+    return MapReader(level, last, finished, run.family.guided_layers(network))

@@ -17,7 +17,7 @@ from ..run.run import WRAPPER, Run
 from .differentiable import differentiable
 from .foreign import attention_with_gradient, explained, without_foreign_gradients
 from .gradient import Gradient, differentiate, mean_gradient
-from .guides import guides_of, report_line
+from .guides import guides_of, is_flow, report_line
 from .maps import MapReader, reader_of
 
 # A denoised latent has a deviation near 1: a move by as much as this everywhere leaves no picture, whatever the sigma.
@@ -112,7 +112,8 @@ def predict_with_guides(
         own = [gradient for of, gradient in found if of is item]
         if own:
             gradient = mean_gradient(own)
-            moves.change = moves.change + prediction_change(item.edit, gradient.values, level, progress).to(x)
+            change = prediction_change(run, item.edit, gradient.values, level)
+            moves.change = moves.change + change.to(x)
             if item.edit.report is not None:
                 sigmas = options["transformer_options"]["sample_sigmas"].tolist()
                 step = sum(other > level * 1.0001 for other in sigmas)
@@ -120,13 +121,15 @@ def predict_with_guides(
     return outputs
 
 
-def prediction_change(guide: LatentGuide, gradient: Tensor, level: float, progress: float) -> Tensor:
+def prediction_change(run: Run, guide: LatentGuide, gradient: Tensor, level: float) -> Tensor:
     """What a guide adds to the denoised latent at a sigma.
 
     iLGD (arXiv 2405.14101): the predicted noise grows by step * sigma * the gradient by the scaled model input, so that
     the denoised latent falls by sigma times that. It is bounded at every sigma: that product grows with its cube.
+    A flow model's velocity grows in the same way, and its input is not scaled.
     """
-    change = -guide.step_size(progress) * level**2 * (1.0 + level**2) ** 0.5 * gradient
+    scaled = 1.0 if is_flow(run) else (1.0 + level**2) ** 0.5
+    change = -guide.step_size(run.progress(level)) * level**2 * scaled * gradient
     limit = min(guide.max_change or MOST, MOST) * min(level, 1.0)  # a denoised latent has a deviation near 1
     return change.clamp(-limit, limit)
 
