@@ -28,6 +28,7 @@ from ...core.seam import AttentionEdit, AttentionLoss, AttentionSite, LatentGuid
 from ...core.types import BoxwrightError, UnsupportedModelError
 from ..attention.call import AttentionCall
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
+from ..families.base import Adapter
 from ..run.run import Run
 from .differentiable import differentiable
 
@@ -209,8 +210,8 @@ def explained() -> Iterator[None]:
 
 
 def reader_of(run: Run, guide: LatentGuide, finished: Callable[[MapReader], None]) -> MapReader:
-    level = map_level(run.factors, run.image, guide.smallest_side)
-    last = run.family.last_layer(run.guider.inner_model.diffusion_model, level) if guide.early_exit else None
+    level = map_level(run.adapter.factors, run.image, guide.smallest_side)
+    last = run.adapter.last_layer(level) if guide.early_exit else None
     return MapReader(level, last, finished)
 
 
@@ -355,10 +356,10 @@ class _Addend(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
 
-def refuse_without_gradient(family: Any) -> None:
+def refuse_without_gradient(adapter: Adapter) -> None:
     """Raises UnsupportedModelError for a family whose layers have no gradient here."""
-    if not hasattr(family, "last_layer"):
+    if not adapter.gradients:
         raise UnsupportedModelError(
-            f"Guides need gradients, which Boxwright does not take through {family.name} yet. Use a Stable Diffusion "
+            f"Guides need gradients, which Boxwright does not take through {adapter.name} yet. Use a Stable Diffusion "
             "UNet (SD 1.x, SD 2.x, SDXL), or a method without gradients (Rectified Attention)."
         )
