@@ -32,21 +32,21 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
     attention to the text alone. Without edits it is the same model.
     """
-    family = adapter_for(model)
+    adapter = adapter_for(model)
     patched = model.clone()
     if not edits:
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
-    if any(isinstance(edit, TextMix) for edit in edits) and not getattr(family, "further_texts", False):
+    if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint":
         raise UnsupportedModelError(
-            f"In {family.name} text and image are read together, so that a region cannot have a text of its own in the "
-            "same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
+            f"In {adapter.name} text and image are read together, so that a region cannot have a text of its own in "
+            "the same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
             "edits scores (Region Prompt in its dense mode, Rectified Attention)."
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:
-        refuse_without_gradient(family, model.model.diffusion_model)
+        refuse_without_gradient(adapter, model.model.diffusion_model)
     if any(guide.moves == "latent" for guide in guides):
         _wrap(patched, WrappersMP.OUTER_SAMPLE, latent.sample_with_guided_latents)
     if any(guide.moves == "prediction" for guide in guides):

@@ -24,7 +24,7 @@ from ..methods.prompt_to_prompt import (
     recorded_maps,
 )
 from .attention.calls import MEMO
-from .families import adapter_for, unet
+from .families import adapter_for
 from .install import install
 from .run.schedule import progress_of
 from .samplers.same_noise import SameNoise, same_rows
@@ -72,7 +72,7 @@ def encode_prompts(model: Any, clip: Any, texts: Sequence[str], mode: Mode) -> t
 
 def _check_lengths(model: Any, lengths: list[int]) -> None:
     """Repeating a prompt's columns is exact only where the image attends to the text alone."""
-    separate = adapter_for(model) is unet.FAMILY
+    separate = adapter_for(model).text == "separate"
     if any(max(lengths) % length for length in lengths) or (len(set(lengths)) > 1 and not separate):
         raise BoxwrightError(
             f"The prompts have {', '.join(map(str, lengths))} text tokens, and with this model they must have the same "

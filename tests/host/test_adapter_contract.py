@@ -14,7 +14,10 @@ from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perp
 from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
 from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
+from pack.attention_patches.host.attention.cache import BiasCache
+from pack.attention_patches.host.attention.call import AttentionCall
 from pack.attention_patches.host.attention.calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
+from pack.attention_patches.host.attention.edited import edited_attention
 from pack.attention_patches.host.families import FAMILIES, adapter_for
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.run.schedule import schedule_progress
@@ -229,7 +232,7 @@ def test_sites_know_their_grid(models, layout, family, size):
     noise = tiny.latent(family, size=size, batch=4)
     out = tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), noise=noise, steps=1)
     assert out.shape == noise.shape
-    factors = adapter_for(models[family]).factors(models[family].model.diffusion_model)
+    factors = adapter_for(models[family]).factors
     assert {site.level for site, _ in seen} == set(range(len(factors)))
     for site, shape in seen:
         factor = factors[site.level]
@@ -604,12 +607,12 @@ def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece, p
     fns = {"bias": lambda zeros, site: zeros + bias, "probs": lambda probs, site: probs * bias.exp()}
     edit = Installed(layout, AttentionEdit(stage, stage, fns[stage]))
     chunks = (Chunk(slice(0, 1), (), 77, (0, 0)), Chunk(slice(1, 2), (edit,), 77, (0, 0)))
-    call = ModelCall(chunks, (8, 12), (8, 12), 77, (), 0.0, (2,))
+    call = ModelCall(chunks, (8, 12), (8, 12), 77, (), 0.0, 1, lambda length, own: [slice(0, own)])
     place = Place("double.0", (4, 6), (8, 12), 0, queries=slice(77, 101), text=slice(0, 77), image=slice(77, 101))
     host = attention.attention_pytorch
     mask = keep if kind == "bool" else floats
-    args, options = (q, k, v, 2, mask if per_head else mask[:, 0]), {"skip_reshape": True}
-    out = attend.edited_attention(host, call, place, attend.BiasCache(), args, options, in_one_piece)
+    options = {"skip_reshape": True, "mask": mask if per_head else mask[:, 0]}
+    out = edited_attention(AttentionCall.of(host, (q, k, v, 2), options), call, place, BiasCache(), in_one_piece)
 
     scores = (q.double() @ k.double().transpose(-1, -2)) * 32**-0.5 + floats.double()
     if stage == "bias":

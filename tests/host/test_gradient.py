@@ -267,12 +267,11 @@ def test_early_exit_runs_no_layer_after_the_last_that_is_read(models, layout):
 
 @pytest.mark.parametrize("family", UNETS)
 def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, family):
-    model = models[family].model.diffusion_model
     adapter = adapter_for(models[family])
-    for level in range(len(adapter.factors(model))):
+    for level in range(len(adapter.factors)):
         reader = maps.MapReader(level, None, None)
         run(family, install(models[family], layout, [reader.edit()]), layout, steps=1)
-        assert list(reader.parts)[-1] == adapter.last_layer(model, level)
+        assert list(reader.parts)[-1] == adapter.last_layer(level)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,11 @@ from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, Mode
 
 TRANSFORMERS = ["flux"]
-MODES = get_args(Mode)
+# Every mode with CFG and without; of the other families, the two ways of moving.
+GUIDED = [
+    *(("flux", mode, cfg) for mode in get_args(Mode) for cfg in (1.0, 4.0)),
+    *((family, *way) for family in TRANSFORMERS[1:] for way in (("boxdiff", 4.0), ("fast", 1.0))),
+]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +115,8 @@ def test_a_batch_has_the_gradients_of_its_rows(models, layout, family):
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_the_pass_runs_no_layer_after_the_last_that_is_read(models, layout, family):
-    adapter, network = adapter_for(models[family]), models[family].model.diffusion_model
-    layers, seen = adapter.guided_layers(network), []
+    adapter = adapter_for(models[family])
+    layers, seen = adapter.guided, []
 
     def layers_of(guide, early_exit):
         def watch(maps, site):
@@ -167,9 +171,7 @@ def test_the_host_is_as_it_was_afterwards(models, layout):
 # --- what is guided ---
 
 
-@pytest.mark.parametrize("cfg", [1.0, 4.0])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family, mode, cfg", GUIDED)
 def test_the_loss_falls_over_guided_steps(models, layout, family, mode, cfg):
     """Against the same run without a guide, batch 2, an odd size."""
     scale = {"step_size": 300.0, "max_change": 2.0} if mode == "fast" else {"max_change": 0.5, "step_size": 300.0}
@@ -254,6 +256,6 @@ def test_weights_in_a_packed_format_are_refused_before_the_run(layout):
 
 
 def test_families_without_gradients_are_refused_when_installing(models):
-    stranger = types.SimpleNamespace(name="Somebody's model")
+    stranger = types.SimpleNamespace(name="Somebody's model", gradients=False)
     with pytest.raises(UnsupportedModelError, match="does not take through Somebody's model"):
         foreign.refuse_without_gradient(stranger, torch.nn.Linear(2, 2))

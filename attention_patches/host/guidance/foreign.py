@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...core.types import UnsupportedModelError
-from ..attention.call import AttentionCall
+from ..attention.call import TAKES_MASKS, AttentionCall
 from ..attention.calls import IncompatiblePatchError
+from ..families.base import Adapter
 from ..run.run import Run
 from .differentiable import check_weights
 
@@ -41,6 +42,9 @@ def _attention_with_backward(
     with sdpa_kernel(SDPBackend.MATH):
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options.get("scale"))
     return out if options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
+
+
+setattr(_attention_with_backward, TAKES_MASKS, True)
 
 
 def without_foreign_gradients(entry: dict[str, Any]) -> dict[str, Any]:
@@ -102,11 +106,11 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def refuse_without_gradient(family: Any, network: torch.nn.Module) -> None:
+def refuse_without_gradient(adapter: Adapter, network: torch.nn.Module) -> None:
     """Raises UnsupportedModelError for a family, or for weights, that have no gradient here."""
-    if not hasattr(family, "last_layer"):
+    if not adapter.gradients:
         raise UnsupportedModelError(
-            f"Guides need gradients, which Boxwright does not take through {family.name} yet. Use a Stable Diffusion "
+            f"Guides need gradients, which Boxwright does not take through {adapter.name} yet. Use a Stable Diffusion "
             "UNet (SD 1.x, SD 2.x, SDXL), Flux.1, or a method without gradients (Rectified Attention)."
         )
     check_weights(network)

@@ -74,7 +74,6 @@ def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: 
 
 
 def reader_of(run: Run, guide: LatentGuide, finished: Callable[[MapReader], None]) -> MapReader:
-    level = map_level(run.factors, run.image, guide.smallest_side)
-    network = run.guider.inner_model.diffusion_model
-    last = run.family.last_layer(network, level) if guide.early_exit else None
-    return MapReader(level, last, finished, run.family.guided_layers(network))
+    level = map_level(run.adapter.factors, run.image, guide.smallest_side)
+    last = run.adapter.last_layer(level) if guide.early_exit else None
+    return MapReader(level, last, finished, run.adapter.guided)
