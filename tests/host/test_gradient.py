@@ -1,5 +1,6 @@
 """Gradients through the real host, in inference mode as its executor runs."""
 
+import contextlib
 import types
 from dataclasses import replace
 
@@ -38,8 +39,6 @@ def plain_weights(family):
 
 
 def without_recipe(monkeypatch):
-    import contextlib
-
     @contextlib.contextmanager
     def plainly(module):
         with torch.inference_mode(False), torch.enable_grad():
@@ -320,6 +319,34 @@ def test_out_of_memory_is_tried_once_more_a_row_at_a_time(models, layout, monkey
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         run("sd15", patched, layout, noise=noise, steps=1)
+
+
+def test_a_picture_too_large_for_the_card_keeps_its_pass_in_main_memory(models, layout, monkeypatch):
+    original, places = gradient._entry_gradient, []
+
+    @contextlib.contextmanager
+    def main_memory():
+        places.append("main memory")
+        yield
+        places.append("card")
+
+    def small_memory(run, item, loss, entry, x, *rest):
+        if places[-1] == "card":
+            raise torch.OutOfMemoryError("emulated")
+        return original(run, item, loss, entry, x, *rest)
+
+    (expected,) = gradients("sd15", models["sd15"], layout, batch=2)
+    monkeypatch.setattr(gradient, "_entry_gradient", small_memory)
+    places.append("card")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd.graph, "save_on_cpu", main_memory)
+        (found,) = gradients("sd15", models["sd15"], layout, batch=2)
+    assert places == ["card", *["main memory", "card"] * 2]
+    assert relative(found.values, expected.values) < 1e-4
+    places.append("main memory")
+    with torch.autograd.graph.save_on_cpu():
+        (found,) = gradients("sd15", models["sd15"], layout, batch=2)
+    assert torch.equal(found.values, expected.values)
 
 
 def test_another_error_stays_what_it_is(models, layout, monkeypatch):

@@ -59,25 +59,34 @@ def loss_gradient(
 ) -> Gradient | None:
     """d loss / d x for the guide's conditioning, row by row; None where that takes no part at this sigma.
 
-    After running out of memory once, the rows are taken one at a time.
+    After running out of memory, the rows are taken one at a time; where one is too much, the pass is made once more
+    with what it keeps for its way back in main memory.
     """
-    parts = []
-    for entry in _originals(run.conditioning(item.layout)):
-        try:
-            parts.append(_entry_gradient(run, item, loss, entry, x, sigma, options))
-        except Exception as error:
-            if x.shape[0] == 1 or not _is_out_of_memory(error):
-                raise
-            comfy.model_management.soft_empty_cache()
-        else:
-            continue
-        rows = [
-            _entry_gradient(run, item, loss, _row(entry, i, x.shape[0]), x[i : i + 1], sigma[i : i + 1], options)
-            for i in range(x.shape[0])
-        ]
-        parts.append(None if rows[0] is None else _joined(rows))
+    parts = [
+        _within_memory(run, item, loss, entry, x, sigma, options) for entry in _originals(run.conditioning(item.layout))
+    ]
     found = [part for part in parts if part is not None]
     return mean_gradient(found) if found else None
+
+
+def _within_memory(
+    run: Run, item: Installed, loss: Loss, entry: dict[str, Any], x: Tensor, sigma: Tensor, options: dict[str, Any]
+) -> Gradient | None:
+    try:
+        return _entry_gradient(run, item, loss, entry, x, sigma, options)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    # Not before the error is gone: its traceback holds the tensors of the pass.
+    comfy.model_management.soft_empty_cache()
+    if x.shape[0] == 1:
+        with torch.autograd.graph.save_on_cpu():
+            return _entry_gradient(run, item, loss, entry, x, sigma, options)
+    rows = [
+        _within_memory(run, item, loss, _row(entry, i, x.shape[0]), x[i : i + 1], sigma[i : i + 1], options)
+        for i in range(x.shape[0])
+    ]
+    return None if rows[0] is None else _joined(rows)
 
 
 def mean_gradient(found: list[Gradient]) -> Gradient:
