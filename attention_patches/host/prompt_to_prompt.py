@@ -114,7 +114,7 @@ def _key(embeddings: Sequence[Tensor]) -> str:
 def paired_latent(latent: dict[str, Any], count: int) -> dict[str, Any]:
     """A LATENT whose every picture stands `count` times in a row, with the same noise: batch_index tells the host.
 
-    Raises BoxwrightError for latents that are not [B, C, h, w].
+    Raises BoxwrightError for latents that are not [B, C, h, w] or [B, C, 1, h, w].
     """
     samples = latent["samples"]
     _check_shape(samples)
@@ -128,7 +128,8 @@ def paired_latent(latent: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _check_shape(samples: Tensor) -> None:
-    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+    one_picture = ((), (1,))  # between channels and height: some models' pictures are films of one frame
+    if getattr(samples, "is_nested", False) or samples.ndim < 4 or samples.shape[2:-2] not in one_picture:
         raise BoxwrightError(
             f"The latent has {samples.ndim} dimensions: Prompt to Prompt takes pictures [batch, channels, height, "
             "width], not videos or packed latents."
@@ -195,4 +196,5 @@ class _Blending:
         maps = recorded_maps(memo)
         if self.blend.words and not maps:
             return denoised  # another node skipped the model's first steps, and there is nothing to go by yet
-        return blended(denoised, blend_mask(self.blend, maps, denoised.shape, self.count), self.count)
+        mask = blend_mask(self.blend, maps, denoised.shape, self.count)
+        return blended(denoised, mask if denoised.ndim == 4 else mask.unsqueeze(2), self.count)

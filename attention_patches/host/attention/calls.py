@@ -75,6 +75,13 @@ class ModelCall:
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
     notes: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # attention calls met so far, by kind
+
+    def counted(self, kind: str) -> int:
+        """The number of this attention call among those of its kind, from 0: for blocks that do not say theirs."""
+        number = self.counts.get(kind, 0)
+        self.counts[kind] = number + 1
+        return number
 
     @property
     def rows(self) -> int:

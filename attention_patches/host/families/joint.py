@@ -9,6 +9,7 @@ import comfy.model_base
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
 from ..attention.call import AttentionCall
@@ -25,6 +26,8 @@ class JointFamily:
     base: type  # exactly these two classes: what derives from them orders or pads its tokens in other ways
     network: type
     blocks: dict[str, str]  # the block_type that a block announces -> the network's list of such blocks, as they run
+    # Blocks that announce nothing are counted (then `blocks` has one kind); some of them attend within the image, too.
+    announced: bool = True
     references: References = "behind the image"  # what becomes of reference latents
     guided: tuple[float, float] = (0.5, 1.0)  # the part of its double blocks whose maps guides read
     padding: str | None = None  # the network's attribute with the multiple to which it fills up text and image
@@ -41,6 +44,7 @@ class JointFamily:
             guided=tuple(f"double.{number}" for number in range(first, max(end, first + 1))),
             factors=(network.patch_size,),
             layers=tuple(f"{kind}.{number}" for kind, count in counts.items() for number in range(count)),
+            announced=self.announced,
             references=self.references,
             multiple=(self.padding and getattr(network, self.padding)) or 1,
         )
@@ -63,6 +67,10 @@ FAMILIES = (
         "Z-Image, Lumina 2", comfy.model_base.Lumina2, NextDiT,
         {"double": "layers"}, guided=(0.25, 0.5), references="refused", padding="pad_tokens_multiple",
     ),
+    JointFamily(
+        "Stable Diffusion 3 and 3.5", comfy.model_base.SD3, OpenAISignatureMMDITWrapper,
+        {"joint": "joint_blocks"}, announced=False, references="unread",
+    ),
 )  # fmt: skip
 
 
@@ -73,6 +81,7 @@ class JointAdapter:
     name: str
     factors: tuple[int, ...]  # its patch size
     layers: tuple[str, ...]  # the blocks that see text and image, in the order they run
+    announced: bool
     references: References
     multiple: int  # to which the model fills up text and image with tokens of its own; 1 = it does not
     guided: tuple[str, ...]
@@ -101,12 +110,19 @@ class JointAdapter:
         return transformer_options
 
     def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
-        layer = f"{options.get('block_type')}.{options.get('block_index')}"
-        if layer not in self.layers:  # a refiner's, of the text or the image alone
-            return None
         (patch,) = self.factors
         grid = _tokens(call.latent, patch)
+        extent = (grid[0] * patch, grid[1] * patch)
         text, image = call.text_length, grid[0] * grid[1] * call.frames
+        if self.announced:
+            layer = f"{options.get('block_type')}.{options.get('block_index')}"
+            if layer not in self.layers:  # a refiner's, of the text or the image alone
+                return None
+        elif attention.shape == (call.rows, image, image):
+            pixels = slice(0, image)
+            return Place(f"image.{call.counted('image')}", grid, extent, 0, queries=pixels, text=None, image=pixels)
+        else:
+            layer = f"joint.{call.counted('joint')}"
         start = _filled(text, self.multiple)
         expected = start + _filled(image, self.multiple)
         if self.references == "behind the image":
@@ -119,7 +135,6 @@ class JointAdapter:
                 f"tokens) in {call.rows}. Boxwright cannot tell which token lies where; remove the patch that merges "
                 "or adds tokens or rows."
             )
-        extent = (grid[0] * patch, grid[1] * patch)
         pixels = slice(start, start + image)
         return Place(layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels)
 
