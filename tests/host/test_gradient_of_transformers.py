@@ -23,7 +23,7 @@ from pack.attention_patches.host.guidance.prediction import prediction_change
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, Mode
 
-TRANSFORMERS = ["flux"]
+TRANSFORMERS = ["flux", "chroma", "qwen", "zimage", "lumina2", "sd3"]
 # Every mode with CFG and without; of the other families, the two ways of moving.
 GUIDED = [
     *(("flux", mode, cfg) for mode in get_args(Mode) for cfg in (1.0, 4.0)),

@@ -283,7 +283,7 @@ def test_the_prediction_moves_by_the_gradient_of_the_ordinary_pass(models, layou
 
     def spy(executor, x, timestep, options, seed):
         attached = options["transformer_options"]["boxwright_run"]
-        item = attached.guides[0]
+        item = attached.installed[0]
         found.append((float(timestep[0]), loss_gradient(attached, item, item.edit.loss, x, timestep, options).values))
         return executor(x, timestep, options, seed)
 

@@ -29,7 +29,7 @@ class JointFamily:
     # Blocks that announce nothing are counted (then `blocks` has one kind); some of them attend within the image, too.
     announced: bool = True
     references: References = "behind the image"  # what becomes of reference latents
-    guided: tuple[float, float] = (0.5, 1.0)  # the part of its double blocks whose maps guides read
+    guided: tuple[float, float] = (0.25, 0.5)  # the part of its first kind of blocks whose maps guides read
     padding: str | None = None  # the network's attribute with the multiple to which it fills up text and image
 
     def supports(self, base_model: Any) -> bool:
@@ -38,10 +38,11 @@ class JointFamily:
     def bind(self, base_model: Any) -> JointAdapter:
         network = base_model.diffusion_model
         counts = {kind: len(getattr(network, blocks)) for kind, blocks in self.blocks.items()}
-        first, end = (int(part * counts["double"]) for part in self.guided)
+        kind, count = next(iter(counts.items()))
+        first, end = (int(part * count) for part in self.guided)
         return JointAdapter(
             name=self.name,
-            guided=tuple(f"double.{number}" for number in range(first, max(end, first + 1))),
+            guided=tuple(f"{kind}.{number}" for number in range(first, max(end, first + 1))),
             factors=(network.patch_size,),
             layers=tuple(f"{kind}.{number}" for kind, count in counts.items() for number in range(count)),
             announced=self.announced,
@@ -53,19 +54,19 @@ class JointFamily:
 FAMILIES = (
     JointFamily(
         "Flux.1 (dev, schnell, Fill, Kontext)", comfy.model_base.Flux, Flux,
-        {"double": "double_blocks", "single": "single_blocks"},
+        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0),
     ),
     JointFamily(
         "Chroma", comfy.model_base.Chroma, Chroma,
-        {"double": "double_blocks", "single": "single_blocks"}, references="unread",
+        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0), references="unread",
     ),
     JointFamily(
         "Qwen-Image (and Edit)", comfy.model_base.QwenImage, QwenImageTransformer2DModel,
-        {"double": "transformer_blocks"}, guided=(0.25, 0.5),
+        {"double": "transformer_blocks"},
     ),
     JointFamily(
         "Z-Image, Lumina 2", comfy.model_base.Lumina2, NextDiT,
-        {"double": "layers"}, guided=(0.25, 0.5), references="refused", padding="pad_tokens_multiple",
+        {"double": "layers"}, references="refused", padding="pad_tokens_multiple",
     ),
     JointFamily(
         "Stable Diffusion 3 and 3.5", comfy.model_base.SD3, OpenAISignatureMMDITWrapper,

@@ -110,7 +110,7 @@ def refuse_without_gradient(adapter: Adapter, network: torch.nn.Module) -> None:
     """Raises UnsupportedModelError for a family, or for weights, that have no gradient here."""
     if not adapter.gradients:
         raise UnsupportedModelError(
-            f"Guides need gradients, which Boxwright does not take through {adapter.name} yet. Use a Stable Diffusion "
-            "UNet (SD 1.x, SD 2.x, SDXL), Flux.1, or a method without gradients (Rectified Attention)."
+            f"Guides need gradients, which Boxwright does not take through {adapter.name} yet. Use another model, or a "
+            "method without gradients (Rectified Attention)."
         )
     check_weights(network)
