@@ -257,6 +257,15 @@ def test_an_area_conditioning_sees_its_own_part_of_the_regions(models, layout, f
         assert (site.view.width, site.view.height) == pytest.approx((12 / 24, 8 / 16))
 
 
+def test_an_area_with_frames_is_the_same_part_of_the_picture(models, layout):
+    seen = []
+    patched = install(models["qwen"], layout, [watching(seen)])
+    area = (1, 8, 12, 0, 4, 12)  # frames, height, width, first frame, y, x
+    tiny.run("qwen", patched, tiny.conditioning("qwen", layout.prompt, layout.key, area=area), steps=1)
+    views = {(site.view.x, site.view.y, site.view.width, site.view.height) for site, _ in seen}
+    assert views == {(0.5, 0.25, 0.5, 0.5)}
+
+
 def conds_of_first_step(family, model, positive, negative=None):
     """What the model predicts for each cond in the first step."""
     seen, model = [], model.clone()

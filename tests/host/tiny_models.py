@@ -169,6 +169,9 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
         else:
             values *= 0.1
         parameter.data.copy_(values)
+    for name, buffer in module.named_buffers():
+        if name == "pos_embed":  # SD3's comes with its weights, and holds anything before
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
 
 
 def text(length: int = 77, seed: int = 1, words: int = 10) -> EncodedText:
