@@ -276,5 +276,5 @@ def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
     if method in ("recorder", "prompt to prompt"):
         return (0,)
     if method.startswith("box constraint"):
-        return () if shape.config == "Flux" else (4,)
+        return (4,)
     return (1, 4, 16)

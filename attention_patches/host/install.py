@@ -17,8 +17,9 @@ from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
 from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
-from .guidance import steps as guidance
-from .guidance.gradient import refuse_without_gradient
+from .guidance import latent, prediction
+from .guidance.foreign import refuse_without_gradient
+from .guidance.guides import tell_idle_guides
 from .run.run import WRAPPER, Run
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
@@ -31,25 +32,25 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
     attention to the text alone. Without edits it is the same model.
     """
-    family = adapter_for(model)
+    adapter = adapter_for(model)
     patched = model.clone()
     if not edits:
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
-    if any(isinstance(edit, TextMix) for edit in edits) and not getattr(family, "further_texts", False):
+    if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint":
         raise UnsupportedModelError(
-            f"In {family.name} text and image are read together, so that a region cannot have a text of its own in the "
-            "same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
+            f"In {adapter.name} text and image are read together, so that a region cannot have a text of its own in "
+            "the same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
             "edits scores (Region Prompt in its dense mode, Rectified Attention)."
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:
-        refuse_without_gradient(family)
+        refuse_without_gradient(adapter, model.model.diffusion_model)
     if any(guide.moves == "latent" for guide in guides):
-        _wrap(patched, WrappersMP.OUTER_SAMPLE, guidance.sample_with_guided_latents)
+        _wrap(patched, WrappersMP.OUTER_SAMPLE, latent.sample_with_guided_latents)
     if any(guide.moves == "prediction" for guide in guides):
-        _wrap(patched, WrappersMP.PREDICT_NOISE, guidance.predict_with_moves)
+        _wrap(patched, WrappersMP.PREDICT_NOISE, prediction.predict_with_moves)
     _wrap(patched, WrappersMP.SAMPLER_SAMPLE, _sample_with_edits)
     return patched
 
@@ -71,8 +72,8 @@ def _sample_with_edits(
         )
     run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
     run.attach(options)
-    guidance.attach(run, options)
-    guidance.tell_idle_guides(run, sigmas)
+    prediction.attach(run, options)
+    tell_idle_guides(run, sigmas)
     result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result

@@ -24,7 +24,7 @@ from ..methods.prompt_to_prompt import (
     recorded_maps,
 )
 from .attention.calls import MEMO
-from .families import adapter_for, unet
+from .families import adapter_for
 from .install import install
 from .run.schedule import progress_of
 from .samplers.same_noise import SameNoise, same_rows
@@ -72,7 +72,7 @@ def encode_prompts(model: Any, clip: Any, texts: Sequence[str], mode: Mode) -> t
 
 def _check_lengths(model: Any, lengths: list[int]) -> None:
     """Repeating a prompt's columns is exact only where the image attends to the text alone."""
-    separate = adapter_for(model) is unet.FAMILY
+    separate = adapter_for(model).text == "separate"
     if any(max(lengths) % length for length in lengths) or (len(set(lengths)) > 1 and not separate):
         raise BoxwrightError(
             f"The prompts have {', '.join(map(str, lengths))} text tokens, and with this model they must have the same "
@@ -114,7 +114,7 @@ def _key(embeddings: Sequence[Tensor]) -> str:
 def paired_latent(latent: dict[str, Any], count: int) -> dict[str, Any]:
     """A LATENT whose every picture stands `count` times in a row, with the same noise: batch_index tells the host.
 
-    Raises BoxwrightError for latents that are not [B, C, h, w].
+    Raises BoxwrightError for latents that are not [B, C, h, w] or [B, C, 1, h, w].
     """
     samples = latent["samples"]
     _check_shape(samples)
@@ -128,7 +128,8 @@ def paired_latent(latent: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _check_shape(samples: Tensor) -> None:
-    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+    one_picture = ((), (1,))  # between channels and height: some models' pictures are films of one frame
+    if getattr(samples, "is_nested", False) or samples.ndim < 4 or samples.shape[2:-2] not in one_picture:
         raise BoxwrightError(
             f"The latent has {samples.ndim} dimensions: Prompt to Prompt takes pictures [batch, channels, height, "
             "width], not videos or packed latents."
@@ -195,4 +196,5 @@ class _Blending:
         maps = recorded_maps(memo)
         if self.blend.words and not maps:
             return denoised  # another node skipped the model's first steps, and there is nothing to go by yet
-        return blended(denoised, blend_mask(self.blend, maps, denoised.shape, self.count), self.count)
+        mask = blend_mask(self.blend, maps, denoised.shape, self.count)
+        return blended(denoised, mask if denoised.ndim == 4 else mask.unsqueeze(2), self.count)

@@ -43,7 +43,7 @@ def _record_run(
 ) -> Any:
     """SAMPLER_SAMPLE wrapper, inside that of `install`."""
     model = guider.inner_model
-    factors = adapter_for(guider.model_patcher).factors(model.diffusion_model)
+    factors = adapter_for(guider.model_patcher).factors
     height, width = noise.shape[-2:]
     grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
     schedule = [*map(progress_of(model.model_sampling), sigmas[:-1].tolist())]

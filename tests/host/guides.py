@@ -13,6 +13,7 @@ from pack.attention_patches.host.install import install
 
 UNETS = ["sd15", "sd2", "sdxl"]
 SIGMA = 5.0
+FLOW_SIGMA = 0.8
 
 
 def left_mass(maps, site):
@@ -32,14 +33,14 @@ def run(family, model, layout, **options):
     return tiny.run(family, model, positive, **{"steps": 2, **options})
 
 
-def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then=None, before=None):
+def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then=None, before=None, size=(16, 24)):
     """The gradient as a run meets it: inside the sampler, at the first step. `then(gradient_of, x)` sees more."""
     found = []
 
     def spy(executor, x, timestep, options, seed):
         if not found:
             attached = options["transformer_options"]["boxwright_run"]
-            at = torch.full_like(timestep, SIGMA)
+            at = torch.full_like(timestep, SIGMA if family in UNETS else FLOW_SIGMA)
             if before is not None:  # loading resets what a test would do to the layers
                 before(attached.guider.inner_model.diffusion_model)
 
@@ -53,9 +54,9 @@ def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then
         return executor(x, timestep, options, seed)
 
     # A guide that is never active makes the run known without moving anything.
-    patched = install(model, layout, [replace(guide, window=StepWindow(0.999, 1.0))])
+    patched = install(model, layout, [replace(guide, moves="latent", window=StepWindow(0.999, 1.0))])
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
-    run(family, patched, layout, steps=1, noise=tiny.latent(family, batch=batch))
+    run(family, patched, layout, steps=1, noise=tiny.latent(family, size, batch))
     return found
 
 

@@ -1,9 +1,8 @@
 """What every adapter promises, on tiny random models of every supported family (architecture.md 4.2)."""
 
+import sys
 from dataclasses import replace
 
-import comfy.ldm.flux.math
-import comfy.model_base
 import comfy.samplers
 import pytest
 import tiny_models as tiny
@@ -14,14 +13,17 @@ from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perp
 from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
 from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
+from pack.attention_patches.host.attention.cache import BiasCache
+from pack.attention_patches.host.attention.call import AttentionCall
 from pack.attention_patches.host.attention.calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place
+from pack.attention_patches.host.attention.edited import edited_attention
 from pack.attention_patches.host.families import FAMILIES, adapter_for
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.run.schedule import schedule_progress
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.reweight import Reweight
 
-UNETS = ["sd15", "sd2", "sdxl"]
+UNETS = [family for family in tiny.SUPPORTED if family not in tiny.JOINT]
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 
 
@@ -147,10 +149,9 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
         run = attention.attention_basic
         options = {key: value for key, value in kwargs.items() if key in ("skip_reshape", "skip_output_reshape")}
         out = [run(q, k, value, heads, mask=mask, **options) for value in (v, other)]
-        changed = (out[0] != out[1]).any(-1)[0]
-        if family == "flux":
-            changed = changed[77:]
         grid = kwargs["transformer_options"].get("activations_shape", (0, 0, 8, 12))[-2:]
+        start = tiny.FAMILIES[family].image_at
+        changed = (out[0] != out[1]).any(-1)[0, start : start + grid[0] * grid[1]]
         inside = torch.zeros(*grid, dtype=torch.bool)
         inside[:, : grid[1] // 2] = True
         changed = changed.view(*grid)
@@ -164,6 +165,7 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
 def test_a_bias_is_the_same_on_the_fused_kernel_and_explicitly(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     generator = torch.Generator().manual_seed(3)
+    joint = adapter_for(models[family]).text == "joint"
     ramps = {n: torch.randn(n, 77, generator=generator) for n in (384, 96, 24)}
 
     def add(values, site):
@@ -171,7 +173,7 @@ def test_a_bias_is_the_same_on_the_fused_kernel_and_explicitly(models, layout, f
 
     def multiply(probs, site):
         raised = probs * ramps[site.grid[0] * site.grid[1]][site.queries].exp()
-        return raised if family == "flux" else raised / raised.sum(-1, keepdim=True)
+        return raised if joint else raised / raised.sum(-1, keepdim=True)
 
     results = [
         tiny.run(family, install(models[family], layout, [AttentionEdit(stage, stage, fn)]), positive, steps=1)
@@ -179,7 +181,7 @@ def test_a_bias_is_the_same_on_the_fused_kernel_and_explicitly(models, layout, f
     ]
     assert not torch.allclose(results[0], tiny.run(family, models[family], positive, steps=1))
     assert_close(results[1], results[0])
-    if family != "flux":  # there a text edit after the softmax leaves the image's share of the row alone
+    if not joint:  # there a text edit after the softmax leaves the image's share of the row alone
         assert_close(results[2], results[0])
 
 
@@ -229,7 +231,7 @@ def test_sites_know_their_grid(models, layout, family, size):
     noise = tiny.latent(family, size=size, batch=4)
     out = tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), noise=noise, steps=1)
     assert out.shape == noise.shape
-    factors = adapter_for(models[family]).factors(models[family].model.diffusion_model)
+    factors = adapter_for(models[family]).factors
     assert {site.level for site, _ in seen} == set(range(len(factors)))
     for site, shape in seen:
         factor = factors[site.level]
@@ -238,13 +240,8 @@ def test_sites_know_their_grid(models, layout, family, size):
         assert site.view.width == pytest.approx(site.grid[1] * factor / size[1])
         assert site.levels == len(factors) and site.layout is layout
     names = {site.layer for site, _ in seen}
-    expected = {
-        "sd15": {"input.1.0", "input.3.0", "middle.0.0", "output.2.0", "output.5.0"},
-        "sd2": {"input.1.0", "middle.0.0"},
-        "sdxl": {"input.3.1", "middle.0.1"},
-        "flux": {"double.0", "double.1", "single.0", "single.1"},
-    }[family]
-    assert expected <= names
+    expected = tiny.FAMILIES[family].layers
+    assert expected == names if family in tiny.JOINT else expected <= names
 
 
 @every_family
@@ -258,6 +255,15 @@ def test_an_area_conditioning_sees_its_own_part_of_the_regions(models, layout, f
     for site, _ in seen:
         assert (site.view.x, site.view.y) == (12 / 24, 4 / 16)
         assert (site.view.width, site.view.height) == pytest.approx((12 / 24, 8 / 16))
+
+
+def test_an_area_with_frames_is_the_same_part_of_the_picture(models, layout):
+    seen = []
+    patched = install(models["qwen"], layout, [watching(seen)])
+    area = (1, 8, 12, 0, 4, 12)  # frames, height, width, first frame, y, x
+    tiny.run("qwen", patched, tiny.conditioning("qwen", layout.prompt, layout.key, area=area), steps=1)
+    views = {(site.view.x, site.view.y, site.view.width, site.view.height) for site, _ in seen}
+    assert views == {(0.5, 0.25, 0.5, 0.5)}
 
 
 def conds_of_first_step(family, model, positive, negative=None):
@@ -395,13 +401,14 @@ def test_combined_conditionings_keep_their_own_layouts(models, family):
 RIGHT_TOP = Box(0.5, 0.0, 0.5, 0.5)
 
 
-def test_reference_images_of_kontext_are_not_edited(models, layout):
+@pytest.mark.parametrize("family", [family for family in tiny.JOINT if tiny.FAMILIES[family].references])
+def test_reference_images_behind_the_image_are_not_edited(models, layout, family):
     seen = []
-    patched = install(tiny.probe(models["flux"], seen), layout, rectified(layout))
-    reference = tiny.latent("flux", size=(8, 8))
-    positive = tiny.conditioning("flux", layout.prompt, layout.key, reference_latents=[reference])
-    negative = tiny.conditioning("flux", tiny.text(seed=2), reference_latents=[reference])
-    tiny.run("flux", patched, positive, negative, steps=1)
+    patched = install(tiny.probe(models[family], seen), layout, rectified(layout))
+    reference = tiny.latent(family, size=(8, 8))
+    positive = tiny.conditioning(family, layout.prompt, layout.key, reference_latents=[reference])
+    negative = tiny.conditioning(family, tiny.text(seed=2), reference_latents=[reference])
+    tiny.run(family, patched, positive, negative, steps=1)
     masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
     assert masks
     for mask in masks:
@@ -409,6 +416,113 @@ def test_reference_images_of_kontext_are_not_edited(models, layout):
         assert (mask[..., 77 : 77 + 96, :77] < -1e3).any()
         mask[..., 77 : 77 + 96, :77] = 0
         assert not mask.any()
+
+
+@pytest.mark.parametrize("family", [family for family in tiny.JOINT if not tiny.FAMILIES[family].references])
+def test_reference_images_elsewhere_are_unread_or_refused(models, layout, family):
+    """Chroma does not read them; in Z-Image's omni layout they stand before the image."""
+    patched = install(models[family], layout, rectified(layout))
+    with_reference = {"reference_latents": [tiny.latent(family, size=(8, 8))]}
+    positive = tiny.conditioning(family, layout.prompt, layout.key, **with_reference)
+    negative = tiny.conditioning(family, tiny.text(seed=2), seed=6, **with_reference)
+    if adapter_for(models[family]).references == "refused":
+        with pytest.raises(IncompatiblePatchError, match="Remove the reference latents"):
+            tiny.run(family, patched, positive, negative, steps=1)
+        return
+    plain = tiny.conditioning(family, layout.prompt, layout.key)
+    assert torch.equal(
+        tiny.run(family, patched, positive, negative, steps=1), tiny.run(family, patched, plain, steps=1)
+    )
+
+
+@pytest.mark.parametrize("family", tiny.JOINT)
+def test_text_of_any_length_keeps_its_columns(models, family):
+    """Edits see the prompt's own tokens, whatever the model adds: hiding all but the first is another prompt's run."""
+    for length in (32, 50):
+        layout, seen = tiny.layout(tiny.text(length)), []
+        patched = install(tiny.probe(models[family], seen), layout, rectified(layout))
+        positive = tiny.conditioning(family, layout.prompt, layout.key)
+        tiny.run(family, patched, positive, steps=1, cfg=1.0)
+        masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
+        assert len(masks) == len(tiny.FAMILIES[family].layers)
+        start = length + (tiny.FAMILIES[family].image_at - 77 and -length % 32)
+        for mask in masks:
+            edited = (mask < -1e3)[0, 0]
+            assert torch.equal(edited.any(0).nonzero()[:, 0], layout.columns.any(0).nonzero()[:, 0])
+            rows = edited[start : start + 96].view(8, 12, -1)
+            first = layout.columns[0].nonzero()[0, 0]
+            assert not rows[:, :6, first].any() and rows[:, 6:, first].all()
+            assert not edited[:start].any() and not edited[start + 96 :].any()
+
+
+def test_a_joint_text_that_another_pack_made_longer_is_refused(models, layout):
+    """Where the prompt's words then are, nobody says; the wrong columns would be edited without a word."""
+    adapter = adapter_for(models["flux"])
+    assert [*adapter.text_columns(77, 77)] == [slice(0, 77)]
+    with pytest.raises(IncompatiblePatchError, match="512 text tokens instead of the prompt's 77"):
+        adapter.text_columns(512, 77)
+
+
+@pytest.mark.parametrize("stage", ["bias", "scores", "probs", "read"])
+@pytest.mark.parametrize("kind", ["image_text", "image_image"])
+@pytest.mark.parametrize("in_line", [False, True])
+def test_edits_see_one_frame_at_a_time(models, layout, stage, kind, in_line):
+    """Qwen-Image takes several pictures as frames; each of them has all the tokens of its grid."""
+    seen = []
+
+    def fn(values, site):
+        seen.append((site.queries, values.shape[-2:]))
+        return values
+
+    model = tiny.probe(models["qwen"], []) if in_line else models["qwen"]
+    patched = install(model, layout, [AttentionEdit("watch", stage, fn, kind=kind)])
+    positive = tiny.conditioning("qwen", layout.prompt, layout.key)
+    noise = torch.cat([tiny.latent("qwen", seed=seed) for seed in (7, 8, 9)], dim=2)
+    out = tiny.run("qwen", patched, positive, noise=noise, steps=1)
+    assert seen and {(q.start, q.stop) for q, _ in seen} == {(0, 96)}
+    assert {tuple(shape) for _, shape in seen} == {(96, 77 if kind == "image_text" else 96)}
+    assert_close(out, tiny.run("qwen", models["qwen"], positive, noise=noise, steps=1))
+
+
+def test_a_mask_of_the_prompt_is_kept(models, layout):
+    """Qwen-Image's encoder masks the padding of its text."""
+    keep = torch.ones(1, 77, dtype=torch.long)
+    keep[:, 40:] = 0
+    positive = tiny.conditioning("qwen", layout.prompt, layout.key, attention_mask=keep)
+    plain = tiny.run("qwen", models["qwen"], positive, steps=1)
+    for stage in ("bias", "probs"):
+        seen = []
+
+        def fn(values, site, seen=seen):
+            seen.append(values.clone())
+            return values
+
+        patched = install(models["qwen"], layout, [AttentionEdit("nothing", stage, fn)])
+        assert_close(tiny.run("qwen", patched, positive, steps=1), plain)
+        assert stage == "bias" or all(not probs[..., 40:].any() and probs[..., :40].all() for probs in seen)
+
+
+@pytest.mark.parametrize("layout_of", ["parted", "flat", "mixed", "by head"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_call_is_read_by_position_or_by_name_in_any_layout(layout_of, by_name):
+    """SD3 parts the heads of keys and values only, Wan names its arguments."""
+    g = torch.Generator().manual_seed(0)
+    heads = [torch.randn(2, 3, n, 8, generator=g) for n in (5, 7, 7)]  # [B, heads, tokens, channels]
+    given, options = heads, {"skip_reshape": True}
+    if layout_of != "by head":
+        parted = [t.transpose(1, 2) for t in heads]
+        flat = [t.flatten(2) for t in parted]
+        given = {"parted": parted, "flat": flat, "mixed": [flat[0], *parted[1:]]}[layout_of]
+        options = {}
+    mask = torch.zeros(2, 5, 7)
+    if by_name:
+        call = AttentionCall.of(None, tuple(given), {**options, "mask": mask, "heads": 3})
+    else:
+        call = AttentionCall.of(None, (*given, 3, mask, "more"), options)
+    assert call.shape == (2, 5, 7) and call.heads == 3 and call.mask.shape == (2, 1, 5, 7)
+    assert call.rest == (() if by_name else ("more",)) and call.options == options
+    for t, expected in zip((call.q, call.k, call.v), heads, strict=True):
+        assert torch.equal(call.by_head(t), expected)
 
 
 # --- when it happens ---
@@ -428,7 +542,8 @@ def test_windows_are_fractions_of_the_schedule_in_sigma(models, layout, family, 
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     tiny.run(family, patched, positive, steps=steps, scheduler=scheduler)
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    inside = [sigma for sigma in sigmas if to_sigma(0.6) < sigma <= to_sigma(0.25)]
+    end, start = (to_sigma(edge) * (1 + 1e-6) for edge in (0.6, 0.25))  # a step on an edge, but for its rounding
+    inside = [sigma for sigma in sigmas if end < sigma <= start]
     progress = {site.progress for site, _ in seen}
     assert len(progress) == len(set(inside)) and len(set(inside)) < steps
     for value in progress:
@@ -523,8 +638,11 @@ def test_every_attention_backend(models, layout, family, backend, monkeypatch):
         used.append(1)
         return chosen(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "optimized_attention", backend_in_use)
-    monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", backend_in_use)
+    for name in ("optimized_attention", "optimized_attention_masked"):
+        host = getattr(attention, name)
+        for module in [module for path, module in sys.modules.items() if path.startswith("comfy.ldm.")]:
+            if getattr(module, name, None) is host:
+                monkeypatch.setattr(module, name, backend_in_use)
     assert_close(tiny.run(family, patched, positive, steps=1, noise=tiny.latent(family, batch=2)), reference)
     assert used
 
@@ -566,14 +684,15 @@ def test_another_packs_override_still_runs_everywhere(models, layout, family, ou
 @every_family
 def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
-    hide = slice(20, 77)
+    hide, start = slice(20, 77), tiny.FAMILIES[family].image_at
     model = models[family].clone()
 
     def override(func, q, k, v, heads, mask=None, **kwargs):
         axis = 2 if kwargs.get("skip_reshape") else 1
-        if k.shape[axis] != q.shape[axis] or family == "flux":
+        joint = start and q.shape[axis] == start + 96  # a refiner's call is shorter
+        if k.shape[axis] != q.shape[axis] or joint:
             extra = q.new_zeros(q.shape[axis], k.shape[axis])
-            extra[77 if family == "flux" else 0 :, hide] = NEVER  # image queries only
+            extra[start:, hide] = NEVER  # image queries only
             mask = extra if mask is None else mask + extra
         return func(q, k, v, heads, mask=mask, **kwargs)
 
@@ -604,12 +723,12 @@ def test_a_mask_of_the_model_itself_is_kept(layout, kind, stage, in_one_piece, p
     fns = {"bias": lambda zeros, site: zeros + bias, "probs": lambda probs, site: probs * bias.exp()}
     edit = Installed(layout, AttentionEdit(stage, stage, fns[stage]))
     chunks = (Chunk(slice(0, 1), (), 77, (0, 0)), Chunk(slice(1, 2), (edit,), 77, (0, 0)))
-    call = ModelCall(chunks, (8, 12), (8, 12), 77, (), 0.0, (2,))
+    call = ModelCall(chunks, (8, 12), (8, 12), 77, (), 0.0, 1, lambda length, own: [slice(0, own)])
     place = Place("double.0", (4, 6), (8, 12), 0, queries=slice(77, 101), text=slice(0, 77), image=slice(77, 101))
     host = attention.attention_pytorch
     mask = keep if kind == "bool" else floats
-    args, options = (q, k, v, 2, mask if per_head else mask[:, 0]), {"skip_reshape": True}
-    out = attend.edited_attention(host, call, place, attend.BiasCache(), args, options, in_one_piece)
+    options = {"skip_reshape": True, "mask": mask if per_head else mask[:, 0]}
+    out = edited_attention(AttentionCall.of(host, (q, k, v, 2), options), call, place, BiasCache(), in_one_piece)
 
     scores = (q.double() @ k.double().transpose(-1, -2)) * 32**-0.5 + floats.double()
     if stage == "bias":
@@ -698,14 +817,14 @@ def test_an_unsupported_model_raises_and_says_what_is_supported():
         adapter_for(Patcher())
 
 
-def test_relatives_that_no_adapter_was_tested_on_are_refused(models):
-    class Flux2(comfy.model_base.Flux):
-        pass
-
-    model = models["flux"].clone()
-    other = object.__new__(Flux2)
-    other.__dict__.update(model.model.__dict__)
-    assert not any(family.supports(other) for family in FAMILIES)
+@pytest.mark.parametrize("family", tiny.JOINT)
+def test_relatives_that_no_adapter_was_tested_on_are_refused(models, family):
+    """Flux.2 derives from Flux, MageFlow from Qwen-Image: other tokens in other places."""
+    model = models[family].model
+    other = object.__new__(type("Relative", (type(model),), {}))
+    other.__dict__.update(model.__dict__)
+    assert any(known.supports(model) for known in FAMILIES)
+    assert not any(known.supports(other) for known in FAMILIES)
 
 
 def test_unets_whose_self_attention_reads_the_text_are_refused():

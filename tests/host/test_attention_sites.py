@@ -9,12 +9,13 @@ from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
 
 UNETS = ["sd15", "sdxl"]
-every_family = pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
+FAMILIES = ["sd15", "sdxl", *tiny.JOINT]
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in ["sd15", "sdxl", "flux"]}
+    return {family: tiny.build(family) for family in FAMILIES}
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_reading_changes_nothing_to_the_last_bit(models, layout, family, kind):
         keys = len(layout.prompt.tokens) if kind == "image_text" else site.grid[0] * site.grid[1]
         assert probs.shape[0] == 2 and probs.shape[3] == keys
         assert probs.shape[2] == site.queries.stop - site.queries.start
-        if family != "flux":  # there the row also holds the other kind's keys
+        if family not in tiny.JOINT:  # there the row also holds the other kind's keys
             torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:3]))
 
 
@@ -91,7 +92,7 @@ def test_readers_see_score_edits_and_probability_edits_come_after(models, layout
     edits = [AttentionEdit("halve", "probs", halve), looking(seen, "image_text"), AttentionEdit("hide", "scores", hide)]
     run(family, install(models[family], layout, edits), layout)
     assert all(probs[..., 3].max() == 0 for _, probs in seen)
-    if family != "flux":
+    if family not in tiny.JOINT:
         assert all(torch.allclose(probs.sum(-1), torch.ones(()), atol=1e-4) for _, probs in seen)
 
 
@@ -164,7 +165,7 @@ def test_unconditional_rows_and_the_other_kind_stay(models, layout, family):
 @every_family
 def test_where_limits_an_edit_to_some_sites(models, layout, family):
     seen, calls = [], []
-    chosen = {"sd15": "middle.0.0", "sdxl": "middle.0.0", "flux": "double.0"}[family]
+    chosen = min(tiny.FAMILIES[family].layers) if family in tiny.JOINT else "middle.0.0"
     edit = looking(seen, "image_text", "scores", where=lambda site: site.layer == chosen)
     run(family, tiny.probe(install(models[family], layout, [edit]), calls), layout)
     assert {site.layer for site, _ in seen} == {chosen}

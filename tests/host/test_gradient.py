@@ -1,5 +1,6 @@
 """Gradients through the real host, in inference mode as its executor runs."""
 
+import contextlib
 import types
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from pack.attention_patches.core.seam import AttentionLoss
 from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
-from pack.attention_patches.host.guidance import gradient
+from pack.attention_patches.host.guidance import foreign, gradient, maps
 from pack.attention_patches.host.guidance.differentiable import differentiable
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
@@ -38,8 +39,6 @@ def plain_weights(family):
 
 
 def without_recipe(monkeypatch):
-    import contextlib
-
     @contextlib.contextmanager
     def plainly(module):
         with torch.inference_mode(False), torch.enable_grad():
@@ -267,12 +266,11 @@ def test_early_exit_runs_no_layer_after_the_last_that_is_read(models, layout):
 
 @pytest.mark.parametrize("family", UNETS)
 def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, family):
-    model = models[family].model.diffusion_model
     adapter = adapter_for(models[family])
-    for level in range(len(adapter.factors(model))):
-        reader = gradient.MapReader(level, None, None)
+    for level in range(len(adapter.factors)):
+        reader = maps.MapReader(level, None, None)
         run(family, install(models[family], layout, [reader.edit()]), layout, steps=1)
-        assert list(reader.parts)[-1] == adapter.last_layer(model, level)
+        assert list(reader.parts)[-1] == adapter.last_layer(level)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +293,7 @@ def test_the_last_layer_is_the_last_that_a_full_pass_reads(models, layout, famil
     ],
 )
 def test_the_grid_follows_from_the_latent(factors, latent, level):
-    assert gradient.map_level(factors, latent, 16) == level
+    assert maps.map_level(factors, latent, 16) == level
 
 
 # --- what can go wrong ---
@@ -321,6 +319,34 @@ def test_out_of_memory_is_tried_once_more_a_row_at_a_time(models, layout, monkey
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         run("sd15", patched, layout, noise=noise, steps=1)
+
+
+def test_a_picture_too_large_for_the_card_keeps_its_pass_in_main_memory(models, layout, monkeypatch):
+    original, places = gradient._entry_gradient, []
+
+    @contextlib.contextmanager
+    def main_memory():
+        places.append("main memory")
+        yield
+        places.append("card")
+
+    def small_memory(run, item, loss, entry, x, *rest):
+        if places[-1] == "card":
+            raise torch.OutOfMemoryError("emulated")
+        return original(run, item, loss, entry, x, *rest)
+
+    (expected,) = gradients("sd15", models["sd15"], layout, batch=2)
+    monkeypatch.setattr(gradient, "_entry_gradient", small_memory)
+    places.append("card")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd.graph, "save_on_cpu", main_memory)
+        (found,) = gradients("sd15", models["sd15"], layout, batch=2)
+    assert places == ["card", *["main memory", "card"] * 2]
+    assert relative(found.values, expected.values) < 1e-4
+    places.append("main memory")
+    with torch.autograd.graph.save_on_cpu():
+        (found,) = gradients("sd15", models["sd15"], layout, batch=2)
+    assert torch.equal(found.values, expected.values)
 
 
 def test_another_error_stays_what_it_is(models, layout, monkeypatch):
@@ -410,7 +436,7 @@ def test_masked_attention_is_differentiated_by_the_plain_kernel(models, layout, 
         used.append((q.requires_grad, attn_mask is not None, fused))
         return original(q, k, v, attn_mask=attn_mask, **kwargs)
 
-    monkeypatch.setattr(gradient, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(foreign, "scaled_dot_product_attention", noted)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
     monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", noted)
     confined = RectifiedAttention(window=StepWindow(), feather=0.0).edits(layout)
@@ -427,7 +453,7 @@ def test_the_plain_kernel_gives_what_the_hosts_attention_gives(tokens, reshaped)
     q, k, v = (torch.randn(shape, generator=draw) for _ in range(3))
     mask = torch.randn(2, 1, tokens, tokens, generator=draw)
     options = {"skip_reshape": reshaped, "skip_output_reshape": reshaped}
-    found = gradient._attention_with_backward(q, k, v, 4, mask, **options)
+    found = foreign._attention_with_backward(q, k, v, 4, mask, **options)
     torch.testing.assert_close(found, attention_pytorch(q, k, v, 4, mask, **options))
 
 
@@ -450,8 +476,3 @@ def test_weights_without_a_backward_are_refused(layout):
     original = lambda x: torch.nn.functional.conv2d(x, weight, None, padding=1)  # noqa: E731
     with pytest.raises(UnsupportedModelError, match="quantised format"):
         run("sd15", install(model, layout, [replace(GUIDE, smallest_side=1)]), layout)
-
-
-def test_families_without_gradients_are_refused_when_installing(layout):
-    with pytest.raises(UnsupportedModelError, match="do(es)? not take through Flux"):
-        install(tiny.build("flux"), layout, [GUIDE])

@@ -1,5 +1,6 @@
 """Samplers whose latent, or prediction, is moved along a gradient in the real host."""
 
+import types
 from dataclasses import replace
 
 import comfy.controlnet
@@ -16,7 +17,8 @@ from guides import GUIDE, UNETS, gradients, left_mass, relative, run
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.attention.calls import Installed
-from pack.attention_patches.host.guidance import steps as guidance
+from pack.attention_patches.host.guidance import latent as moving
+from pack.attention_patches.host.guidance import prediction as predicting
 from pack.attention_patches.host.guidance.gradient import Gradient, loss_gradient
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, preset
@@ -50,8 +52,8 @@ def test_a_published_step_is_the_same_step_in_the_hosts_scale(models, layout):
             x = (z * (1 + sigma**2) ** 0.5).detach().requires_grad_()
             (by_x,) = torch.autograd.grad(((x / (1 + sigma**2) ** 0.5 - target) ** 2).sum() / 100, x)
             expected = (z - 7.0 * by_z) * (1 + sigma**2) ** 0.5
-            torch.testing.assert_close(x + guidance.latent_change(attached, guide, by_x, 3.0), expected)
-            limited = guidance.latent_change(attached, replace(guide, max_change=0.01), by_x, 3.0)
+            torch.testing.assert_close(x + moving.latent_change(attached, guide, by_x, 3.0), expected)
+            limited = moving.latent_change(attached, replace(guide, max_change=0.01), by_x, 3.0)
             assert float(limited.abs().max()) == pytest.approx(0.03)
         checked.append(True)
         return executor(noisy, timestep, options, seed)
@@ -86,7 +88,7 @@ def no_gradient(monkeypatch):
         rows = torch.zeros(x.shape[0])
         return Gradient(torch.zeros_like(x), rows, rows[:, None], ("w1 w2",), ())
 
-    monkeypatch.setattr(guidance, "loss_gradient", nothing)
+    monkeypatch.setattr(moving, "loss_gradient", nothing)
 
 
 @pytest.mark.usefixtures("no_gradient")
@@ -103,7 +105,7 @@ def test_every_sampler_takes_the_move(models, layout, sampler, masked, monkeypat
         mask[..., :12] = 1.0
     # The first step alone: its progress is 0.
     guide = replace(GUIDE, window=StepWindow(0.0, 0.01))
-    monkeypatch.setattr(guidance, "latent_change", pushed(delta, calls))
+    monkeypatch.setattr(moving, "latent_change", pushed(delta, calls))
     options = {"sampler": sampler, "steps": 3, "noise_mask": mask}
     guided = run("sd15", install(models["sd15"], layout, [guide]), layout, noise=noise, **options)
     plain = run("sd15", models["sd15"], layout, noise=noise, **options)
@@ -137,7 +139,7 @@ def test_every_sampler_is_moved_once_a_step_and_goes_on_from_there(models, layou
             moved.append(level)
             return amount * delta.to(gradient) if len(moved) == 2 else torch.zeros_like(gradient)
 
-        monkeypatch.setattr(guidance, "latent_change", second)
+        monkeypatch.setattr(moving, "latent_change", second)
         comfy.sample.sample_custom(
             model, tiny.latent("sd15"), 4.0, comfy.samplers.sampler_object(sampler), sigmas, positive, negative,
             torch.zeros_like(delta), disable_pbar=True, seed=1,
@@ -176,7 +178,7 @@ def test_a_later_step_is_moved_at_its_start_and_not_at_a_trial_of_it(models, lay
             disable_pbar=True, seed=1,
         )  # fmt: skip
 
-    monkeypatch.setattr(guidance, "latent_change", second)
+    monkeypatch.setattr(moving, "latent_change", second)
     nothing = torch.zeros_like(delta)
     guided = sample(install(models["sd15"], layout, [GUIDE]), tiny.latent("sd15"), nothing, sigmas)
     scale = models["sd15"].model.latent_format.scale_factor  # what leaves a run is in the VAE's scale
@@ -198,8 +200,8 @@ def test_phrases_are_pulled_in_small_pictures(layout, size, sure, monkeypatch):
         pulls.append(float(latent_change(run, guide, gradient, level).abs().max()) / level)
         return torch.zeros_like(gradient)
 
-    latent_change = guidance.latent_change
-    monkeypatch.setattr(guidance, "latent_change", noted)
+    latent_change = moving.latent_change
+    monkeypatch.setattr(moving, "latent_change", noted)
     for number in range(2):
         regions = [replace(region, strength=float(i == number)) for i, region in enumerate(layout.regions)]
         alone = replace(layout, regions=tuple(regions))
@@ -210,7 +212,7 @@ def test_phrases_are_pulled_in_small_pictures(layout, size, sure, monkeypatch):
 
 def test_outside_an_inpaint_mask_the_samplers_latent_stays(models, layout, monkeypatch):
     """It would come back where a mask changes on the way (differential diffusion)."""
-    monkeypatch.setattr(guidance, "latent_change", pushed(torch.ones(1, 4, 16, 24), []))
+    monkeypatch.setattr(moving, "latent_change", pushed(torch.ones(1, 4, 16, 24), []))
     mask = torch.zeros(1, 1, 16, 24)
     mask[..., :12] = 1.0
     seen = {}
@@ -238,7 +240,7 @@ def test_a_sampler_that_keeps_its_latent_is_refused(models, layout, sampler):
 
 def test_churn_puts_evaluations_beside_the_schedule(models, layout, monkeypatch):
     calls = []
-    monkeypatch.setattr(guidance, "latent_change", pushed(torch.zeros(1, 4, 16, 24), calls))
+    monkeypatch.setattr(moving, "latent_change", pushed(torch.zeros(1, 4, 16, 24), calls))
     patched = install(models["sd15"], layout, [GUIDE])
     sampler = comfy.samplers.ksampler("euler", {"s_churn": 2.0, "s_noise": 1.0})
     sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 4)
@@ -289,7 +291,7 @@ def test_the_prediction_moves_by_the_gradient_of_the_ordinary_pass(models, layou
     guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "a spy", spy)
     moved = prediction(family, guided, layout) - prediction(family, models[family], layout)
     ((sigma, gradient),) = found
-    expected = (-1.0 * sigma**2 * (1 + sigma**2) ** 0.5 * gradient).clamp(-guidance.MOST, guidance.MOST)
+    expected = (-1.0 * sigma**2 * (1 + sigma**2) ** 0.5 * gradient).clamp(-predicting.MOST, predicting.MOST)
     assert expected.abs().max() > 0.1
     assert relative(moved, expected) < 0.01
 
@@ -328,10 +330,12 @@ def test_a_patch_that_evaluates_the_prompts_by_itself_is_refused(models, layout)
 def test_the_move_of_the_prediction_is_bounded_at_every_sigma(models, layout, limit):
     """The step grows with the cube of sigma: zero terminal SNR begins at thousands."""
     guide = replace(FAST, step_size=lambda p: 1000.0, max_change=limit)
+    guider = types.SimpleNamespace(inner_model=models["sd15"].model)
+    attached = types.SimpleNamespace(progress=lambda level: 0.0, guider=guider)
     gradient = torch.randn(1, 4, 16, 24)
     for level in (4518.0, 14.6, 1.0, 0.1):
-        change = guidance.prediction_change(guide, gradient, level, 0.0)
-        assert float(change.abs().max()) == pytest.approx((limit or guidance.MOST) * min(level, 1.0))
+        change = predicting.prediction_change(attached, guide, gradient, level)
+        assert float(change.abs().max()) == pytest.approx((limit or predicting.MOST) * min(level, 1.0))
 
 
 def test_zero_terminal_snr_does_not_explode(layout):
@@ -341,7 +345,7 @@ def test_zero_terminal_snr_does_not_explode(layout):
     model = nodes_model_advanced.ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
     plain = run("sd2", model, layout, steps=1)
     guided = run("sd2", install(model, layout, [replace(FAST, step_size=lambda p: 1000.0)]), layout, steps=1)
-    assert 0 < float((guided - plain).abs().max()) <= guidance.MOST / model.model.latent_format.scale_factor * 1.01
+    assert 0 < float((guided - plain).abs().max()) <= predicting.MOST / model.model.latent_format.scale_factor * 1.01
 
 
 def test_the_graph_ends_at_the_last_layer_that_is_read(models, layout):

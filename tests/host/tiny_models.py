@@ -23,6 +23,7 @@ _UNET = dict(
 _EVERY_LEVEL = dict(
     transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0], transformer_depth_middle=1
 )  # fmt: skip
+_FLUX_LAYERS = frozenset({"double.0", "double.1", "single.0", "single.1"})
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,25 @@ class Tiny:
     channels: int
     pooled: int | None = None
     model_type: Any = None
+    layers: frozenset[str] = frozenset()  # some that edits must reach; of a joint family, all
+    image_at: int = 0  # where image tokens begin on the query axis with 77 text tokens; joint families have text before
+    shape: tuple[int, ...] = ()  # axes of a latent between channels and height
+    references: bool = False  # reference latents stand behind the image
 
 
 FAMILIES = {
-    "sd15": Tiny("SD15", {**_UNET, **_EVERY_LEVEL, "num_heads": 4, "use_linear_in_transformer": False}, 4),
+    "sd15": Tiny(
+        "SD15",
+        {**_UNET, **_EVERY_LEVEL, "num_heads": 4, "use_linear_in_transformer": False},
+        4,
+        layers=frozenset({"input.1.0", "input.3.0", "middle.0.0", "output.2.0", "output.5.0"}),
+    ),
     "sd2": Tiny(
         "SD20",
         {**_UNET, **_EVERY_LEVEL, "model_channels": 64, "use_linear_in_transformer": True},  # heads of 64 by its config
         4,
         model_type="V_PREDICTION",
+        layers=frozenset({"input.1.0", "middle.0.0"}),
     ),
     "sdxl": Tiny(
         "SDXL",
@@ -51,6 +62,7 @@ FAMILIES = {
         | {"adm_in_channels": 1536 + 24, "num_classes": "sequential"},
         4,
         pooled=24,
+        layers=frozenset({"input.3.1", "middle.0.1"}),
     ),
     "flux": Tiny(
         "Flux",
@@ -61,9 +73,74 @@ FAMILIES = {
         ),
         16,
         pooled=32,
+        layers=_FLUX_LAYERS,
+        image_at=77,
+        references=True,
+    ),
+    "chroma": Tiny(
+        "Chroma",
+        dict(
+            image_model="chroma", in_channels=64, out_channels=64, context_in_dim=CONTEXT, hidden_size=64,
+            mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000,
+            patch_size=2, qkv_bias=True, in_dim=64, out_dim=64, hidden_dim=64, n_layers=2, txt_ids_dims=[],
+            vec_in_dim=768, dtype=torch.float32,
+        ),
+        16,
+        layers=_FLUX_LAYERS,
+        image_at=77,
+    ),
+    "qwen": Tiny(
+        "QwenImage",
+        dict(
+            image_model="qwen_image", in_channels=64, out_channels=16, num_layers=2, attention_head_dim=32,
+            num_attention_heads=2, joint_attention_dim=CONTEXT, axes_dims_rope=(8, 12, 12), dtype=torch.float32,
+        ),
+        16,
+        layers=frozenset({"double.0", "double.1"}),
+        image_at=77,
+        shape=(1,),
+        references=True,
+    ),
+    "zimage": Tiny(
+        "ZImage",
+        dict(
+            image_model="lumina2", patch_size=2, in_channels=16, dim=256, n_layers=2, n_refiner_layers=1, n_heads=8,
+            n_kv_heads=8, multiple_of=16, qk_norm=True, cap_feat_dim=CONTEXT, axes_dims=[8, 12, 12],
+            axes_lens=[300, 512, 512], rope_theta=256.0, z_image_modulation=True, time_scale=1000.0,
+            pad_tokens_multiple=32, ffn_dim_multiplier=0.5, dtype=torch.float32,
+        ),
+        16,
+        layers=frozenset({"double.0", "double.1"}),
+        image_at=96,  # the text is filled up to a multiple of 32
+    ),
+    "sd3": Tiny(
+        "SD3",
+        dict(
+            input_size=None, patch_size=2, in_channels=16, depth=2, adm_in_channels=32,
+            context_embedder_config={
+                "target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 128}
+            },
+            pos_embed_max_size=32, num_patches=1024, qk_norm="rms", x_block_self_attn_layers=[0], dtype=torch.float32,
+        ),
+        16,
+        pooled=32,
+        layers=frozenset({"joint.0", "joint.1"}),
+        image_at=77,
+    ),
+    "lumina2": Tiny(
+        "Lumina2",
+        dict(
+            image_model="lumina2", patch_size=2, in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2,
+            n_kv_heads=1, multiple_of=16, qk_norm=True, cap_feat_dim=CONTEXT, axes_dims=[8, 12, 12],
+            axes_lens=[300, 512, 512], dtype=torch.float32,
+        ),
+        16,
+        layers=frozenset({"double.0", "double.1"}),
+        image_at=77,
     ),
 }  # fmt: skip
 SUPPORTED = list(FAMILIES)
+JOINT = [family for family, tiny in FAMILIES.items() if tiny.image_at]
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -92,6 +169,9 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
         else:
             values *= 0.1
         parameter.data.copy_(values)
+    for name, buffer in module.named_buffers():
+        if name == "pos_embed":  # SD3's comes with its weights, and holds anything before
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
 
 
 def text(length: int = 77, seed: int = 1, words: int = 10) -> EncodedText:
@@ -135,7 +215,7 @@ def conditioning(family: str, encoded: EncodedText, key: str | None = None, seed
 
 
 def latent(family: str, size=(16, 24), batch: int = 1, seed: int = 7) -> torch.Tensor:
-    shape = (batch, FAMILIES[family].channels, *size)
+    shape = (batch, FAMILIES[family].channels, *FAMILIES[family].shape, *size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 

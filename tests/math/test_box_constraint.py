@@ -11,19 +11,21 @@ from pack.attention_patches.methods.box_constraint import (
     PRESETS,
     PUBLISHED,
     BoxConstraint,
+    constrained_phrases,
+    preset,
+    rivals,
+    small_boxes,
+)
+from pack.attention_patches.methods.box_losses import (
     Sight,
     best_mean,
-    constrained_phrases,
     corner_loss,
     distance,
     edge_cells,
     inner_loss,
     outer_loss,
     place,
-    preset,
-    rivals,
     sight,
-    small_boxes,
     smoothed,
 )
 

@@ -10,7 +10,7 @@ import comfy.samplers
 import pytest
 import torch
 from measure import SEEDS, draw, layout_of, score, score_layouts
-from pack.attention_patches.host.guidance import steps as guidance
+from pack.attention_patches.host.guidance import latent as guidance
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention

@@ -14,7 +14,9 @@ from torch import Tensor
 from ...core.seam import NEVER
 
 Attention = Callable[..., Tensor]
+_NAMES = ("q", "k", "v", "heads", "mask")  # of an attention's first arguments, in their order
 
+TAKES_MASKS = "takes_masks"  # attribute of an attention of ours that adds a mask to the scores
 # The host's kernels that add a mask to the scores. Not SageAttention, which may swallow it, nor Flash Attention, which
 # fails and falls back with a warning each time; what other packs put in their place is not known.
 _TAKE_MASKS = tuple(
@@ -35,6 +37,20 @@ class AttentionCall:
     mask: Tensor | None
     rest: tuple[Any, ...]
     options: dict[str, Any]
+
+    @classmethod
+    def of(cls, host: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
+        """The arguments by position or by name, as the host's models pass them."""
+        options = dict(kwargs)
+        q, k, v, heads, mask = (*args[:5], *(options.pop(name, None) for name in _NAMES[len(args) :]))
+        if mask is not None and mask.ndim == 3:
+            mask = mask.unsqueeze(1)  # [rows, queries, keys]: the same for all heads
+        return cls(host, q, k, v, heads, mask, args[5:], options)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, queries, keys."""
+        return self.q.shape[0], self.q.shape[self.token_axis], self.k.shape[self.token_axis]
 
     @property
     def token_axis(self) -> int:
@@ -86,13 +102,18 @@ class AttentionCall:
 
     def exact(self, bias: Tensor | None = None) -> Tensor:
         """`fused`, by an attention that is known to take masks."""
-        known = inspect.unwrap(self.host) in _TAKE_MASKS
+        known = inspect.unwrap(self.host) in _TAKE_MASKS or getattr(self.host, TAKES_MASKS, False)
         return (self if known else replace(self, host=attention.attention_pytorch)).fused(bias)
 
     def by_head(self, t: Tensor) -> Tensor:
-        """[B, heads, tokens, channels] of q, k or v; grouped keys and values repeated for every query head."""
+        """[B, heads, tokens, channels] of q, k or v; grouped keys and values repeated for every query head.
+
+        Where the host is to part the heads, each of the three may come as [B, tokens, heads * channels] or have them
+        parted already, [B, tokens, heads, channels].
+        """
         if not self.options.get("skip_reshape", False):
-            t = t.unflatten(-1, (-1, self.q.shape[-1] // self.heads)).transpose(1, 2)
+            channels = self.q.shape[-1] if self.q.ndim == 4 else self.q.shape[-1] // self.heads
+            t = (t if t.ndim == 4 else t.unflatten(-1, (-1, channels))).transpose(1, 2)
         return t if t.shape[1] == self.heads else t.repeat_interleave(self.heads // t.shape[1], dim=1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, TextMix
 from ...core.types import BoxwrightError, Layout, View
-from .call import Attention
+from .call import Attention, AttentionCall
 
 CALL = "boxwright_call"  # key of a ModelCall in transformer_options
 MEMO = "boxwright_memo"  # key of AttentionSite.memo of the run in transformer_options
@@ -68,10 +68,20 @@ class ModelCall:
     text_length: int
     references: tuple[tuple[int, int], ...]  # (H, W) of reference latents that follow the image
     progress: float
-    factors: tuple[int, ...]  # latent cells per token side at every attention grid of the model, finest first
+    levels: int  # attention grids of the model
+    # (text columns of this call, columns of a conditioning entry) -> where copies of the entry's text lie among them
+    text_columns: Callable[[int, int], Sequence[slice]]
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
     others: OtherPacks = field(default_factory=OtherPacks)
+    frames: int = 1  # of the latent; a picture has one
     notes: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # attention calls met so far, by kind
+
+    def counted(self, kind: str) -> int:
+        """The number of this attention call among those of its kind, from 0: for blocks that do not say theirs."""
+        number = self.counts.get(kind, 0)
+        self.counts[kind] = number + 1
+        return number
 
     @property
     def rows(self) -> int:
@@ -96,18 +106,23 @@ class Place:
     grid: tuple[int, int]  # (h, w) image tokens
     extent: tuple[int, int]  # latent cells under the grid, down and across; past the latent where the model pads
     level: int  # 0 = the finest attention grid of the model
-    queries: slice  # image tokens on the query axis
+    queries: slice  # image tokens on the query axis, frame by frame
     text: slice | None  # text tokens on the key axis; None where the call has none
     image: slice | None  # image tokens on the key axis; None where the call has none
     chunks: tuple[Chunk, ...] | None = None  # whose the rows are where another patch made more of them
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one frame: edits see one frame at a time."""
+        return self.grid[0] * self.grid[1]
 
     def keys_of(self, kind: AttentionKind) -> slice | None:
         return self.text if kind == "image_text" else self.image
 
 
-# (call, place, the function, its arguments) -> the result of another pack's function in place of the host's attention,
-# with the edits of this call
-Replaced = Callable[[ModelCall, Place, Attention, tuple[Any, ...]], Tensor]
+# (call, place, the attention, the function, its options) -> the result of another pack's function in place of the
+# attention, with the edits of this call
+Replaced = Callable[[ModelCall, Place, AttentionCall, Attention, dict[str, Any]], Tensor]
 
 
 def names_of(functions: Iterable[Any]) -> str:

@@ -1,6 +1,6 @@
 """Which models are supported, and how edits reach their attention.
 
-A new model family is one file beside `unet.py` and one line in `FAMILIES`.
+A new model family is one row of the table in `joint.py`, or one file beside `unet.py` and one line in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from typing import Any
 
 from ...core.types import UnsupportedModelError
 from . import joint, unet
-from .base import Family
+from .base import Adapter, Family
 
-FAMILIES: tuple[Family, ...] = (unet.FAMILY, joint.FAMILY)
+FAMILIES: tuple[Family, ...] = (unet.FAMILY, *joint.FAMILIES)
 
 
-def adapter_for(model: Any) -> Family:
-    """The family that reaches this MODEL's attention. Raises UnsupportedModelError where there is none."""
+def adapter_for(model: Any) -> Adapter:
+    """What reaches this MODEL's attention. Raises UnsupportedModelError where nothing does."""
     base = model.model
     for family in FAMILIES:
         if family.supports(base):
-            return family
+            return family.bind(base)
     raise UnsupportedModelError(
         f"Boxwright cannot reach the attention of this model ({type(base).__name__} with a "
         f"{type(getattr(base, 'diffusion_model', None)).__name__}). "

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
-from torch import Tensor
-
+from ..attention.call import AttentionCall
 from ..attention.calls import ModelCall, Place, Replaced
 
 
 class Family(Protocol):
-    """One adapter.
+    """Models that one kind of adapter fits."""
 
-    A family that gradients can pass has another method, last_layer(diffusion_model, level) -> str: the name of the last
-    attention layer on a grid, in the order the model runs them. One whose attention to the text is separate, and takes
-    `ModelCall.further` behind the text, says so by `further_texts = True`.
-    """
-
-    name: str
+    name: str  # what users call them
 
     def supports(self, base_model: Any) -> bool: ...
 
-    def factors(self, diffusion_model: Any) -> tuple[int, ...]:
-        """Latent cells per token side at every attention grid, finest first."""
+    def bind(self, base_model: Any) -> Adapter:
+        """The adapter of this very model: what was read from it once, and never changes."""
+
+
+class Adapter(Protocol):
+    """How edits reach the attention of one model, and what it can do. Immutable; notes of a call go into the call."""
+
+    name: str
+    # separate = image tokens attend to the text in an attention of its own, and `ModelCall.further` may stand behind
+    # the text; joint = one attention holds text and image.
+    text: Literal["separate", "joint"]
+    gradients: bool  # whether autograd passes the model here; then the next two can be asked
+    guided: tuple[str, ...] | None  # names of the layers whose maps guides read, in order; None = all of a grid
+    factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
+
+    def last_layer(self, level: int) -> str:
+        """Name of the last layer on a grid that guides read, in the order the model runs them."""
+
+    def text_columns(self, length: int, own: int) -> Sequence[slice]:
+        """Where a conditioning entry's text of `own` columns lies among the `length` of a call: every copy of it."""
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """The options of one model call with what this family needs in them.
@@ -30,7 +43,7 @@ class Family(Protocol):
         `replaced` is to be asked in place of functions that other packs put in place of the host's attention.
         """
 
-    def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
+    def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
         """Where the edits of this call's chunks find their blocks in this attention call; None if it holds none."""
 
     def finish(self, call: ModelCall) -> None:

@@ -1,52 +1,152 @@
-"""Flux.1: one joint attention over [text | image | reference images], in double and single blocks."""
+"""Transformers with one joint attention over [text | image | reference images]: a table, and one adapter for all."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import comfy.model_base
+from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
-from torch import Tensor
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
+from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
 
+References = Literal["behind the image", "unread", "refused"]
 
-class FluxJoint:
-    name = "Flux.1 (dev, schnell, Fill, Kontext)"
+
+@dataclass(frozen=True)
+class JointFamily:
+    """One row of the table."""
+
+    name: str
+    base: type  # exactly these two classes: what derives from them orders or pads its tokens in other ways
+    network: type
+    blocks: dict[str, str]  # the block_type that a block announces -> the network's list of such blocks, as they run
+    # Blocks that announce nothing are counted (then `blocks` has one kind); some of them attend within the image, too.
+    announced: bool = True
+    references: References = "behind the image"  # what becomes of reference latents
+    guided: tuple[float, float] = (0.25, 0.5)  # the part of its first kind of blocks whose maps guides read
+    padding: str | None = None  # the network's attribute with the multiple to which it fills up text and image
 
     def supports(self, base_model: Any) -> bool:
-        # Exactly: Flux.2, Chroma and LongCat derive from these classes but order or pad their tokens in other ways.
-        return type(base_model) is comfy.model_base.Flux and type(base_model.diffusion_model) is Flux
+        return type(base_model) is self.base and type(base_model.diffusion_model) is self.network
 
-    def factors(self, diffusion_model: Flux) -> tuple[int, ...]:
-        return (diffusion_model.patch_size,)
+    def bind(self, base_model: Any) -> JointAdapter:
+        network = base_model.diffusion_model
+        counts = {kind: len(getattr(network, blocks)) for kind, blocks in self.blocks.items()}
+        kind, count = next(iter(counts.items()))
+        first, end = (int(part * count) for part in self.guided)
+        return JointAdapter(
+            name=self.name,
+            guided=tuple(f"{kind}.{number}" for number in range(first, max(end, first + 1))),
+            factors=(network.patch_size,),
+            layers=tuple(f"{kind}.{number}" for kind, count in counts.items() for number in range(count)),
+            announced=self.announced,
+            references=self.references,
+            multiple=(self.padding and getattr(network, self.padding)) or 1,
+        )
+
+
+FAMILIES = (
+    JointFamily(
+        "Flux.1 (dev, schnell, Fill, Kontext)", comfy.model_base.Flux, Flux,
+        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0),
+    ),
+    JointFamily(
+        "Chroma", comfy.model_base.Chroma, Chroma,
+        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0), references="unread",
+    ),
+    JointFamily(
+        "Qwen-Image (and Edit)", comfy.model_base.QwenImage, QwenImageTransformer2DModel,
+        {"double": "transformer_blocks"},
+    ),
+    JointFamily(
+        "Z-Image, Lumina 2", comfy.model_base.Lumina2, NextDiT,
+        {"double": "layers"}, references="refused", padding="pad_tokens_multiple",
+    ),
+    JointFamily(
+        "Stable Diffusion 3 and 3.5", comfy.model_base.SD3, OpenAISignatureMMDITWrapper,
+        {"joint": "joint_blocks"}, announced=False, references="unread",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JointAdapter:
+    """One model of the table."""
+
+    name: str
+    factors: tuple[int, ...]  # its patch size
+    layers: tuple[str, ...]  # the blocks that see text and image, in the order they run
+    announced: bool
+    references: References
+    multiple: int  # to which the model fills up text and image with tokens of its own; 1 = it does not
+    guided: tuple[str, ...]
+    text: Literal["joint"] = "joint"
+    gradients: bool = True
+
+    def last_layer(self, level: int) -> str:
+        return self.guided[-1]
+
+    def text_columns(self, length: int, own: int) -> tuple[slice]:
+        """As it is: here the host never repeats a text, which would change what the model reads."""
+        if own != length:
+            raise IncompatiblePatchError(
+                f"Another patch gives {self.name} {length} text tokens instead of the prompt's {own}, and Boxwright "
+                "cannot tell which are the prompt's. Remove the patch that adds, repeats or merges text."
+            )
+        return (slice(0, own),)
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """As they are: the blocks announce themselves in transformer_options."""
+        if call.references and self.references == "refused":
+            raise IncompatiblePatchError(
+                f"{self.name} reads reference images in front of the image, where Boxwright does not place edits yet. "
+                "Remove the reference latents from the conditioning, or the Boxwright node from this model."
+            )
         return transformer_options
 
-    def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
-        if options.get("block_type") not in ("double", "single"):
-            return None
-        layer = f"{options['block_type']}.{options['block_index']}"
-        (patch,) = call.factors
-        grid = tuple((side + patch // 2) // patch for side in call.latent)
-        text, image = call.text_length, grid[0] * grid[1]
-        references = sum(-(-height // patch) * -(-width // patch) for height, width in call.references)
-        expected = text + image + references
-        if (q.shape[0], q.shape[2], k.shape[2]) != (call.rows, expected, expected):
+    def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
+        (patch,) = self.factors
+        grid = _tokens(call.latent, patch)
+        extent = (grid[0] * patch, grid[1] * patch)
+        text, image = call.text_length, grid[0] * grid[1] * call.frames
+        if self.announced:
+            layer = f"{options.get('block_type')}.{options.get('block_index')}"
+            if layer not in self.layers:  # a refiner's, of the text or the image alone
+                return None
+        elif attention.shape == (call.rows, image, image):
+            pixels = slice(0, image)
+            return Place(f"image.{call.counted('image')}", grid, extent, 0, queries=pixels, text=None, image=pixels)
+        else:
+            layer = f"joint.{call.counted('joint')}"
+        start = _filled(text, self.multiple)
+        expected = start + _filled(image, self.multiple)
+        if self.references == "behind the image":
+            expected += sum(height * width for height, width in (_tokens(size, patch) for size in call.references))
+        if attention.shape != (call.rows, expected, expected):
+            rows, queries, keys = attention.shape
             raise IncompatiblePatchError(
-                f"Another patch changed the attention of {layer}: {q.shape[2]} queries and {k.shape[2]} keys in "
-                f"{q.shape[0]} rows instead of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference "
+                f"Another patch changed the attention of {layer}: {queries} queries and {keys} keys in "
+                f"{rows} rows instead of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference "
                 f"tokens) in {call.rows}. Boxwright cannot tell which token lies where; remove the patch that merges "
                 "or adds tokens or rows."
             )
-        extent = (grid[0] * patch, grid[1] * patch)
-        pixels = slice(text, text + image)
+        pixels = slice(start, start + image)
         return Place(layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels)
 
     def finish(self, call: ModelCall) -> None:
         """Every block passes through the host's attention; there is nothing that could be missed."""
 
 
-FAMILY = FluxJoint()
+def _tokens(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Tokens down and across: the model fills up the last ones."""
+    return -(-size[0] // patch), -(-size[1] // patch)
+
+
+def _filled(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import comfy.model_base
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from torch import Tensor
 
 from ...core.seam import AttentionKind
+from ..attention.call import AttentionCall
 from ..attention.calls import Chunk, IncompatiblePatchError, ModelCall, Place, Replaced, names_of
 from ..attention.saveable import saveable
 
@@ -37,9 +38,8 @@ class _Announced:
     chunks: tuple[Chunk, ...] | None  # whose its rows are, where they are not the call's
 
 
-class UNetCross:
+class UNets:
     name = "Stable Diffusion UNets (SD 1.x, SD 2.x, SDXL and relatives)"
-    further_texts = True
 
     def supports(self, base_model: Any) -> bool:
         unet = getattr(base_model, "diffusion_model", None)
@@ -51,29 +51,42 @@ class UNetCross:
             and not any(getattr(module, "disable_self_attn", False) for module in unet.modules())
         )
 
-    def factors(self, diffusion_model: UNetModel) -> tuple[int, ...]:
-        factor, found = 1, set()
-        for block in [*diffusion_model.input_blocks, diffusion_model.middle_block]:
-            for layer in block or ():
-                if isinstance(layer, SpatialTransformer):
-                    found.add(factor)
-                factor = _next_factor(layer, "input", factor)
-        return tuple(sorted(found))
-
-    def last_layer(self, diffusion_model: UNetModel, level: int) -> str:
-        """Name of the last cross-attention layer on one of the grids, in the order they run."""
-        grids, factor, last = self.factors(diffusion_model), 1, ""
+    def bind(self, base_model: Any) -> UNetAdapter:
+        network, factor = base_model.diffusion_model, 1
+        last: dict[int, str] = {}  # latent cells per token side -> the last layer that has them
         blocks = [
-            *(("input", i, block) for i, block in enumerate(diffusion_model.input_blocks)),
-            ("middle", 0, diffusion_model.middle_block),
-            *(("output", i, block) for i, block in enumerate(diffusion_model.output_blocks)),
+            *(("input", i, block) for i, block in enumerate(network.input_blocks)),
+            ("middle", 0, network.middle_block),
+            *(("output", i, block) for i, block in enumerate(network.output_blocks)),
         ]
         for part, number, block in blocks:
             for layer in block or ():
-                if isinstance(layer, SpatialTransformer) and grids.index(factor) == level:
-                    last = f"{part}.{number}.{len(layer.transformer_blocks) - 1}"
+                if isinstance(layer, SpatialTransformer):
+                    last[factor] = f"{part}.{number}.{len(layer.transformer_blocks) - 1}"
                 factor = _next_factor(layer, part, factor)
-        return last
+        return UNetAdapter(self.name, tuple(sorted(last)), tuple(name for _, name in sorted(last.items())))
+
+
+FAMILY = UNets()
+
+
+@dataclass(frozen=True)
+class UNetAdapter:
+    """One UNet."""
+
+    name: str
+    factors: tuple[int, ...]
+    last_layers: tuple[str, ...]  # of every grid
+    text: Literal["separate"] = "separate"
+    gradients: bool = True
+    guided: None = None
+
+    def last_layer(self, level: int) -> str:
+        return self.last_layers[level]
+
+    def text_columns(self, length: int, own: int) -> list[slice]:
+        """The host repeats a short prompt beside a longer one."""
+        return [slice(i, i + own) for i in range(0, length, own)]
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         others = transformer_options.get("patches", {})
@@ -87,13 +100,13 @@ class UNetCross:
             ours = [[partial(patch, call) for patch in place] for place in (first, last)]
             patches[slot] = [*ours[0], *patches.get(slot, []), *ours[1]]
         replacements = {
-            kind: {key: _Replacement(call, patch, replaced) for key, patch in slots.items()}
+            kind: {key: _Replacement(self, call, patch, replaced) for key, patch in slots.items()}
             if kind in ("attn1", "attn2") else slots
             for kind, slots in transformer_options.get("patches_replace", {}).items()
         }  # fmt: skip
         return {**transformer_options, "patches": patches, "patches_replace": replacements}
 
-    def locate(self, call: ModelCall, q: Tensor, k: Tensor, options: dict[str, Any]) -> Place | None:
+    def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
         announced: _Announced | None = call.notes.pop(_PENDING, None)
         if announced is None:
             return None
@@ -101,19 +114,20 @@ class UNetCross:
         image, cross = grid[0] * grid[1], announced.which == _CROSS
         keys, name = (announced.text_length + call.further_length, "text") if cross else (image, "image")
         rows = announced.chunks[-1].rows.stop if announced.chunks else call.rows
-        if (q.shape[0], q.shape[1], k.shape[1]) != (rows, image, keys):
+        if attention.shape != (rows, image, keys):
+            found, queries, others = attention.shape
             raise IncompatiblePatchError(
                 f"Another patch ({_others(call, announced.which)}) changed the {announced.which} of {announced.layer}: "
-                f"{q.shape[1]} image tokens and {k.shape[1]} {name} tokens in {q.shape[0]} rows instead of "
+                f"{queries} image tokens and {others} {name} tokens in {found} rows instead of "
                 f"{grid[0]}x{grid[1]} and {keys} in {rows}. Boxwright cannot tell which token lies where; remove the "
                 "patch that merges or adds tokens or rows."
             )
         return Place(
             layer=announced.layer,
             grid=grid,
-            extent=_extent(call, grid),
-            level=_level(call, grid),
-            queries=slice(0, q.shape[1]),
+            extent=self._extent(call, grid),
+            level=self._level(call, grid),
+            queries=slice(0, image),
             text=slice(0, announced.text_length) if cross else None,
             image=None if cross else slice(0, keys),
             chunks=announced.chunks,
@@ -122,8 +136,16 @@ class UNetCross:
     def finish(self, call: ModelCall) -> None:
         _refuse_pending(call)
 
+    def _extent(self, call: ModelCall, grid: tuple[int, int]) -> tuple[int, int]:
+        """Latent cells under the grid. Every halving rounds up, so the last cell may reach past the latent."""
+        for factor in self.factors:
+            if grid == tuple(-(-side // factor) for side in call.latent):
+                return grid[0] * factor, grid[1] * factor
+        return call.latent  # a patch resized the features (Deep Shrink): they still show the whole latent
 
-FAMILY = UNetCross()
+    def _level(self, call: ModelCall, grid: tuple[int, int]) -> int:
+        ratio = call.latent[0] * call.latent[1] / (grid[0] * grid[1])
+        return min(range(len(self.factors)), key=lambda level: abs(ratio / self.factors[level] ** 2 - 1))
 
 
 def _next_factor(layer: Any, part: str, factor: int) -> int:
@@ -138,8 +160,10 @@ def _next_factor(layer: Any, part: str, factor: int) -> int:
 class _Replacement:
     """Another pack's function in place of an attention."""
 
-    def __init__(self, call: ModelCall, patch: Callable[..., Tensor], replaced: Replaced) -> None:
-        self.call, self.patch, self.replaced = call, patch, replaced
+    def __init__(
+        self, adapter: UNetAdapter, call: ModelCall, patch: Callable[..., Tensor], replaced: Replaced
+    ) -> None:
+        self.adapter, self.call, self.patch, self.replaced = adapter, call, patch, replaced
         self.aside = id(patch) not in call.others.lasting
         self.key = ("calls the host", id(patch))
 
@@ -157,8 +181,9 @@ class _Replacement:
             found[self.key] = _PENDING not in self.call.notes
             if found[self.key]:  # by the host's attention, which knew of the edits
                 return out
-        place = FAMILY.locate(self.call, q, k, extra_options)
-        return self.replaced(self.call, place, self.patch, (q, k, v, extra_options))
+        attention = AttentionCall(attention_pytorch, q, k, v, extra_options["n_heads"], None, (), {})
+        place = self.adapter.locate(self.call, attention, extra_options)
+        return self.replaced(self.call, place, attention, self.patch, extra_options)
 
 
 def _before(call: ModelCall, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:
@@ -297,15 +322,3 @@ def _refuse_pending(call: ModelCall) -> None:
             "with its options, so Boxwright's edit would be lost there. Remove that patch from this model."
         )
 
-
-def _extent(call: ModelCall, grid: tuple[int, int]) -> tuple[int, int]:
-    """Latent cells under the grid. Every halving of the model rounds up, so the last cell may reach past the latent."""
-    for factor in call.factors:
-        if grid == tuple(-(-side // factor) for side in call.latent):
-            return grid[0] * factor, grid[1] * factor
-    return call.latent  # a patch resized the features (Deep Shrink): they still show the whole latent
-
-
-def _level(call: ModelCall, grid: tuple[int, int]) -> int:
-    ratio = call.latent[0] * call.latent[1] / (grid[0] * grid[1])
-    return min(range(len(call.factors)), key=lambda level: abs(ratio / call.factors[level] ** 2 - 1))

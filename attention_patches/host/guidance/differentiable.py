@@ -2,7 +2,8 @@
 
 The host runs everything under `torch.inference_mode()`: weights are inference tensors, which autograd refuses to save,
 and may be fetched for each call (cast, patched by a LoRA, offloaded), so that a saved reference would be stale. Here a
-linear or convolution layer saves nothing and fetches its weight a second time in the backward pass.
+linear or convolution layer saves nothing and fetches its weight a second time in the backward pass. The host's own
+switch for training chooses kernels that have a backward (rotary embeddings, fused norms).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_replaced(comfy.model_management, "in_training", True))
         owned: set[int] = set()
         for layer in module.modules():
             if not hasattr(layer, "comfy_cast_weights"):
@@ -52,7 +55,13 @@ def _is_plainly_linear(layer: torch.nn.Module) -> bool:
     """Whether the layer is a linear map of its weight alone: with zeros around the image and no adapter beside it."""
     if "forward" in layer.__dict__ or getattr(layer, "padding_mode", "zeros") != "zeros":
         return False
-    return isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+    return _is_linear(layer) or isinstance(layer, torch.nn.Conv2d)
+
+
+def _is_linear(layer: torch.nn.Module) -> bool:
+    """The host's layer for weights that it quantises itself derives from no class of torch."""
+    quantised = hasattr(layer, "_full_precision_mm") and hasattr(layer, "in_features")
+    return quantised or isinstance(layer, torch.nn.Linear)
 
 
 @contextmanager
@@ -96,7 +105,11 @@ def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable
 
 
 def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Group and layer normalisation with copies of their few weights, fetched for the call."""
+    """Group and layer normalisation with copies of their few weights, fetched for the call.
+
+    One without weights is modulated from outside, as in transformers whose blocks go on with `x += ...`: it gets a copy
+    of its input, which the backward pass needs as it was.
+    """
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not torch.is_grad_enabled():
@@ -107,6 +120,8 @@ def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Cal
                 fetched, shift, offloaded = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
             weight, bias = fetched.clone(), None if shift is None else shift.clone()
             comfy.ops.uncast_bias_weight(layer, fetched, shift, offloaded)
+        else:
+            x = x.clone()
         if isinstance(layer, torch.nn.GroupNorm):
             return torch.nn.functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)
         return torch.nn.functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
@@ -130,10 +145,12 @@ class _Frozen(torch.autograd.Function):
         with torch.inference_mode():
             weight, bias, offloaded = comfy.ops.cast_bias_weight(layer, gradient, offloadable=True)
         try:
-            weight = weight.dequantize() if hasattr(weight, "dequantize") and weight.is_quantized else weight
-            _check_weight(layer, weight)
-            if isinstance(layer, torch.nn.Linear):
+            weight = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
+            check_weight(layer, weight)
+            if _is_linear(layer):
                 result = gradient.matmul(weight)
+                smoothing = getattr(layer, "pre_quant_scale", None)  # of the input, by the layer itself
+                result = result if smoothing is None else result * smoothing.to(result)
             else:
                 result = torch.nn.grad.conv2d_input(
                     ctx.shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
@@ -143,14 +160,23 @@ class _Frozen(torch.autograd.Function):
         return result.to(ctx.dtype), None, None
 
 
-def _check_weight(layer: torch.nn.Module, weight: Tensor) -> None:
-    if isinstance(layer, torch.nn.Linear):
+def check_weights(module: torch.nn.Module) -> None:
+    """Raises UnsupportedModelError where a layer keeps its weight in a format that gradients cannot pass."""
+    for layer in module.modules():
+        if _is_plainly_linear(layer) and getattr(layer, "weight", None) is not None:
+            check_weight(layer, layer.weight)
+
+
+def check_weight(layer: torch.nn.Module, weight: Tensor) -> None:
+    if _is_linear(layer):
         expected = (layer.out_features, layer.in_features)
     else:
         expected = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    if tuple(weight.shape) != expected or not weight.is_floating_point():
+    found = tuple(weight.size())  # a format of another pack may give another answer for its shape (GGUF)
+    if found != expected or not weight.is_floating_point():
         raise UnsupportedModelError(
-            f"A {type(layer).__name__} layer of this model keeps its weights as {tuple(weight.shape)} {weight.dtype} "
-            f"instead of {expected}: a quantised format that gradients cannot pass. Load a model in float16, bfloat16, "
-            "float32 or the host's own float8, or use a method without gradients (Rectified Attention)."
+            f"A {type(layer).__name__} layer of this model keeps its weights as {found} {weight.dtype} "
+            f"instead of {expected}: a quantised format that gradients cannot pass (GGUF, NF4). Load a model in "
+            "float16, bfloat16, float32 or a format of ComfyUI's own (float8, int8), or use a method without gradients "
+            "(Rectified Attention)."
         )

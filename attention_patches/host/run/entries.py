@@ -20,13 +20,14 @@ class Entry:
 
     edits: tuple[Installed, ...]
     text_length: int
-    area: tuple[int, ...] | None  # (height, width, y, x) in latent cells; None = the whole latent
+    area: tuple[int, ...] | None  # in latent cells: (height, width, y, x), with frames (T, height, width, t, y, x)
 
     def crop(self, image: tuple[int, int]) -> tuple[int, int, int, int]:
         """(height, width, y, x) of what the model sees for this entry."""
         if self.area is None:
             return (*image, 0, 0)
-        height, width, y, x = self.area
+        axes = len(self.area) // 2
+        (height, width), (y, x) = self.area[axes - 2 : axes], self.area[-2:]
         return min(height, image[0] - y), min(width, image[1] - x), y, x
 
     def chunk(

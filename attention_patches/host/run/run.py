@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ...core.seam import ContextEdit, TextMix
 from ...core.types import Layout
-from ..attention.attend import BiasCache, edited_attention, replaced_attention
+from ..attention.cache import BiasCache
+from ..attention.call import AttentionCall
 from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
-from ..families.base import Family
+from ..attention.edited import edited_attention
+from ..attention.others import replaced_attention
+from ..families.base import Adapter
 from .entries import entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
@@ -33,11 +36,10 @@ class Run:
     EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
     ASIDE = "boxwright_aside"  # key in transformer_options of passes that readers are not to hear
 
-    def __init__(self, family: Family, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
-        self.family = family
+    def __init__(self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
+        self.adapter = adapter
         self.guider = guider
         self.progress = progress_of(guider.inner_model.model_sampling)
-        self.factors = family.factors(guider.inner_model.diffusion_model)
         self.batch = noise.shape[0]
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         part_copies(guider.conds)
@@ -107,9 +109,9 @@ class Run:
         if call is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         context = _edit_context(c_crossattn, call)
-        inner = self.family.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
+        inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
         output = executor(x, t, c_concat, context, control, inner, **kwargs)
-        self.family.finish(call)
+        self.adapter.finish(call)
         return output
 
     def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,10 +119,13 @@ class Run:
         host = partial(previous, func) if previous else func
         options = kwargs.get("transformer_options") or {}
         call = options.get(CALL)
-        place = None if call is None else self.family.locate(call, args[0], args[1], options)
+        if call is None:
+            return host(*args, **kwargs)
+        attention = AttentionCall.of(host, args, kwargs)
+        place = self.adapter.locate(call, attention, options)
         if place is None:
             return host(*args, **kwargs)
-        return edited_attention(host, call, place, self.cache, args, kwargs, previous is not None, func)
+        return edited_attention(attention, call, place, self.cache, previous is not None, func)
 
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
         uuids = inputs["transformer_options"].get("uuids", ())
@@ -157,10 +162,21 @@ class Run:
             self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
-        references = tuple(tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or ())
-        further = self._further_texts(chunks, context, x.device)
+        references = tuple(
+            tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or () for _ in range(_frames(latent))
+        )
         return ModelCall(
-            chunks, latent, self.image, context.shape[1], references, progress, self.factors, further, self.others
+            chunks=chunks,
+            latent=latent,
+            image=self.image,
+            text_length=context.shape[1],
+            references=references,
+            progress=progress,
+            levels=len(self.adapter.factors),
+            text_columns=self.adapter.text_columns,
+            further=self._further_texts(chunks, context, x.device),
+            others=self.others,
+            frames=_frames(x),
         )
 
     def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
@@ -211,7 +227,12 @@ def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
             if isinstance(item.edit, ContextEdit):
                 context = context.clone()
                 count = len(item.layout.prompt.tokens)
-                for start in range(0, context.shape[1], chunk.text_length):
-                    part = context[chunk.rows, start : start + count]
-                    context[chunk.rows, start : start + count] = item.edit.fn(part, item.layout)
+                for text in call.text_columns(context.shape[1], chunk.text_length):
+                    own = slice(text.start, text.start + count)
+                    context[chunk.rows, own] = item.edit.fn(context[chunk.rows, own], item.layout)
     return context
+
+
+def _frames(latent: Tensor) -> int:
+    """Of a latent [B, C, H, W] or [B, C, T, H, W]."""
+    return latent.shape[2] if latent.ndim == 5 else 1

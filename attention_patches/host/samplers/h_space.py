@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 from torch import Tensor
@@ -33,7 +34,7 @@ def edit_h_space(model: Any, source: list, target: list, settings: HSpace) -> An
     Raises UnsupportedModelError for a model without a UNet. Strength 0 is the model.
     """
     network = model.model.diffusion_model
-    if not (hasattr(network, "middle_block") and hasattr(network, "output_blocks")):
+    if not isinstance(network, UNetModel):
         raise UnsupportedModelError(
             f"This model ({type(network).__name__}) has no bottleneck: h-space edits are for UNets "
             "(SD1.x, SD2.x, SDXL and relatives)."

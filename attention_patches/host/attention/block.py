@@ -1,0 +1,179 @@
+"""The edits of one chunk's rows that act in one attention call, and which queries and keys each of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
+from .cache import BiasCache
+from .call import AttentionCall
+from .calls import Chunk, Installed, ModelCall, Place, view_of
+
+
+@dataclass(frozen=True)
+class Block:
+    """The edits of one chunk's rows that act in one attention call, in order."""
+
+    call: ModelCall
+    chunk: Chunk
+    place: Place
+    cache: BiasCache
+    text_bias: list[Installed] = field(default_factory=list)
+    image_bias: list[Installed] = field(default_factory=list)
+    read: list[Installed] = field(default_factory=list)
+    guides: list[Installed] = field(default_factory=list)  # readers for gradients: before any edit
+    scores: list[Installed] = field(default_factory=list)
+    probs: list[Installed] = field(default_factory=list)
+    mixes: list[Installed] = field(default_factory=list)
+
+    @property
+    def biased(self) -> bool:
+        return bool(self.text_bias or self.image_bias)
+
+    @property
+    def explicit(self) -> bool:
+        return bool(self.scores or self.probs)
+
+    @property
+    def edited(self) -> bool:
+        return self.biased or self.explicit
+
+    @property
+    def changes(self) -> bool:
+        return self.edited or bool(self.mixes)
+
+    def site(self, item: Installed, tokens: slice) -> AttentionSite:
+        return AttentionSite(
+            kind=item.edit.kind,
+            layer=self.place.layer,
+            grid=self.place.grid,
+            view=view_of(self.call, self.chunk, self.place),
+            level=self.place.level,
+            levels=self.call.levels,
+            queries=tokens,
+            progress=self.call.progress,
+            layout=item.layout,
+            memo=self.cache.memo,
+        )
+
+    def frames(self) -> Iterator[slice]:
+        """The frames on the query axis; a picture has one."""
+        return _every(self.place.queries, self.place.tokens)
+
+    def tokens(self, part: slice) -> slice:
+        """Which tokens of its frame a part of the query axis holds."""
+        start = (part.start - self.place.queries.start) % self.place.tokens
+        return slice(start, start + part.stop - part.start)
+
+    def columns(self, item: Installed) -> list[slice]:
+        """Where an edit's keys lie on the key axis: every copy of the prompt's text, or every frame of the image."""
+        place = self.place
+        if item.edit.kind == "image_image":
+            return [*_every(place.image, place.tokens)]
+        count, start = len(item.layout.prompt.tokens), place.text.start
+        texts = self.call.text_columns(place.text.stop - start, self.chunk.text_length)
+        return [slice(start + text.start, start + text.start + count) for text in texts]
+
+    def bias(self, queries: AttentionCall, part: slice) -> Tensor:
+        """The sum of all bias edits for some queries of one frame, [1, 1, n, keys of the call]."""
+        place, keys, tokens = self.place, queries.k.shape[queries.token_axis], self.tokens(part)
+        text = self._cached_text_bias(like=queries.q)[:, :, tokens] if self.text_bias else None
+        if text is not None and place.text == slice(0, keys):
+            return text
+        total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
+        if text is not None:
+            total[..., place.text] = text
+        for item in self.image_bias:
+            for columns in self.columns(item):
+                zeros = torch.zeros(1, 1, part.stop - part.start, place.tokens, device=queries.q.device)
+                total[..., columns] += item.edit.fn(zeros, self.site(item, tokens)).to(total)
+        return total.clamp_min(NEVER)
+
+    def shares(self, item: Installed, like: Tensor) -> Shares:
+        """Who reads which text of a mix at this site, on the device of `like`."""
+
+        def weights() -> Tensor:
+            return item.edit.weigh(self.site(item, slice(0, self.place.tokens))).float()
+
+        return self.cache.once(
+            self._key([item], like), self.call.progress, weights, lambda w: _shares(w, self.place, like.device)
+        )
+
+    def _cached_text_bias(self, like: Tensor) -> Tensor:
+        """The sum of the bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
+        columns = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
+        key = (*self._key(self.text_bias, like), *columns, like.dtype)
+        return self.cache.once(key, self.call.progress, self._text_bias, lambda bias: bias.to(like))
+
+    def _key(self, items: list[Installed], like: Tensor) -> tuple[Any, ...]:
+        edits = tuple(id(item.edit) for item in items)
+        return edits, self.place.grid, self.place.extent, self.chunk.offset, like.device
+
+    def _text_bias(self) -> Tensor:
+        text, count = self.place.text, self.place.tokens
+        total = torch.zeros(1, 1, count, text.stop - text.start)
+        for item in self.text_bias:
+            site = self.site(item, slice(0, count))
+            values = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
+            for columns in self.columns(item):
+                total[..., columns.start - text.start : columns.stop - text.start] += values
+        return total.clamp_min(NEVER)
+
+
+def _every(whole: slice, width: int) -> Iterator[slice]:
+    return (slice(i, i + width) for i in range(whole.start, whole.stop, width))
+
+
+def blocks_of(call: ModelCall, place: Place, cache: BiasCache) -> list[Block]:
+    return [_block(call, chunk, place, cache) for chunk in place.chunks or call.chunks]
+
+
+def of_own_text(attention: AttentionCall, call: ModelCall, place: Place) -> AttentionCall:
+    """The call without the keys of further texts."""
+    if place.text is None or not call.further_length:
+        return attention
+    return attention.keys(slice(0, attention.shape[2] - call.further_length))
+
+
+def _block(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Block:
+    block = Block(call, chunk, place, cache)
+    everything = slice(0, place.tokens)
+    for item in chunk.edits:
+        edit = item.edit
+        if not isinstance(edit, (AttentionEdit, TextMix)) or place.keys_of(edit.kind) is None:
+            continue
+        if isinstance(edit, TextMix):
+            block.mixes.append(item)
+            continue
+        if edit.where is everywhere or edit.where(block.site(item, everything)):
+            stage = edit.stage
+            if stage == "bias":
+                stage = "text_bias" if edit.kind == "image_text" else "image_bias"
+            elif item.graph:
+                stage = "guides"
+            getattr(block, stage).append(item)
+    return block
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Who reads which text of a mix at one site; places are on the query axis."""
+
+    own: Tensor  # float32 [queries, 1]: what is left of the attention to the row's own text
+    readers: tuple[tuple[Tensor | None, Tensor], ...]  # for each text: places (None = everywhere), their weights [n, 1]
+
+
+def _shares(weights: Tensor, place: Place, device: torch.device) -> Shares:
+    readers = []
+    for weight in weights:
+        index = weight.nonzero()[:, 0]
+        everywhere = len(index) == len(weight) and place.queries.start == 0
+        where = None if everywhere else (index + place.queries.start).to(device)
+        readers.append((where, weight[index, None].to(device)))
+    own = (1.0 - weights.sum(dim=0)).clamp_min(0.0)[:, None]
+    return Shares(own.to(device), tuple(readers))

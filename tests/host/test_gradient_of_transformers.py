@@ -1,0 +1,261 @@
+"""Guides on models where text and image share one attention."""
+
+import types
+from dataclasses import replace
+from functools import partial
+from typing import get_args
+
+import comfy.ldm.flux.layers
+import comfy.model_management
+import comfy.ops
+import comfy.quant_ops
+import pytest
+import tiny_models as tiny
+import torch
+from guides import GUIDE, gradients, left_mass, relative, run
+from pack.attention_patches.core.types import UnsupportedModelError
+from pack.attention_patches.host.attention import attend
+from pack.attention_patches.host.families import adapter_for
+from pack.attention_patches.host.guidance import foreign
+from pack.attention_patches.host.guidance.differentiable import differentiable
+from pack.attention_patches.host.guidance.maps import MapReader
+from pack.attention_patches.host.guidance.prediction import prediction_change
+from pack.attention_patches.host.install import install
+from pack.attention_patches.methods.box_constraint import BoxConstraint, Mode
+
+TRANSFORMERS = ["flux", "chroma", "qwen", "zimage", "lumina2", "sd3"]
+# Every mode with CFG and without; of the other families, the two ways of moving.
+GUIDED = [
+    *(("flux", mode, cfg) for mode in get_args(Mode) for cfg in (1.0, 4.0)),
+    *((family, *way) for family in TRANSFORMERS[1:] for way in (("boxdiff", 4.0), ("fast", 1.0))),
+]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.build(family) for family in TRANSFORMERS}
+
+
+@pytest.fixture
+def layout():
+    return tiny.layout()
+
+
+def guide_of(layout, **settings):
+    (guide,) = BoxConstraint(**settings).guides(layout)
+    return guide
+
+
+def in_double(monkeypatch):
+    """Everything that depends on the latent in float64, so that central differences are as exact as they can be.
+
+    The run around it is not of interest, and needs kernels that take float64.
+    """
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    rope = comfy.ldm.flux.layers.rope
+    monkeypatch.setattr(comfy.ldm.flux.layers, "rope", lambda *args: rope(*args).double())
+
+
+# --- the gradient is right ---
+
+
+@pytest.mark.parametrize("mode", [None, "boxdiff", "attend_excite"])
+@pytest.mark.parametrize("size", [(16, 24), (15, 21)])
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_the_gradient_equals_central_differences(family, size, mode, layout, monkeypatch):
+    in_double(monkeypatch)
+    monkeypatch.setattr(attend, "WORK_BYTES", 200_000)  # several pieces, as in a large picture
+    guide = guide_of(layout, mode=mode) if mode else GUIDE
+
+    def slope(gradient_of, x):
+        draw = torch.Generator().manual_seed(3)
+        x = x.double()
+        exact, step = gradient_of(x).values, 1e-4
+        directions = [exact / exact.norm(), torch.randn(x.shape, generator=draw).double()]
+        found = []
+        for direction in directions:
+            up, down = (gradient_of(x + sign * step * direction).total.sum() for sign in (1, -1))
+            found.append((float((up - down) / (2 * step)), float((exact * direction).sum())))
+        return found
+
+    model = tiny.build(family, dtype=torch.float64)
+    _, found = gradients(family, model, layout, guide, then=slope, size=size)
+    for numeric, exact in found:
+        assert abs(exact) > 1e-6
+        assert numeric == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("guide", [GUIDE, None])
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_early_exit_on_and_off_give_the_same_gradient(models, layout, family, guide):
+    guide = guide or guide_of(layout)
+    (early,), (late,) = (gradients(family, models[family], layout, guide, early_exit=on) for on in (True, False))
+    assert torch.equal(early.values, late.values)
+    assert early.values.norm() > 1e-4
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_probabilities_that_are_worked_out_again_give_the_same_gradient(models, layout, family, monkeypatch):
+    """In pieces none of which is kept: the shares of one layer of a whole picture take gigabytes."""
+    (whole,) = gradients(family, models[family], layout)
+    monkeypatch.setattr(attend, "WORK_BYTES", 100_000)
+    (pieces,) = gradients(family, models[family], layout)
+    assert relative(pieces.values, whole.values) < 1e-5
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_a_batch_has_the_gradients_of_its_rows(models, layout, family):
+    def alone(gradient_of, x):
+        return [gradient_of(x[i : i + 1]).values for i in range(3)]
+
+    whole, rows = gradients(family, models[family], layout, batch=3, then=alone)
+    assert relative(torch.cat(rows), whole.values) < 1e-4
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_the_pass_runs_no_layer_after_the_last_that_is_read(models, layout, family):
+    adapter = adapter_for(models[family])
+    layers, seen = adapter.guided, []
+
+    def layers_of(guide, early_exit):
+        def watch(maps, site):
+            return guide.loss(maps, site)
+
+        seen.clear()
+        original = adapter.__class__.locate
+
+        def locate(self, call, *args):
+            place = original(self, call, *args)
+            if place is not None and torch.is_grad_enabled():
+                seen.append(place.layer)
+            return place
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adapter.__class__, "locate", locate)
+            gradients(family, models[family], layout, replace(guide, loss=watch), early_exit=early_exit)
+        return list(seen)
+
+    early, whole = layers_of(GUIDE, True), layers_of(GUIDE, False)
+    assert early[-1] == layers[-1] and early == whole[: len(early)] and len(early) < len(whole)
+    reader = MapReader(0, None, None, layers)
+    run(family, install(models[family], layout, [reader.edit()]), layout, steps=1)
+    assert tuple(reader.parts) == layers
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_the_texts_share_sums_to_one_in_every_cell(models, layout, family):
+    """Most of a token's attention is for the image, and the losses compare shares as large as a UNet's."""
+    seen = []
+
+    def look(maps, site):
+        seen.append(maps.detach())
+        return left_mass(maps, site)
+
+    gradients(family, models[family], layout, replace(GUIDE, loss=look))
+    assert len(seen[0]) == 2
+    torch.testing.assert_close(seen[0].sum(dim=1), torch.ones_like(seen[0][:, 0]))
+
+
+def test_the_host_is_as_it_was_afterwards(models, layout):
+    network = models["flux"].model.diffusion_model
+    layers = {name: set(layer.__dict__) for name, layer in network.named_modules()}
+    with pytest.raises(KeyError), differentiable(network):
+        assert comfy.model_management.in_training is True
+        raise KeyError
+    run("flux", install(models["flux"], layout, [GUIDE]), layout)
+    assert comfy.model_management.in_training is False
+    assert {name: set(layer.__dict__) for name, layer in network.named_modules()} == layers
+
+
+# --- what is guided ---
+
+
+@pytest.mark.parametrize("family, mode, cfg", GUIDED)
+def test_the_loss_falls_over_guided_steps(models, layout, family, mode, cfg):
+    """Against the same run without a guide, batch 2, an odd size."""
+    scale = {"step_size": 300.0, "max_change": 2.0} if mode == "fast" else {"max_change": 0.5, "step_size": 300.0}
+    guide = guide_of(layout, mode=mode, top_fraction=1.0, **scale)
+    noise = tiny.latent(family, size=(15, 22), batch=2)
+
+    def losses(step_size):
+        found = []
+
+        def noted(maps, site):
+            loss = guide.loss(maps, site)
+            found.append(loss.total.detach().mean())
+            return loss
+
+        steps = replace(guide, loss=noted, step_size=step_size)
+        out = run(family, install(models[family], layout, [steps]), layout, noise=noise, steps=20, cfg=cfg)
+        return found, out
+
+    (guided, picture), (plain, untouched) = losses(guide.step_size), losses(lambda progress: 0.0)
+    assert len(guided) == len(plain) >= 10
+    assert guided[-1] < plain[-1] and sum(guided[5:]) < sum(plain[5:])
+    expected = run(family, models[family], layout, noise=noise, steps=20, cfg=cfg)
+    torch.testing.assert_close(untouched, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert torch.isfinite(picture).all() and not torch.equal(picture, untouched)
+
+
+def test_the_move_of_a_flow_models_prediction(models):
+    """v falls as eps does, x0 = x - sigma * v, and the model reads x itself: there is no root of 1 + sigma^2."""
+    guider = types.SimpleNamespace(inner_model=models["flux"].model)
+    attached = types.SimpleNamespace(progress=lambda level: 0.0, guider=guider)
+    slope = torch.tensor([0.1, -0.2])
+    change = prediction_change(attached, replace(GUIDE, step_size=lambda p: 3.0, max_change=4.0), slope, 0.5)
+    torch.testing.assert_close(change, -3.0 * 0.5**2 * slope)
+
+
+# --- quantised weights ---
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+# int8 layers compute in int8: their own rounding of what they are given remains.
+@pytest.mark.parametrize("format, tolerance", [("TensorCoreFP8E4M3Layout", 1e-4), ("TensorWiseINT8Layout", 0.02)])
+def test_the_hosts_own_quantised_weights_have_a_gradient(models, layout, format, tolerance, smoothed):
+    """Against the same layers with the weights that the quantised ones stand for. Some scale their input themselves."""
+
+    def quantised(network, keep):
+        ops = comfy.ops.mixed_precision_ops({}, torch.float32)
+        for block in network.double_blocks:
+            layer = block.img_attn.qkv
+            weight = comfy.quant_ops.QuantizedTensor.from_float(layer.weight.data, format)
+            scale = torch.linspace(0.5, 2.0, layer.in_features) if smoothed else None
+            if keep:
+                layer.weight.data = weight.dequantize() * (scale if smoothed else 1.0)
+                continue
+            packed = ops.Linear(layer.in_features, layer.out_features)
+            packed.bias, packed.pre_quant_scale = layer.bias, scale
+            packed.weight = torch.nn.Parameter(weight, requires_grad=False)
+            packed.layout_type, packed._full_precision_mm = format, True
+            packed.comfy_cast_weights = True
+            block.img_attn.qkv = packed
+
+    (found,), (expected,) = (
+        gradients("flux", tiny.build("flux"), layout, before=partial(quantised, keep=keep)) for keep in (False, True)
+    )
+    assert relative(found.values, expected.values) < tolerance
+
+
+def test_weights_in_a_packed_format_are_refused_before_the_run(layout):
+    """As of GGUF: bytes, and a shape of its own telling."""
+    model = tiny.build("flux")
+    layer = model.model.diffusion_model.double_blocks[0].img_attn.proj
+
+    class Packed(torch.Tensor):
+        @property
+        def shape(self):
+            return torch.Size([layer.out_features, layer.in_features])
+
+    packed = torch.zeros(layer.out_features, layer.in_features // 2, dtype=torch.uint8).as_subclass(Packed)
+    layer._parameters["weight"] = packed
+    with pytest.raises(UnsupportedModelError, match="quantised format.*GGUF"):
+        install(model, layout, [GUIDE])
+    install(model, layout, [])
+
+
+def test_families_without_gradients_are_refused_when_installing(models):
+    stranger = types.SimpleNamespace(name="Somebody's model", gradients=False)
+    with pytest.raises(UnsupportedModelError, match="does not take through Somebody's model"):
+        foreign.refuse_without_gradient(stranger, torch.nn.Linear(2, 2))
