@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.grids import coverage, feathered
 from ..core.marks import without_orders
 from ..core.types import Box, BoxwrightError, Layout, Region, StepWindow, counted, window_of
-from .text.tokenizers import check_phrases
+from .text.layout import check_phrases
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent
 # Weight of a base prompt where it should not count: the host divides by the sum of weights, so that it takes over where

@@ -9,7 +9,7 @@ import tiny_models as tiny
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, UnsupportedModelError
 from pack.attention_patches.host.install import install
-from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.nodes.region_conditioning import BoxwrightRegionConditioning
 from pack.nodes.region_prompt import BoxwrightRegionPrompt
@@ -28,7 +28,7 @@ CONDITIONED = dict(method="mask", strength=1.0, base="everywhere", base_strength
 @pytest.fixture(scope="module")
 def encoded(toy):
     """(conditioning, layout) of the prompt with its two regions."""
-    return tokenizers.layout(toy[1], PROMPT, REGIONS, append_missing=False)
+    return encode_layout(toy[1], PROMPT, REGIONS, append_missing=False)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_negative_phrases_are_encoded_alone(toy, encoded):
     assert layout.region_negatives[0] is None
     assert torch.equal(layout.region_negatives[1].embedding, sampling.encode(toy[1], "red heart")[0][0])
     without = tuple(replace(region, extra={}) for region in REGIONS)
-    plain = tokenizers.layout(toy[1], PROMPT, without, append_missing=False)[1]
+    plain = encode_layout(toy[1], PROMPT, without, append_missing=False)[1]
     assert plain.region_negatives == () and plain.key != layout.key
 
 
@@ -122,7 +122,7 @@ def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
     """A late region is not held back by what ends before it, and an early one does not keep it up."""
     windows = ({"end": 0.9}, {"start": 0.6})
     regions = tuple(replace(region, extra=extra) for region, extra in zip(REGIONS, windows))
-    layout = tokenizers.layout(toy[1], PROMPT, regions, append_missing=False)[1]
+    layout = encode_layout(toy[1], PROMPT, regions, append_missing=False)[1]
     for mode in ("couple", "dense"):
         model, _ = run_node(toy, layout, mode=mode, bound="all")
         installed = model.model_options["transformer_options"]["boxwright_edits"]
@@ -220,7 +220,7 @@ def test_outside_of_painted_regions_of_any_size(toy):
 def test_negative_phrases_are_prompts_with_emphasis(toy, encoded):
     regions = (REGIONS[0], replace(REGIONS[1], extra={"negative": "(red:1.5) heart"}))
     expected = sampling.encode(toy[1], "(red:1.5) heart")[0][0]
-    layout = tokenizers.layout(toy[1], PROMPT, regions, append_missing=False)[1]
+    layout = encode_layout(toy[1], PROMPT, regions, append_missing=False)[1]
     assert torch.equal(layout.region_negatives[1].embedding, expected)
     negative = conditioned(toy, regions)[1]
     assert torch.equal(negative[1][0], expected)
