@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ...core.marks import escaped, is_balanced, without_orders
+from ...core.regions import regions_digest
 from ...core.tokens import find_occurrences, not_found, region_columns
 from ...core.types import MAX_PHRASE, BoxwrightError, Layout, Region
 from .conditioning import MAX_PROMPT, check_text, column_streams, encode_with
@@ -41,23 +40,12 @@ def encode_layout(clip: Any, prompt: str, regions: Sequence[Region], append_miss
     columns = region_columns(encoded.tokens, [phrase.text for phrase in phrases])
     alone = {phrase: encode_with(reader, phrase.prompt)[0] for phrase in dict.fromkeys(phrases)}
     texts = tuple(alone[phrase] for phrase in phrases)
-    negatives = [without_orders(region.extra.get("negative") or "")[0] for region in regions]
+    negatives = [without_orders(region.negative)[0] for region in regions]
     opposed = {text: encode_with(reader, text)[0] for text in dict.fromkeys(negatives) if text}
     against = tuple(opposed.get(negative) for negative in negatives)
     key = hashlib.sha256(f"{key}{regions_digest(regions)}".encode()).hexdigest()
     positive = [[c, {**d, LAYOUT_KEY: key}] for c, d in conditioning]
     return positive, Layout(encoded, regions, columns, texts, key, against if any(against) else ())
-
-
-def regions_digest(regions: Sequence[Region]) -> str:
-    """SHA-256 of the regions: with the same prompt, other boxes make another layout."""
-    digest = hashlib.sha256()
-    for region in regions:
-        painted = torch.is_tensor(region.area)
-        area = region.area.detach().float().cpu().numpy().tobytes() if painted else repr(region.area).encode()
-        own = [region.extra.get(name) for name in ("start", "end", "feather", "negative")]
-        digest.update(f"{region.phrase}\0{region.strength!r}\0{own!r}\0".encode() + area)
-    return digest.hexdigest()
 
 
 def missing_phrases(clip: Any, prompt: str, regions: Sequence[Region]) -> list[str]:
