@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from .call import Attention, AttentionCall, additive
 from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, names_of, view_of
+from .outside_blocks import outside_blocks
 from .saveable import saveable
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
@@ -61,9 +62,10 @@ class BiasCache:
         key = (edits, block.place.grid, block.place.extent, block.chunk.offset, *more, like.device, mode)
         step, before, made = self._made.get(key, (None, None, None))
         if step != block.call.progress:
-            found = work_out()
-            if before is None or not torch.equal(found, before):
-                made = make(found)
+            with outside_blocks():
+                found = work_out()
+                if before is None or not torch.equal(found, before):
+                    made = make(found)
             self._made[key] = block.call.progress, found, made
         return made
 
@@ -112,6 +114,7 @@ class _Block:
             progress=self.call.progress,
             layout=item.layout,
             memo=self.cache.memo,
+            lasting=outside_blocks,
         )
 
     def tokens(self, part: slice) -> slice:
@@ -472,7 +475,8 @@ def _show(readers: list[Installed], probs: Tensor, block: _Block, part: slice) -
         seen = probs[..., first]
         for columns in repeats:
             seen = seen + probs[..., columns]
-        item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
+        with outside_blocks():  # readers keep what they read
+            item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
 
 
 def _width(keys: slice) -> int:
