@@ -633,7 +633,9 @@ def guide(tmp_path, monkeypatch):
 
 
 def test_the_example_of_the_guide_works(guide, toy, encoded, draw, plain):
-    assert list(guide) == ["attention_patches/quiet_words.py", "nodes/quiet_words.py", "tests/math/test_quiet_words.py"]
+    assert list(guide) == [
+        "attention_patches/methods/quiet_words.py", "nodes/quiet_words.py", "tests/math/test_quiet_words.py",
+    ]  # fmt: skip
     node = guide["nodes/quiet_words.py"].BoxwrightQuietWords
     assert summary(node.GET_SCHEMA())[2:] == [
         "strength: FLOAT = 0.5, 0.0 to 1.0", "start: FLOAT = 0.0, 0.0 to 1.0", "end: FLOAT = 1.0, 0.0 to 1.0",
