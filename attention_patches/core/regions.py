@@ -1,4 +1,4 @@
-"""What tells regions apart."""
+"""The fields of a region: which are options, and what tells regions apart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from .types import Region
+
+OPTIONS = tuple(option for option in fields(Region) if option.kw_only)  # optional keys of its JSON, by the same name
 
 
 def regions_digest(regions: Sequence[Region]) -> str:

@@ -6,9 +6,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from ...attention_patches.core.regions import OPTIONS
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
 
@@ -20,7 +21,6 @@ COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 # Optional keys of one region, checked here, once. Those of OPTIONS become fields of the Region; absent (or null) means
 # the field's default. Every other key of the user's JSON is kept in Region.extra as it is.
-OPTIONS = tuple(option for option in fields(Region) if option.kw_only)
 FRACTIONS = ("start", "end", "feather")  # 0 to 1
 FLAGS = ("enabled", "locked", "hidden")  # the last two concern the editor only
 

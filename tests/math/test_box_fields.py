@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from pack.attention_patches.core.regions import OPTIONS
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, window_of
 from pack.nodes.parts import boxes, regions_json
 
@@ -26,7 +27,7 @@ def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
 
 def test_an_option_is_written_under_the_name_of_its_field_and_only_where_it_says_something():
     values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "color": "#e69f00", "enabled": False}
-    assert set(values) == {option.name for option in regions_json.OPTIONS}
+    assert set(values) == {option.name for option in OPTIONS}
     for key, value in values.items():
         region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"mine": 1}, **{key: value})
         (written,) = json.loads(regions_json.regions_to_json([region]))["regions"]

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pack.attention_patches.core.regions import OPTIONS
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes.parts import layout_formats as formats
 from pack.nodes.parts import layout_template as template
 from pack.nodes.parts.layout_formats import Document
-from pack.nodes.parts.regions_json import OPTIONS
 
 HEART = Region("a red heart", Box(0.1, 0.2, 0.3, 0.4))
 STAR = Region("a blue star", Box(0.6, 0.5, 0.3, 0.25))
