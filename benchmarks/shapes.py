@@ -24,7 +24,7 @@ from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
-from pack.attention_patches.host.text.tokenizers import LAYOUT_KEY
+from pack.attention_patches.host.text.layout import LAYOUT_KEY
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion

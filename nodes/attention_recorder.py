@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow
 from ..attention_patches.host.recorder import recorded
-from ..attention_patches.host.text import tokenizers
-from ..attention_patches.methods.recorder import MAX_MOMENTS, MIB, Recording, Records, Resolutions
+from ..attention_patches.host.text.layout import encode_layout
+from ..attention_patches.methods.recorder import MAX_MOMENTS, MIB, RecordedGrids, Recording, Records
 from .parts import schema
 from .parts.drawn_by import place
 from .parts.phrases import parse_phrases
@@ -40,7 +40,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "resolutions",
-                    options=list(get_args(Resolutions)),
+                    options=list(get_args(RecordedGrids)),
                     default=DEFAULT.resolutions,
                     tooltip="Which attention grids: middle = neither the finest nor the coarsest (sharp enough, little "
                     "noise, cheap); all; all but finest. Models with two grids record the coarser, unless all; Flux "
@@ -112,7 +112,7 @@ def recorded_layout(layout: Layout | None, clip, prompt: str) -> Layout:
             "The recorder does not know the prompt. Wire `layout` of Layout Prompt; or wire clip and write the prompt "
             "of the positive conditioning."
         )
-    return tokenizers.layout(clip, prompt, (), False)[1]
+    return encode_layout(clip, prompt, (), False)[1]
 
 
 NODES = [BoxwrightAttentionRecorder]

@@ -13,7 +13,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..attention_patches.core.grids import coverage, feathered
-from ..attention_patches.core.types import Box, BoxwrightError, Region
+from ..attention_patches.core.types import Box, BoxwrightError, Region, feather_of
 from .parts import schema
 from .parts.boxes import from_anything
 from .parts.boxes import to_bounding_boxes as pixel_boxes
@@ -219,7 +219,7 @@ def box_masks(regions: Sequence[Region], width: int, height: int) -> Tensor:
 
 def _mask(region: Region, width: int, height: int) -> Tensor:
     share = coverage(region.area, (height, width))
-    feather = region.extra.get("feather", 0.0)
+    feather = feather_of(region, 0.0)
     if not feather:
         return share
     # A box is the product of its sides, and the ramp works along one axis at a time.

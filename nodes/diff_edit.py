@@ -11,7 +11,7 @@ from ..attention_patches.host.samplers.inversion import invert_latent
 from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, schedule
 from ..attention_patches.samplers.diff_edit import pasted
 from ..attention_patches.samplers.diff_mask import DiffMask
-from .diff_mask import dilate_input, draw_inputs, threshold_input
+from .diff_mask import dilate_input, draw_inputs, heat_threshold_input
 from .inversion import refinements_input
 from .parts import editing, schema
 
@@ -101,7 +101,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
                 ),
                 refinements_input(),
                 *draw_inputs(),
-                threshold_input(),
+                heat_threshold_input(),
                 dilate_input(DILATE),
                 editing.seed_input("Of the mask's noise draws. Nothing else is random."),
                 io.Boolean.Input(

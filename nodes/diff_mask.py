@@ -36,7 +36,7 @@ def draw_inputs() -> list[io.Input]:
     ]
 
 
-def threshold_input() -> io.Input:
+def heat_threshold_input() -> io.Input:
     return io.Float.Input(
         "threshold",
         default=DEFAULT.threshold,
@@ -113,7 +113,7 @@ class BoxwrightDiffMask(io.ComfyNode):
                     tooltip='How the mask is cut from the heat: "fixed" = above threshold, "otsu" = where the heat '
                     "falls into two groups, for each picture.",
                 ),
-                threshold_input(),
+                heat_threshold_input(),
                 io.Int.Input(
                     "close",
                     default=DEFAULT.close,

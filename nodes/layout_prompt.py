@@ -6,7 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import without_orders
 from ..attention_patches.core.types import Layout
-from ..attention_patches.host.text import tokenizers
+from ..attention_patches.host.text.conditioning import text_notes
+from ..attention_patches.host.text.layout import encode_layout, missing_phrases
 from .parts import schema
 from .parts.checks import counted, shortened
 from .parts.phrases import texts_of
@@ -68,10 +69,10 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
     def execute(cls, clip, regions, prompt, append_missing, negative_prompt="") -> io.NodeOutput:
         prompt = prompt if prompt.strip() else prompt_of(regions)
         drawn = without_orders(prompt)[0]
-        positive, layout = tokenizers.layout(clip, drawn, regions, append_missing)
+        positive, layout = encode_layout(clip, drawn, regions, append_missing)
         report = [
-            ownership_report(layout, tokenizers.missing_phrases(clip, drawn, regions)),
-            *tokenizers.text_notes(clip, [("The prompt", prompt), *texts_of(regions)]),
+            ownership_report(layout, missing_phrases(clip, drawn, regions)),
+            *text_notes(clip, [("The prompt", prompt), *texts_of(regions)]),
         ]
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_prompt))
         return io.NodeOutput(positive, layout, negative, ui=ui.PreviewText("\n".join(report)))

@@ -10,7 +10,7 @@ from ..attention_patches.core.marks import without_orders
 from ..attention_patches.core.token_alignment import Mode, alignment_report
 from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.prompt_to_prompt import edited, encode_prompts, paired_latent
-from ..attention_patches.host.text import tokenizers
+from ..attention_patches.host.text.conditioning import encode, text_notes
 from ..attention_patches.methods.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBlend, Prompts, PromptToPrompt
 from .parts import schema
 from .parts.checks import shortened
@@ -185,9 +185,9 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
         )
         written = (source, *target_lines(targets))
         positive, prompts = encode_prompts(model, clip, [without_orders(text)[0] for text in written], mode)
-        negative = tokenizers.encode(clip, without_orders(negative_prompt)[0])[1]
+        negative = encode(clip, without_orders(negative_prompt)[0])[1]
         names = ("source", *(f"target {number}" for number in range(1, len(written))), "negative_prompt")
-        notes = tokenizers.text_notes(clip, list(zip(names, (*written, negative_prompt))))
+        notes = text_notes(clip, list(zip(names, (*written, negative_prompt))))
         report = "\n".join([alignments_report(prompts), *notes])
         patched = edited(model, prompts, method)
         paired = paired_latent(latent, prompts.count)

@@ -218,7 +218,7 @@ def without_effect(layout, mode, couple_only, dense_only, bound, bound_end, regi
         idle = [name for name, value in couple_only.items() if value != getattr(COUPLE, name)]
         idle += [name for name, value in (("region_texts", region_texts), ("background", background)) if value]
         idle += ["the regions' negative phrases"] if negatives else []
-        idle += ["the regions' own feather"] if any("feather" in region.extra for region in layout.regions) else []
+        idle += ["the regions' own feather"] if any(region.feather is not None for region in layout.regions) else []
         if idle:
             notes.append(f"dense does not use {', '.join(idle)}; couple does.")
     else:

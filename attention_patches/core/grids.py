@@ -36,10 +36,7 @@ def coverage(area: Box | Tensor, grid: tuple[int, int], view: View = WHOLE_IMAGE
 
 def covered(region: Region, site: AttentionSite) -> Tensor:
     """Coverage of the region at this site, [h, w]; worked out once for each grid of a run."""
-    key = (id(region.area), site.grid, site.view)
-    if key not in site.memo:
-        site.memo[key] = coverage(region.area, site.grid, site.view)
-    return site.memo[key]
+    return site.kept(("covered", id(region.area)), lambda: coverage(region.area, site.grid, site.view))
 
 
 def visible_cells(share: Tensor) -> Tensor:

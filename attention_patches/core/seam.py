@@ -7,6 +7,7 @@ Shape letters: types.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -40,13 +41,16 @@ class AttentionSite:
     progress: float  # same scale as StepWindow
     layout: Layout
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
+    # The context in which to make what outlives this block of the network; `kept` and stage "read" are in it already.
+    lasting: Callable[[], AbstractContextManager] = field(default=nullcontext, repr=False, compare=False)
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, worked out once in a run for this key, grid and view. Name the device in the key."""
         # Autograd may not save what was made in inference mode.
         key = (key, self.grid, self.view, torch.is_inference_mode_enabled())
         if key not in self.memo:
-            self.memo[key] = make()
+            with self.lasting():
+                self.memo[key] = make()
         return self.memo[key]
 
 

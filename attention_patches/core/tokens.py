@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -128,11 +128,14 @@ def region_columns(tokens: TokenMap, phrases: Sequence[str]) -> Tensor:
 
 def not_found(text: str, phrase: str, other: str) -> PhraseNotFoundError:
     """The error for a phrase that the prompt lacks; `other`: what else there is to do."""
-    match = closest_match(text, phrase)
+    return missing([text], phrase, "the prompt", f"Write the phrase into the prompt word for word, or {other}.")
+
+
+def missing(texts: Iterable[str], phrase: str, where: str, remedy: str) -> PhraseNotFoundError:
+    """The error for a phrase that none of the texts has, with the words of the first that has some like it."""
+    match = next(filter(None, (closest_match(text, phrase) for text in texts)), None)
     hint = f' The closest words are "{match}".' if match else ""
-    return PhraseNotFoundError(
-        f'"{phrase}" is not in the prompt.{hint} Write the phrase into the prompt word for word, or {other}.'
-    )
+    return PhraseNotFoundError(f'"{phrase}" is not in {where}.{hint} {remedy}')
 
 
 def closest_match(text: str, phrase: str) -> str | None:

@@ -7,13 +7,15 @@ conditioning), R regions, C channels. Positions are fractions of the image: orig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
 MAX_REGIONS = 64
 MAX_PHRASE = 1000  # characters
+
+NOT_IN_KEY = {"counts": False}  # metadata of a field that changes no picture
 
 TokenRole = Literal["start", "word", "end", "padding", "template"]
 
@@ -57,12 +59,23 @@ class View:
 
 @dataclass(frozen=True)
 class Region:
-    """"This phrase belongs here"."""
+    """"This phrase belongs here".
+
+    Every field counts in the key of a layout (see regions.regions_digest) but those marked NOT_IN_KEY. Those that are
+    given by name are optional keys of the same name in the user's JSON; None leaves the matter to the method.
+    """
 
     phrase: str
     area: Box | Tensor  # Tensor: painted mask [H_img, W_img], float32 in [0, 1]
     strength: float = 1.0  # 0 = the region binds nothing, 1 = as in the paper
-    extra: Mapping[str, Any] = field(default_factory=dict)  # keys of the user's JSON that we do not know, kept
+    extra: Mapping[str, Any] = field(default_factory=dict, metadata=NOT_IN_KEY)  # all other keys of the JSON, kept
+    _: KW_ONLY
+    negative: str = ""  # what the negative prompt says there; "" = what it says everywhere
+    start: float | None = None  # its own part of the schedule, see StepWindow and window_of
+    end: float | None = None
+    feather: float | None = None  # width of the ramp outside it, in fractions of the image's width and height
+    color: str | None = field(default=None, metadata=NOT_IN_KEY)  # "#rrggbb"; None = that of its number
+    enabled: bool = True  # what reads regions from text leaves those out that are not; no method sees one
 
 
 @dataclass(frozen=True)
@@ -117,15 +130,21 @@ class StepWindow:
 
 
 def window_of(region: Region, default: StepWindow) -> StepWindow:
-    """The region's own schedule window (keys "start" and "end" of its JSON), each end that of the method if absent.
+    """The region's own schedule window (`start` and `end`), each end that of the method if absent.
 
     Raises BoxwrightError where the two make an empty window.
     """
-    start, end = region.extra.get("start"), region.extra.get("end")
+    start = default.start if region.start is None else region.start
+    end = default.end if region.end is None else region.end
     try:
-        return StepWindow(default.start if start is None else start, default.end if end is None else end)
+        return StepWindow(start, end)
     except BoxwrightError as error:
         raise BoxwrightError(f'Region "{region.phrase}": {error}') from error
+
+
+def feather_of(region: Region, default: float) -> float:
+    """The region's own feather, that of the method if absent."""
+    return default if region.feather is None else region.feather
 
 
 def widest_window(layout: Layout, default: StepWindow) -> StepWindow:

@@ -28,8 +28,8 @@ from .families import adapter_for
 from .install import install
 from .run.schedule import progress_of
 from .samplers.same_noise import SameNoise, same_rows
-from .text import tokenizers
-from .text.tokenizers import LAYOUT_KEY
+from .text.conditioning import encode
+from .text.layout import LAYOUT_KEY
 
 WRAPPER = "boxwright_prompt_to_prompt"
 
@@ -47,7 +47,7 @@ def encode_prompts(model: Any, clip: Any, texts: Sequence[str], mode: Mode) -> t
         raise BoxwrightError(
             f"There are {len(texts) - 1} target prompts; write 1 to {MAX_PROMPTS - 1} of them, one per line."
         )
-    encoded, conditionings = zip(*(tokenizers.encode(clip, text) for text in texts), strict=True)
+    encoded, conditionings = zip(*(encode(clip, text) for text in texts), strict=True)
     if any(len(conditioning) != 1 for conditioning in conditionings):
         raise BoxwrightError(
             "The text encoder is scheduled by hooks, so each prompt has several conditionings. Prompt to Prompt needs "

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..core.grids import coverage, feathered
 from ..core.marks import without_orders
-from ..core.types import Box, BoxwrightError, Layout, Region, StepWindow, counted, window_of
-from .text.tokenizers import check_phrases
+from ..core.types import Box, BoxwrightError, Layout, Region, StepWindow, counted, feather_of, window_of
+from .text.layout import check_phrases
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent
 # Weight of a base prompt where it should not count: the host divides by the sum of weights, so that it takes over where
@@ -136,8 +136,7 @@ class RegionConditioning:
         )
 
     def _feathered(self, mask: Tensor, region: Region) -> Tensor:
-        own = region.extra.get("feather")
-        feather = self.feather if own is None else own
+        feather = feather_of(region, self.feather)
         return feathered(mask, (feather * mask.shape[0], feather * mask.shape[1]))
 
 
@@ -157,7 +156,7 @@ def encoded_phrases(clip: Any, regions: Sequence[Region], negative: bool) -> lis
     LoRA tags and BREAK are left out.
     """
     check_phrases([region.phrase for region in regions])
-    texts = [region.extra.get("negative") or "" if negative else region.phrase for region in regions]
+    texts = [region.negative if negative else region.phrase for region in regions]
     phrases = [without_orders(text)[0] for text in texts]
     encoded = {
         phrase: clip.encode_from_tokens_scheduled(clip.tokenize(phrase)) for phrase in dict.fromkeys(phrases) if phrase

@@ -225,10 +225,7 @@ class _Losses:
 
     def _facts(self, site: AttentionSite, device: torch.device) -> _Facts:
         at_work = tuple(tuple(w.contains(site.progress) for w in p.windows) for p in self.phrases)
-        key = (id(self), at_work, site.grid, site.view, device)
-        if key not in site.memo:
-            site.memo[key] = self._gather(site, at_work, device)
-        return site.memo[key]
+        return site.kept((id(self), at_work, device), lambda: self._gather(site, at_work, device))
 
     def _gather(self, site: AttentionSite, at_work: Sequence[Sequence[bool]], device: torch.device) -> _Facts:
         columns, places = [], []

@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from ..core.grids import coverage
 from ..core.seam import AttentionEdit, AttentionSite
 from ..core.token_alignment import TokenAlignment
-from ..core.tokens import closest_match, phrase_columns
+from ..core.tokens import missing, phrase_columns
 from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
 from .reweight import HIGHEST, LOWEST
 
@@ -179,9 +179,7 @@ def _target_columns(prompts: Prompts, phrase: str) -> Tensor:
 
 
 def _missing(phrase: str, prompts: Sequence[TokenMap], where: str) -> PhraseNotFoundError:
-    matches = filter(None, (closest_match(tokens.text, phrase) for tokens in prompts))
-    hint = next((f' The closest words are "{match}".' for match in matches), "")
-    return PhraseNotFoundError(f'"{phrase}" is not in {where}.{hint} Write it as the prompt has it.')
+    return missing((tokens.text for tokens in prompts), phrase, where, "Write it as the prompt has it.")
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..core.masks import resized
 from ..core.seam import AttentionEdit, AttentionSite
-from ..core.tokens import closest_match, phrase_columns
+from ..core.tokens import missing, phrase_columns
 from ..core.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap
 
-Resolutions = Literal["middle", "all", "all but finest"]
+RecordedGrids = Literal["middle", "all", "all but finest"]
 Grid = tuple[int, int]  # (h, w) image tokens
 
 MAX_MOMENTS = 64
@@ -35,7 +35,7 @@ class Recording:
     """What to record."""
 
     phrases: tuple[str, ...] = ()  # of the prompt; empty: every word
-    resolutions: Resolutions = "middle"  # neither the finest nor the coarsest grid, where a model has more than two
+    resolutions: RecordedGrids = "middle"  # neither the finest nor the coarsest grid, where a model has more than two
     moments: int = 1  # parts of the run with maps of their own; each holds about as many steps as the others
     window: StepWindow = StepWindow()
     budget: int = 256 * MIB  # bytes: the most that the maps may take
@@ -300,7 +300,5 @@ class AttentionRecord:
 def _columns(tokens: TokenMap, phrase: str) -> Tensor:
     columns = phrase_columns(tokens, phrase)
     if not bool(columns.any()):
-        match = closest_match(tokens.text, phrase)
-        hint = f' The closest words are "{match}".' if match else ""
-        raise PhraseNotFoundError(f'"{phrase}" is not in the recorded prompt.{hint} Write it as the prompt has it.')
+        raise missing([tokens.text], phrase, "the recorded prompt", "Write it as the prompt has it.")
     return columns

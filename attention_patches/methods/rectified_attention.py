@@ -21,7 +21,17 @@ from torch import Tensor
 
 from ..core.grids import covered, feathered, visible_cells
 from ..core.seam import NEVER, AttentionEdit, AttentionSite, ContextEdit
-from ..core.types import BoxwrightError, EncodedText, Layout, Region, StepWindow, counted, widest_window, window_of
+from ..core.types import (
+    BoxwrightError,
+    EncodedText,
+    Layout,
+    Region,
+    StepWindow,
+    counted,
+    feather_of,
+    widest_window,
+    window_of,
+)
 
 Resolutions = Literal["all", "fine", "coarse", "all but coarsest"]
 EndTokens = Literal["visible", "hidden", "own"]
@@ -65,8 +75,8 @@ class RectifiedAttention:
                 return zeros
             now = [window_of(region, self.window).contains(site.progress) for region in layout.regions]
             strengths = self._strengths(layout) * torch.tensor(now)
-            seen = torch.stack([visibility(region, site, self._feather(region)) for region in layout.regions])
-            seen = seen.flatten(1)
+            seen = [visibility(region, site, feather_of(region, self.feather)) for region in layout.regions]
+            seen = torch.stack(seen).flatten(1)
             odds = 1.0 - strengths[:, None] * (1.0 - seen)  # [R, N] by what the odds of a region's words are multiplied
             total = zeros.clone()
             if here:
@@ -79,10 +89,6 @@ class RectifiedAttention:
             return total
 
         return bias
-
-    def _feather(self, region: Region) -> float:
-        own = region.extra.get("feather")
-        return self.feather if own is None else own
 
     def _strengths(self, layout: Layout) -> Tensor:
         return self.strength * torch.tensor([region.strength for region in layout.regions])

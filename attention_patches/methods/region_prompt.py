@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.grids import covered, feathered
 from ..core.seam import AttentionEdit, AttentionSite, ContextEdit, Rows, TextMix, ending
-from ..core.types import BoxwrightError, Layout, StepWindow, widest_window, window_of
+from ..core.types import BoxwrightError, Layout, StepWindow, feather_of, widest_window, window_of
 from .rectified_attention import RectifiedAttention
 
 Overlap = Literal["order", "blend"]
@@ -98,8 +98,7 @@ class RegionPrompt:
         """How much of each cell a region takes, [N] in 0..1: its coverage with feather, times its strength."""
         region = site.layout.regions[number]
         strength = self.strength * region.strength * window_of(region, self.window).contains(site.progress)
-        own = region.extra.get("feather")
-        feather = self.feather if own is None else own
+        feather = feather_of(region, self.feather)
         height, width = site.grid
         reach = (feather * height / site.view.height, feather * width / site.view.width)
         return (strength * feathered(covered(region, site), reach)).flatten()

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..core.grids import covered
 from ..core.seam import NEVER, AttentionEdit, AttentionSite
-from ..core.tokens import closest_match, phrase_columns
-from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow
+from ..core.tokens import missing, phrase_columns
+from ..core.types import BoxwrightError, Layout, StepWindow
 
 LOWEST, HIGHEST = -5.0, 10.0
 
@@ -92,7 +92,5 @@ class Reweight:
 def _columns(layout: Layout, phrase: str) -> Tensor:
     columns = phrase_columns(layout.prompt.tokens, phrase)
     if not bool(columns.any()):
-        match = closest_match(layout.prompt.tokens.text, phrase)
-        hint = f' The closest words are "{match}".' if match else ""
-        raise PhraseNotFoundError(f'"{phrase}" is not in the prompt of the layout.{hint} Only its words can be named.')
+        raise missing([layout.prompt.tokens.text], phrase, "the prompt of the layout", "Only its words can be named.")
     return columns

@@ -115,14 +115,14 @@ def to_bounding_boxes(regions: Sequence[Region], width: int, height: int) -> lis
         box = region.area
         left, top = min(round(box.x * width), width - 1), min(round(box.y * height), height - 1)
         right, bottom = round((box.x + box.width) * width), round((box.y + box.height) * height)
-        color = region.extra.get("color")
+        palette = [region.color] if region.color else []
         frame.append(
             {
                 "x": left,
                 "y": top,
                 "width": max(1, right - left),
                 "height": max(1, bottom - top),
-                "metadata": {"type": "obj", "text": "", "desc": region.phrase, "palette": [color] if color else []},
+                "metadata": {"type": "obj", "text": "", "desc": region.phrase, "palette": palette},
             }
         )
     return [frame]

@@ -60,9 +60,8 @@ def region_colour(index: int) -> Colour:
 
 
 def _own_colour(region: Region, index: int) -> Colour:
-    """The colour that the region asks for (see regions_json.py), else that of its index."""
-    color = region.extra.get("color")
-    return tuple(bytes.fromhex(color[1:])) if color else region_colour(index)
+    """The colour that the region asks for , else that of its index."""
+    return tuple(bytes.fromhex(region.color[1:])) if region.color else region_colour(index)
 
 
 def _paper(width: int, height: int, background: Tensor | None) -> Image.Image:

@@ -132,7 +132,7 @@ def _unheld(document: Document, form: Format) -> Iterable[tuple[str, bool]]:
     for number, region in enumerate((*document.regions, *(document.source or ())), 1):
         where = f'of region {number} ("{shortened(region.phrase, 40)}")'
         for key, default in METHOD_KEYS.items():
-            value = region.strength if key == "strength" else region.extra.get(key, default)
+            value = getattr(region, key)
             if value not in (default, None):
                 yield f"the {key} {where}", True
         for key in ("text", "palette", "relation"):

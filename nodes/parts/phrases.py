@@ -56,5 +56,5 @@ def window_or_none(start: float, end: float) -> StepWindow | None:
 def texts_of(regions: Sequence[Region]) -> list[tuple[str, str]]:
     """The phrases and negative phrases of regions, each with a name for messages."""
     texts = [(f"Region {number}", region.phrase) for number, region in enumerate(regions, 1)]
-    negatives = [(f"The negative of region {n}", r.extra.get("negative") or "") for n, r in enumerate(regions, 1)]
+    negatives = [(f"The negative of region {number}", region.negative) for number, region in enumerate(regions, 1)]
     return texts + negatives

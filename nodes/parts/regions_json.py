@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...attention_patches.core.regions import OPTIONS
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
 
@@ -18,18 +19,16 @@ MAX_TEXT = 1_000_000  # characters of JSON
 MAX_DEPTH = 32  # levels of nesting; ours has 3, the rest is room for unknown keys
 COLOR = re.compile("#[0-9a-fA-F]{6}")
 
-# Keys of one region that are checked here, once, and then stand in Region.extra as these types. Absent (or null) means
-# that the node which uses the region decides. Every other key of the user's JSON is kept as it is.
-FRACTIONS = ("start", "end", "feather")  # floats, 0 to 1: schedule window (see StepWindow), ramp outside the box
-FLAGS = ("enabled", "locked", "hidden")  # enabled: false = the region takes no part; the others concern the editor only
-# Besides: "negative", text of at most MAX_PHRASE characters; "color", "#rrggbb".
+# Optional keys of one region, checked here, once. Those of OPTIONS become fields of the Region; absent (or null) means
+# the field's default. Every other key of the user's JSON is kept in Region.extra as it is.
+FRACTIONS = ("start", "end", "feather")  # 0 to 1
+FLAGS = ("enabled", "locked", "hidden")  # the last two concern the editor only
 
 
 def parse_regions_json(text: str) -> tuple[Region, ...]:
     """Our JSON (fractions of the image, see web/docs/BoxwrightRegions.md) -> regions, at least one.
 
-    Further keys of a region go to Region.extra, checked where we know them; regions that are not enabled are left out.
-    Raises BoxwrightError.
+    Keys that no field stands for go to Region.extra; regions that are not enabled are left out. Raises BoxwrightError.
     """
     entries = _entries(_layout_object(text))
     if not entries:
@@ -147,7 +146,7 @@ def _entries(data: dict[str, Any]) -> list[Any]:
 
 
 def _enabled(regions: Iterable[Region]) -> tuple[Region, ...]:
-    return tuple(region for region in regions if region.extra.get("enabled", True))
+    return tuple(region for region in regions if region.enabled)
 
 
 def _too_deep(name: str) -> BoxwrightError:
@@ -224,12 +223,13 @@ def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
     if not 0.0 <= strength <= 1.0:
         raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
     _check_options(extra, where)
-    return Region(phrase, _box_inside_image(x, y, width, height, where), strength, extra)
+    options = {option.name: extra.pop(option.name) for option in OPTIONS if option.name in extra}
+    return Region(phrase, _box_inside_image(x, y, width, height, where), strength, extra, **options)
 
 
 def _check_options(extra: dict[str, Any], where: str) -> None:
     """Check the optional keys we know, in place: numbers become floats, a null is taken out."""
-    for key in ("negative", "color", *FRACTIONS, *FLAGS):
+    for key in {*FLAGS, *(option.name for option in OPTIONS)}:
         if key in extra and extra[key] is None:
             del extra[key]
     for key in set(FRACTIONS) & extra.keys():
@@ -282,4 +282,6 @@ def _region_to_json(region: Region, number: int) -> dict[str, Any]:
         "height": box.height,
         "strength": region.strength,
     }
+    options = ((option, getattr(region, option.name)) for option in OPTIONS)
+    known |= {option.name: value for option, value in options if value != option.default}
     return known | dict(region.extra) | known  # our keys first and last: their order, and never overruled

@@ -12,8 +12,8 @@ from . import checks
 CATEGORY = "Boxwright"
 
 Regions = io.Custom("BOXWRIGHT_REGIONS")  # tuple[Region, ...]
-Layout = io.Custom("BOXWRIGHT_LAYOUT")  # attention_patches.types.Layout
-Record = io.Custom("BOXWRIGHT_RECORD")  # attention_patches.recorder.Records
+Layout = io.Custom("BOXWRIGHT_LAYOUT")  # attention_patches.core.types.Layout
+Record = io.Custom("BOXWRIGHT_RECORD")  # attention_patches.methods.recorder.Records
 
 
 def model_input() -> io.Input:

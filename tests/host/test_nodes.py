@@ -9,7 +9,7 @@ import pytest
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.attention_patches.host.samplers.loops import SCHEDULERS
-from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.reweight import Reweight
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
@@ -505,7 +505,7 @@ REWEIGHTED = dict(weights="red: 4", start=0.0, end=1.0, region=0, renormalize=Fa
 def encoded(toy):
     """(conditioning, layout) of a prompt with two regions."""
     regions = (Region("red circle", Box(0.0, 0.0, 0.5, 1.0)), Region("blue star", Box(0.5, 0.0, 0.5, 1.0)))
-    return tokenizers.layout(toy[1], "a red circle and a blue star", regions, append_missing=False)
+    return encode_layout(toy[1], "a red circle and a blue star", regions, append_missing=False)
 
 
 @pytest.fixture(scope="module")
@@ -633,7 +633,9 @@ def guide(tmp_path, monkeypatch):
 
 
 def test_the_example_of_the_guide_works(guide, toy, encoded, draw, plain):
-    assert list(guide) == ["attention_patches/quiet_words.py", "nodes/quiet_words.py", "tests/math/test_quiet_words.py"]
+    assert list(guide) == [
+        "attention_patches/methods/quiet_words.py", "nodes/quiet_words.py", "tests/math/test_quiet_words.py",
+    ]  # fmt: skip
     node = guide["nodes/quiet_words.py"].BoxwrightQuietWords
     assert summary(node.GET_SCHEMA())[2:] == [
         "strength: FLOAT = 0.5, 0.0 to 1.0", "start: FLOAT = 0.0, 0.0 to 1.0", "end: FLOAT = 1.0, 0.0 to 1.0",

@@ -6,7 +6,7 @@ import torch
 from pack.attention_patches.core.masks import mask_of, resized
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, TokenMap
 from pack.attention_patches.host.prompt_to_prompt import encode_prompts
-from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.recorder import Recording, Records
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap, recorded_phrases
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
@@ -231,7 +231,7 @@ def test_the_mask_is_the_union_of_the_phrases(recorded):
 
 
 def test_the_recorder_follows_layout_prompt_too(toy):
-    positive, layout = tokenizers.layout(toy[1], "a red circle", (), False)
+    positive, layout = encode_layout(toy[1], "a red circle", (), False)
     settings = dict(phrases="circle", resolutions="all", moments=1, start=0.0, end=1.0, budget_mb=64)
     model, record = BoxwrightAttentionRecorder.execute(toy[0], layout=layout, **settings).result
     sampling.sample(model, toy[2], positive, sampling.encode(toy[1], ""), [0], steps=1, size=(64, 64))

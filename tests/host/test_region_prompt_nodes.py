@@ -9,7 +9,7 @@ import tiny_models as tiny
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, UnsupportedModelError
 from pack.attention_patches.host.install import install
-from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.nodes.region_conditioning import BoxwrightRegionConditioning
 from pack.nodes.region_prompt import BoxwrightRegionPrompt
@@ -17,7 +17,7 @@ from toyworld import sampling
 
 PROMPT = "a red circle and a blue star"
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.25, 0.5, 0.75)
-REGIONS = (Region("red circle", LEFT), Region("blue star", RIGHT, 0.5, {"negative": "red heart", "end": 0.5}))
+REGIONS = (Region("red circle", LEFT), Region("blue star", RIGHT, 0.5, negative="red heart", end=0.5))
 OPTIONS = dict(
     mode="couple", strength=1.0, base_ratio=0.2, confine_end=0.4, overlap="order", feather=0.0, start=0.0, end=1.0,
     bound="off", bound_end=0.5, dense_end=0.3, cross_weight=1.0, self_weight=0.3,
@@ -28,7 +28,7 @@ CONDITIONED = dict(method="mask", strength=1.0, base="everywhere", base_strength
 @pytest.fixture(scope="module")
 def encoded(toy):
     """(conditioning, layout) of the prompt with its two regions."""
-    return tokenizers.layout(toy[1], PROMPT, REGIONS, append_missing=False)
+    return encode_layout(toy[1], PROMPT, REGIONS, append_missing=False)
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +53,8 @@ def test_negative_phrases_are_encoded_alone(toy, encoded):
     layout = encoded[1]
     assert layout.region_negatives[0] is None
     assert torch.equal(layout.region_negatives[1].embedding, sampling.encode(toy[1], "red heart")[0][0])
-    without = tuple(replace(region, extra={}) for region in REGIONS)
-    plain = tokenizers.layout(toy[1], PROMPT, without, append_missing=False)[1]
+    without = tuple(replace(region, negative="", end=None) for region in REGIONS)
+    plain = encode_layout(toy[1], PROMPT, without, append_missing=False)[1]
     assert plain.region_negatives == () and plain.key != layout.key
 
 
@@ -121,8 +121,8 @@ def test_what_is_refused(toy, encoded):
 def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
     """A late region is not held back by what ends before it, and an early one does not keep it up."""
     windows = ({"end": 0.9}, {"start": 0.6})
-    regions = tuple(replace(region, extra=extra) for region, extra in zip(REGIONS, windows))
-    layout = tokenizers.layout(toy[1], PROMPT, regions, append_missing=False)[1]
+    regions = tuple(replace(region, **{"negative": "", "end": None, **own}) for region, own in zip(REGIONS, windows))
+    layout = encode_layout(toy[1], PROMPT, regions, append_missing=False)[1]
     for mode in ("couple", "dense"):
         model, _ = run_node(toy, layout, mode=mode, bound="all")
         installed = model.model_options["transformer_options"]["boxwright_edits"]
@@ -166,7 +166,7 @@ def by_hand(clip, method):
             else:
                 sizes = (box.width, box.height, box.x, box.y)
                 (text,) = nodes.ConditioningSetAreaPercentage().append(text, *sizes, 0.8 * region.strength)
-            if "end" in region.extra:
+            if region.end is not None:
                 (text,) = nodes.ConditioningSetTimestepRange().set_range(text, 0.0, 0.5)
             (result,) = nodes.ConditioningCombine().combine(result, text)
         parts[name] = result
@@ -218,9 +218,9 @@ def test_outside_of_painted_regions_of_any_size(toy):
 
 
 def test_negative_phrases_are_prompts_with_emphasis(toy, encoded):
-    regions = (REGIONS[0], replace(REGIONS[1], extra={"negative": "(red:1.5) heart"}))
+    regions = (REGIONS[0], replace(REGIONS[1], negative="(red:1.5) heart", end=None))
     expected = sampling.encode(toy[1], "(red:1.5) heart")[0][0]
-    layout = tokenizers.layout(toy[1], PROMPT, regions, append_missing=False)[1]
+    layout = encode_layout(toy[1], PROMPT, regions, append_missing=False)[1]
     assert torch.equal(layout.region_negatives[1].embedding, expected)
     negative = conditioned(toy, regions)[1]
     assert torch.equal(negative[1][0], expected)
@@ -228,8 +228,8 @@ def test_negative_phrases_are_prompts_with_emphasis(toy, encoded):
 
 def test_region_conditioning_reads_phrases_as_prompts(toy):
     """Emphasis counts, and orders to other programs are said, not drawn."""
-    orders = {"negative": "a {dark|dim} heart <lora:x:1>"}
-    regions = (Region("(red:1.5) circle <lora:x:1>", LEFT), Region("blue star", RIGHT, extra=orders))
+    orders = "a {dark|dim} heart <lora:x:1>"
+    regions = (Region("(red:1.5) circle <lora:x:1>", LEFT), Region("blue star", RIGHT, negative=orders))
     positive, negative, notes = conditioned(toy, regions)
     assert torch.equal(positive[1][0], sampling.encode(toy[1], "(red:1.5) circle")[0][0])
     assert torch.equal(negative[1][0], sampling.encode(toy[1], "a {dark|dim} heart")[0][0])

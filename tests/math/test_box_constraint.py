@@ -277,7 +277,7 @@ def test_strength_weighs_and_strength_0_leaves_a_phrase_alone():
 def test_a_region_with_its_own_window_counts_then_only():
     maps = torch.rand(1, T, 4, 4) * 0.05
     made = layout()
-    late = replace(made, regions=(replace(made.regions[0], extra={"start": 0.3, "end": 0.7}), made.regions[1]))
+    late = replace(made, regions=(replace(made.regions[0], start=0.3, end=0.7), made.regions[1]))
     settings = SHARE
     (guide,) = settings.guides(late)
     assert (guide.window.start, guide.window.end) == (0.0, 0.7)
@@ -291,7 +291,7 @@ def test_a_region_with_its_own_window_counts_then_only():
     torch.testing.assert_close(at(0.4), left + right)
     torch.testing.assert_close(at(0.6), left)
     with pytest.raises(BoxwrightError, match='"b": The schedule window 0.6 to 0.5 is empty'):
-        settings.guides(replace(made, regions=(replace(made.regions[0], extra={"start": 0.6}), made.regions[1])))
+        settings.guides(replace(made, regions=(replace(made.regions[0], start=0.6), made.regions[1])))
 
 
 def test_end_and_padding_columns_that_a_region_owns_do_not_count():

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from pack.attention_patches.core.regions import OPTIONS
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, window_of
 from pack.nodes.parts import boxes, regions_json
 
@@ -13,18 +14,37 @@ def text(*regions, **more):
     return json.dumps({"type": regions_json.FORMAT_TYPE, "version": 1, "regions": list(regions), **more})
 
 
-def test_options_are_checked_and_kept_in_extra():
+def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
     given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "color": "#E69f00", "enabled": True,
              "locked": True, "hidden": False, "theirs": {"a": [1]}}
     [region] = regions_json.parse_regions_json(text(HEART | given))
-    assert region.extra == given | {"negative": "blurry"}
-    assert [type(region.extra[key]) for key in regions_json.FRACTIONS] == [float] * 3
+    assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
+                            ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
+                            color="#E69f00", enabled=True)  # fmt: skip
+    assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 3
     assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
+
+
+def test_an_option_is_written_under_the_name_of_its_field_and_only_where_it_says_something():
+    values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "color": "#e69f00", "enabled": False}
+    assert set(values) == {option.name for option in OPTIONS}
+    for key, value in values.items():
+        region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"mine": 1}, **{key: value})
+        (written,) = json.loads(regions_json.regions_to_json([region]))["regions"]
+        assert written == HEART | {"strength": 1.0, key: value, "mine": 1}
+        if key != "enabled":
+            assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
+
+
+def test_an_unknown_key_never_overrules_a_field():
+    region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"start": 0.5, "phrase": "wolf"}, start=0.25)
+    (read,) = regions_json.parse_regions_json(regions_json.regions_to_json([region]))
+    assert (read.start, read.phrase, read.extra) == (0.25, "red heart", {})
 
 
 def test_a_null_option_is_an_absent_one():
     [region] = regions_json.parse_regions_json(text(HEART | dict.fromkeys(("negative", "color", "start", "enabled"))))
-    assert region.extra == {}
+    assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4))
 
 
 @pytest.mark.parametrize("option, words", [
@@ -72,9 +92,9 @@ def test_a_regions_own_window_goes_before_the_methods():
     window = StepWindow(0.2, 0.6)
     box = Box(0.0, 0.0, 1.0, 1.0)
     assert window_of(Region("a", box), window) == window
-    assert window_of(Region("a", box, extra={"end": 0.9}), window) == StepWindow(0.2, 0.9)
+    assert window_of(Region("a", box, end=0.9), window) == StepWindow(0.2, 0.9)
     with pytest.raises(BoxwrightError, match="empty"):
-        window_of(Region("a", box, extra={"start": 0.7}), window)
+        window_of(Region("a", box, start=0.7), window)
 
 
 PIXELS = {"x": 64, "y": 32, "width": 128, "height": 64, "label": "cat"}

@@ -143,7 +143,7 @@ def phrases_of(method, lay):
 
 def test_phrases_are_replaced_by_the_strength_and_in_the_window_of_their_region(case):
     lay = case[0]
-    lay = replace(lay, regions=(replace(lay.regions[0], strength=0.5, extra={"end": 0.1}), lay.regions[1]))
+    lay = replace(lay, regions=(replace(lay.regions[0], strength=0.5, end=0.1), lay.regions[1]))
     first, second = phrases_of(DenseDiffusion(strength=0.5), lay)
     assert (first.window.end, second.window.end) == (0.1, 0.3)
     prompt, alone = lay.prompt.embedding, lay.region_texts[0].embedding
@@ -205,7 +205,7 @@ def test_a_region_alone_has_nobody_to_be_kept_from():
 
 def test_a_region_outside_its_own_window_is_background():
     lay = layout([LEFT, RIGHT], OWNED, WORDS)
-    late = replace(lay, regions=(replace(lay.regions[0], extra={"start": 0.3}), lay.regions[1]))
+    late = replace(lay, regions=(replace(lay.regions[0], start=0.3), lay.regions[1]))
     edit = BoundedAttention().edits(late)[0]
     early = edit.fn(torch.zeros(1, 1, 16, 16), site(late))
     assert early.abs().max() == 0

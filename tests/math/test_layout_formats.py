@@ -1,9 +1,11 @@
 """Prompts of models that read boxes: the texts to the letter, the way back, and every refusal."""
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from pack.attention_patches.core.regions import OPTIONS
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes.parts import layout_formats as formats
 from pack.nodes.parts import layout_template as template
@@ -31,8 +33,10 @@ def moved(region, **changes):
     return Region(region.phrase, Box(**{**vars(region.area), **changes}), region.strength, dict(region.extra))
 
 
-def keyed(region, **extra):
-    return Region(region.phrase, region.area, region.strength, {**region.extra, **extra})
+def keyed(region, **keys):
+    """The region with further keys of its JSON: fields, or kept."""
+    options = {key: keys.pop(key) for key in {option.name for option in OPTIONS} & keys.keys()}
+    return replace(region, extra={**region.extra, **keys}, **options)
 
 
 def row(**changes):

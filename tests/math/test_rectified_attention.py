@@ -98,9 +98,9 @@ def test_a_regions_own_strength_multiplies(two):
     assert bias[0, 6] == pytest.approx(math.log(1 - 0.8))
 
 
-def own(lay, **extra):
-    """The layout with keys of its first region's JSON."""
-    return replace(lay, regions=(replace(lay.regions[0], extra=extra), *lay.regions[1:]))
+def own(lay, **options):
+    """The layout with options of its first region."""
+    return replace(lay, regions=(replace(lay.regions[0], **options), *lay.regions[1:]))
 
 
 def test_a_region_with_its_own_window_is_bound_then_only(two):

@@ -16,9 +16,9 @@ MIDDLE = Box(0.25, 0.0, 0.5, 1.0)
 NO_BASE = RegionPrompt(base_ratio=0.0, confine_end=0.0)
 
 
-def two(areas=(LEFT, RIGHT), strengths=None, **extra):
+def two(areas=(LEFT, RIGHT), strengths=None, **options):
     lay = layout(list(areas), OWNED, WORDS, strengths=strengths)
-    return replace(lay, regions=tuple(replace(region, extra=extra) for region in lay.regions))
+    return replace(lay, regions=tuple(replace(region, **options) for region in lay.regions))
 
 
 def rows(method, lay, **where):
@@ -101,7 +101,7 @@ def test_feather_is_a_ramp_outside_and_a_regions_own_comes_first():
 
 def test_windows_say_when_and_a_regions_own_comes_first():
     lay = two()
-    lay = replace(lay, regions=(replace(lay.regions[0], extra={"start": 0.6, "end": 0.8}), lay.regions[1]))
+    lay = replace(lay, regions=(replace(lay.regions[0], start=0.6, end=0.8), lay.regions[1]))
     (mix,) = RegionPrompt(confine_end=0.0, window=StepWindow(0.0, 0.5)).edits(lay)
     assert (mix.window.start, mix.window.end) == (0.0, 0.8)
     for progress, read in ((0.1, [False, True]), (0.55, [False, False]), (0.7, [True, False])):
@@ -178,6 +178,6 @@ def test_settings_out_of_range_are_refused(name):
 
 def test_a_region_whose_window_is_empty_is_refused():
     lay = two()
-    lay = replace(lay, regions=(Region("red heart", LEFT, extra={"start": 0.9}), lay.regions[1]))
+    lay = replace(lay, regions=(Region("red heart", LEFT, start=0.9), lay.regions[1]))
     with pytest.raises(BoxwrightError, match='Region "red heart".*0.9 to 0.5'):
         RegionPrompt(window=StepWindow(0.0, 0.5)).edits(lay)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from pack.attention_patches.core.types import Box, Layout, Region
 from pack.attention_patches.host.install import install
-from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.host.text.layout import encode_layout
 from torch import Tensor
 from toyworld import sampling, scorer
 from toyworld.layouts import LAYOUTS
@@ -21,7 +21,7 @@ SHOWN = ("presence", "iou", "inside_mass", "leakage", "bound", "ap50")
 
 def layout_of(clip, prompt: str, regions: Iterable[tuple[str, tuple]]) -> tuple[list, Layout]:
     """Conditioning and layout of a prompt; regions as (phrase, box) pairs."""
-    return tokenizers.layout(clip, prompt, [Region(phrase, Box(*box)) for phrase, box in regions], False)
+    return encode_layout(clip, prompt, [Region(phrase, Box(*box)) for phrase, box in regions], False)
 
 
 def draw(toy, edits_of: Callable[[Layout], list], seeds=SEEDS) -> list[Tensor]:

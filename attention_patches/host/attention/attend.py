@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from .block import Block
 from .call import AttentionCall, additive
 from .calls import Installed
+from .outside_blocks import outside_blocks
 from .saveable import saveable
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
@@ -122,7 +123,8 @@ def _edit(values: Tensor, items: list[Installed], block: Block, part: slice) -> 
 def _show(readers: list[Installed], probs: Tensor, block: Block, part: slice) -> None:
     for item in readers:
         seen = _seen(item, probs, block)
-        item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
+        with outside_blocks():  # readers keep what they read
+            item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
 
 
 def _show_means(queries: AttentionCall, block: Block, part: slice) -> None:

@@ -13,6 +13,7 @@ from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywher
 from .cache import BiasCache
 from .call import AttentionCall
 from .calls import Chunk, Installed, ModelCall, Place, view_of
+from .outside_blocks import outside_blocks
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Block:
             progress=self.call.progress,
             layout=item.layout,
             memo=self.cache.memo,
+            lasting=outside_blocks,
         )
 
     def frames(self) -> Iterator[slice]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .outside_blocks import outside_blocks
+
 
 class BiasCache:
     """Additive masks and weights of one run: the same for all layers of a grid, so worked out once for each in a step.
@@ -27,8 +29,9 @@ class BiasCache:
         key = (*key, torch.is_inference_mode_enabled())  # autograd may not save what was made in inference mode
         step, before, made = self._made.get(key, (None, None, None))
         if step != progress:
-            found = work_out()
-            if before is None or not torch.equal(found, before):
-                made = make(found)
+            with outside_blocks():
+                found = work_out()
+                if before is None or not torch.equal(found, before):
+                    made = make(found)
             self._made[key] = progress, found, made
         return made

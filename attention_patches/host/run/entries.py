@@ -11,7 +11,7 @@ import torch
 from ...core.seam import LatentGuide, TextMix
 from ...core.types import BoxwrightError, Layout
 from ..attention.calls import Chunk, Extra, Installed
-from ..text.tokenizers import LAYOUT_KEY
+from ..text.layout import LAYOUT_KEY
 
 
 @dataclass(frozen=True)

@@ -101,16 +101,17 @@ class Run:
         c_crossattn: Tensor | None = None,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
         call = self._call(x, t, c_crossattn, {**kwargs, "transformer_options": options})
         if call is None:
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
         context = _edit_context(c_crossattn, call)
         inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
-        output = executor(x, t, c_concat, context, control, inner, **kwargs)
+        output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
         self.adapter.finish(call)
         return output
 

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from ...core.types import BoxwrightError, UnsupportedModelError
 from ...samplers.h_space import HSpace, clean_term_only
 from ..attention.calls import IncompatiblePatchError
+from ..attention.outside_blocks import outside_blocks
 from ..run.run import Run
 from ..run.schedule import schedule_progress
 from .loops import LAST, Tally, levels_of
@@ -117,10 +118,12 @@ def _measure(
     x: Tensor,
     timestep: Tensor,
     options: dict[str, Any],
+    *args: Any,
+    **kw: Any,
 ) -> list[Tensor]:
     """CALC_COND_BATCH wrapper, called for each of the host's context windows."""
     seen: dict[Any, Tensor] = {}
-    result = executor(model, conds, x, timestep, _with_patch(options, _keep(seen)))
+    result = executor(model, conds, x, timestep, _with_patch(options, _keep(seen)), *args, **kw)
     sides = [_combined(index, entries, seen, x, timestep) for index, entries in enumerate(conds)]
     if all(side is not None for side in sides):
         (source, known), (target, known_too) = sides
@@ -186,7 +189,8 @@ def _keep(seen: dict[Any, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
             for key, rows in zip(keys, h.chunk(len(keys)), strict=True):
                 if key in seen:
                     raise IncompatiblePatchError(_PARTS.format("the whole batch", rows.shape[0]))
-                seen[key] = rows.detach().clone()
+                with outside_blocks():
+                    seen[key] = rows.detach().clone()
         return h, skip
 
     return keep

@@ -8,6 +8,7 @@ import io
 import re
 import types
 import unicodedata
+from dataclasses import replace
 
 import comfy.hooks
 import comfy.sd
@@ -51,8 +52,10 @@ from comfy.text_encoders import (
 )
 from comfy_extras.nodes_hooks import SetClipHooks
 from pack.attention_patches.core.tokens import phrase_columns
-from pack.attention_patches.core.types import Box, BoxwrightError, PhraseNotFoundError, Region
-from pack.attention_patches.host.text import tokenizers
+from pack.attention_patches.core.types import Box, BoxwrightError, PhraseNotFoundError, Region, TokenMap
+from pack.attention_patches.host.text.conditioning import encode, text_notes
+from pack.attention_patches.host.text.layout import encode_layout, missing_phrases
+from pack.attention_patches.host.text.reader import PromptReader
 
 EVERYWHERE = Box(0.0, 0.0, 1.0, 1.0)
 
@@ -142,7 +145,7 @@ def reader():
     def get(name):
         if name not in built:
             outer, _, vocabulary = TOKENIZERS[name]
-            built[name] = tokenizers.PromptReader(clip_without_model(outer(tokenizer_data=vocabulary())))
+            built[name] = PromptReader(clip_without_model(outer(tokenizer_data=vocabulary())))
         return built[name]
 
     return get
@@ -194,7 +197,7 @@ def test_phrase_columns_hold_the_ids_of_the_phrase_tokenised_alone(reader, name)
         inner = getattr(reader(name).clip.tokenizer, key, None) or getattr(reader(name).clip.tokenizer, f"clip_{key}")
         for phrase in ("red cat", "blue dog", "quick forest"):
             alone = [without_specials(inner, text) for text in (phrase, " " + phrase)]
-            map_ = tokenizers.TokenMap(stream.text, stream.spans, stream.roles)
+            map_ = TokenMap(stream.text, stream.spans, stream.roles)
             columns = phrase_columns(map_, phrase).nonzero().flatten().tolist()
             assert columns == list(range(columns[0], columns[-1] + 1))
             own = [stream.ids[column] for column in columns]
@@ -358,7 +361,7 @@ def test_columns_are_those_that_the_encoder_itself_writes(reader, name):
     clip = tiny_clip(reader, name)
     for prompt in ("a red cat zq by the dog", "word " * 90 + "zq, end"):
         stock = nodes.CLIPTextEncode().encode(clip, prompt)[0]
-        encoded, conditioning = tokenizers.encode(clip, prompt)
+        encoded, conditioning = encode(clip, prompt)
         assert_same_conditioning(conditioning, stock)
         assert len(encoded.tokens) == encoded.embedding.shape[1]
 
@@ -393,7 +396,7 @@ def test_causal_encoders_change_from_the_word_on(reader, name):
     """With attention on: every column before the changed word stays bit for bit, its own is the first to change."""
     clip = tiny_clip(reader, name, attention=True)
     prompt, other = "a red cat and one dog at night", "a red cat and one fox at night"
-    columns = phrase_columns(tokenizers.encode(clip, prompt)[0].tokens, "dog")
+    columns = phrase_columns(encode(clip, prompt)[0].tokens, "dog")
     encoded = [nodes.CLIPTextEncode().encode(clip, text)[0][0][0] for text in (prompt, other)]
     length = min(part.shape[1] for part in encoded)
     changed = (encoded[0][:, :length] != encoded[1][:, :length]).any(dim=-1)[0]
@@ -403,7 +406,7 @@ def test_causal_encoders_change_from_the_word_on(reader, name):
 @pytest.mark.parametrize("name, filled", [("sd1", True), ("sd2", False), ("sdxl", True), ("refiner", False)])
 def test_what_columns_behind_the_prompt_hold_is_read_from_the_tokenizer(reader, name, filled):
     """SD 2.x fills up with a token of its own; where one of two encoders repeats the end token, that is there."""
-    assert tokenizers.encode(tiny_clip(reader, name), "a red cat")[0].tokens.filled_with_end is filled
+    assert encode(tiny_clip(reader, name), "a red cat")[0].tokens.filled_with_end is filled
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "flux", "hydit", "lumina2", "qwen_image"])
@@ -411,7 +414,7 @@ def test_what_columns_behind_the_prompt_hold_is_read_from_the_tokenizer(reader, 
 def test_conditioning_is_that_of_the_stock_node(reader, name, prompt):
     clip = tiny_clip(reader, name, attention=True)
     stock = nodes.CLIPTextEncode().encode(clip, prompt)[0]
-    encoded, conditioning = tokenizers.encode(clip, prompt)
+    encoded, conditioning = encode(clip, prompt)
     assert len(encoded.tokens) == encoded.embedding.shape[1]
     assert_same_conditioning(conditioning, stock)
 
@@ -440,7 +443,7 @@ def test_unsupported_encoder_is_named_with_what_is_supported(tokenizer, encoder,
     clip = clip_without_model(tokenizer())
     clip.cond_stage_model = encoder(model_options=dict(SIZES, qwen3_06b_model_config=LLM_SIZE))
     with pytest.raises(BoxwrightError) as raised:
-        tokenizers.layout(clip, "a red cat", [Region("cat", EVERYWHERE)], True)
+        encode_layout(clip, "a red cat", [Region("cat", EVERYWHERE)], True)
     assert all(part in str(raised.value) for part in (type(clip.cond_stage_model).__name__, why, "CLIP-L"))
 
 
@@ -455,18 +458,18 @@ def test_conditioning_of_unexpected_length_is_refused(reader, monkeypatch):
 
         monkeypatch.setattr(type(clip.cond_stage_model), "encode_token_weights", shorter)
         with pytest.raises(BoxwrightError, match="columns for .* tokens"):
-            tokenizers.encode(clip, "a red cat and")
+            encode(clip, "a red cat and")
 
 
 def test_template_stripping_that_would_cost_a_word_is_refused(reader):
     clip = tiny_clip(reader, "hunyuan_video")
     with pytest.raises(BoxwrightError, match="columns for .* tokens"):
-        tokenizers.encode(clip, "a red cat<|eot_id|> and a dog")  # the host cuts off what follows, too
+        encode(clip, "a red cat<|eot_id|> and a dog")  # the host cuts off what follows, too
 
 
 def test_no_clip_is_one_clear_error():
     with pytest.raises(BoxwrightError, match="no text encoder"):
-        tokenizers.layout(None, "a cat", [Region("cat", EVERYWHERE)], True)
+        encode_layout(None, "a cat", [Region("cat", EVERYWHERE)], True)
 
 
 # --- textual inversions -----------------------------------------------------------------------------------------------
@@ -503,7 +506,7 @@ def with_embeddings(tmp_path):
 ])
 def test_embedding_has_one_column_per_vector(with_embeddings, reader, prompt, text):
     clip = with_embeddings(reader, "sd1")
-    encoded, conditioning = tokenizers.encode(clip, prompt)
+    encoded, conditioning = encode(clip, prompt)
     tokens = encoded.tokens
     assert tokens.text == text
     assert phrase_columns(tokens, "embedding:style").sum() == 3 * ("embedding:style" in text)
@@ -516,10 +519,10 @@ def test_embedding_has_one_column_per_vector(with_embeddings, reader, prompt, te
 
 def test_embedding_that_would_shift_the_words_is_refused_by_name(with_embeddings, reader):
     with pytest.raises(BoxwrightError, match='"embedding:wide" has 48 values .* takes 32'):
-        tokenizers.encode(with_embeddings(reader, "sd1"), "a embedding:wide cat")
+        encode(with_embeddings(reader, "sd1"), "a embedding:wide cat")
     with pytest.raises(BoxwrightError, match="another number of vectors in each"):
-        tokenizers.encode(with_embeddings(reader, "sdxl"), "a embedding:pair cat")
-    assert len(tokenizers.encode(with_embeddings(reader, "sdxl"), "a embedding:both cat")[0].tokens) == 77
+        encode(with_embeddings(reader, "sdxl"), "a embedding:pair cat")
+    assert len(encode(with_embeddings(reader, "sdxl"), "a embedding:both cat")[0].tokens) == 77
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
@@ -528,14 +531,14 @@ def test_embedding_that_would_shift_the_words_is_refused_by_name(with_embeddings
 def test_a_phrase_with_a_missing_embedding_is_refused_by_its_name(with_embeddings, reader, name, phrase, append):
     clip = with_embeddings(reader, name)
     with pytest.raises(BoxwrightError, match='region 1.*"nofile", and there is none.*models/embeddings') as raised:
-        tokenizers.layout(clip, "a red cat", regions(phrase), append)
+        encode_layout(clip, "a red cat", regions(phrase), append)
     assert "append_missing" not in str(raised.value)
 
 
 def test_a_missing_embedding_in_the_prompt_is_said(with_embeddings, reader):
     clip = with_embeddings(reader, "sdxl")
-    tokenizers.layout(clip, "a embedding:nofile, red cat", regions("red cat"), False)
-    notes = tokenizers.text_notes(clip, [("The prompt", "a embedding:nofile, red embedding:both cat")])
+    encode_layout(clip, "a embedding:nofile, red cat", regions("red cat"), False)
+    notes = text_notes(clip, [("The prompt", "a embedding:nofile, red embedding:both cat")])
     assert notes == ['The prompt: there is no embedding "nofile", so that it is left out. Put its file into '
                      "models/embeddings."]
 
@@ -555,7 +558,7 @@ def owned(layout):
 
 def test_layout_of_the_toy(toy):
     clip = toy[1]
-    conditioning, layout = tokenizers.layout(clip, "a (red:1.2) circle and a blue star", regions("red circle",
+    conditioning, layout = encode_layout(clip, "a (red:1.2) circle and a blue star", regions("red circle",
                                              "blue star"), True)
     assert owned(layout) == [["red", "circle"], ["blue", "star"]]
     assert layout.columns.dtype == torch.bool and layout.columns.shape == (2, 77)
@@ -572,11 +575,11 @@ def test_layout_of_the_toy(toy):
 
 def test_missing_phrases_are_appended_once_and_in_order(toy):
     phrases = ("blue star", "red (big) circle", "star", "blue star")
-    _, layout = tokenizers.layout(toy[1], "a green ring,", regions(*phrases), True)
+    _, layout = encode_layout(toy[1], "a green ring,", regions(*phrases), True)
     assert layout.prompt.tokens.text == "a green ring, blue star, red big circle"
     assert owned(layout) == [["blue", "star"], ["red", "big", "circle"], ["star"], ["blue", "star"]]
-    assert tokenizers.missing_phrases(toy[1], "a green ring,", regions(*phrases)) == ["blue star", "red (big) circle"]
-    assert tokenizers.layout(toy[1], " ", regions("blue star"), True)[1].prompt.tokens.text == "blue star"
+    assert missing_phrases(toy[1], "a green ring,", regions(*phrases)) == ["blue star", "red (big) circle"]
+    assert encode_layout(toy[1], " ", regions("blue star"), True)[1].prompt.tokens.text == "blue star"
 
 
 @pytest.mark.parametrize("prompt, phrase, drawn, own, words", [
@@ -593,16 +596,16 @@ def test_missing_phrases_are_appended_once_and_in_order(toy):
     ("a star", "red BREAK circle", "a star, red, circle", "red, circle", "red , circle"),
 ])
 def test_phrases_are_read_as_prompts(toy, prompt, phrase, drawn, own, words):
-    _, layout = tokenizers.layout(toy[1], prompt, regions(phrase), True)
+    _, layout = encode_layout(toy[1], prompt, regions(phrase), True)
     stock = [nodes.CLIPTextEncode().encode(toy[1], text)[0][0][0] for text in (drawn, own)]
     assert torch.equal(layout.prompt.embedding, stock[0])
     assert torch.equal(layout.region_texts[0].embedding, stock[1])
     assert owned(layout) == [words.split()]
-    assert tokenizers.missing_phrases(toy[1], prompt, regions(phrase)) == [own] * (prompt != drawn)
+    assert missing_phrases(toy[1], prompt, regions(phrase)) == [own] * (prompt != drawn)
 
 
 def test_regions_share_a_phrase_whatever_its_emphasis(toy):
-    _, layout = tokenizers.layout(toy[1], "a star and a star", regions("(star:1.3)", "star"), False)
+    _, layout = encode_layout(toy[1], "a star and a star", regions("(star:1.3)", "star"), False)
     assert [row.nonzero().flatten().tolist() for row in layout.columns] == [[2], [5]]
     assert not torch.equal(*(text.embedding for text in layout.region_texts))
 
@@ -610,23 +613,23 @@ def test_regions_share_a_phrase_whatever_its_emphasis(toy):
 def test_an_encoder_without_emphasis_reads_the_marks(reader):
     """And says so: the same layout means something else there."""
     clip = tiny_clip(reader, "qwen_image")
-    _, layout = tokenizers.layout(clip, "a red cat", regions("(red cat:1.3)"), True)
+    _, layout = encode_layout(clip, "a red cat", regions("(red cat:1.3)"), True)
     assert layout.prompt.tokens.text == "a red cat, (red cat:1.3)"
     texts = [("The prompt", "a red cat (x)"), ("Region 1", "(red cat:1.3)")]
-    (note,) = tokenizers.text_notes(clip, texts)
+    (note,) = text_notes(clip, texts)
     assert note.startswith("Region 1: this text encoder knows no emphasis and reads (red cat:1.3) as text")
-    assert tokenizers.text_notes(tiny_clip(reader, "sd1"), texts) == []
+    assert text_notes(tiny_clip(reader, "sd1"), texts) == []
 
 
 def test_prompt_that_has_every_phrase_is_encoded_as_it_stands(toy):
     for prompt in ("a ((red)) circle, ", " \\(red circle\\)"):
-        _, layout = tokenizers.layout(toy[1], prompt, regions("red circle"), False)
+        _, layout = encode_layout(toy[1], prompt, regions("red circle"), False)
         assert torch.equal(layout.prompt.embedding, nodes.CLIPTextEncode().encode(toy[1], prompt)[0][0][0])
 
 
 def test_missing_phrase_is_an_error_when_appending_is_off(toy):
     with pytest.raises(PhraseNotFoundError, match='"red cicle" is not in the prompt.*"red circle"'):
-        tokenizers.layout(toy[1], "a red circle", regions("red cicle"), False)
+        encode_layout(toy[1], "a red circle", regions("red cicle"), False)
 
 
 def test_phrases_are_encoded_once_each(toy, monkeypatch):
@@ -634,14 +637,14 @@ def test_phrases_are_encoded_once_each(toy, monkeypatch):
     tokenize = clip.tokenize
     encode = clip.encode_from_tokens_scheduled
     monkeypatch.setattr(clip, "encode_from_tokens_scheduled", lambda tokens: texts.append(tokens) or encode(tokens))
-    _, layout = tokenizers.layout(clip, "a star and a star", regions("star", "a star", "star"), True)
+    _, layout = encode_layout(clip, "a star and a star", regions("star", "a star", "star"), True)
     assert texts == [tokenize("a star and a star"), tokenize("star"), tokenize("a star")]
     assert layout.region_texts[0] is layout.region_texts[2]
 
 
 def test_key_tells_token_sequences_apart(toy):
     def key(prompt, *phrases):
-        return tokenizers.layout(toy[1], prompt, regions(*phrases or ("circle",)), True)[1].key
+        return encode_layout(toy[1], prompt, regions(*phrases or ("circle",)), True)[1].key
 
     assert key("a red circle") == key("a red circle") and len(key("a red circle")) == 64
     keys = {key(prompt) for prompt in ("a red circle", "a (red:1.1) circle", "a (red:1.2) circle", "red a circle")}
@@ -650,33 +653,26 @@ def test_key_tells_token_sequences_apart(toy):
 
 def test_key_tells_layouts_of_one_prompt_apart(toy):
     """Two layouts of the same words may share a positive prompt, each for its part of the schedule."""
-    painted = torch.zeros(4, 4)
-    painted[0] = 1.0
-    areas = [Box(0, 0, 0.5, 1), Box(0.5, 0, 0.5, 1), painted, painted.T]
-    made = [[Region("circle", area)] for area in areas]
-    made += [[Region("circle", areas[0], 0.5)], [Region("red", areas[0])]]
-    own = ({"start": 0.1}, {"end": 0.5}, {"feather": 0.1}, {"negative": "red"}, {"negative": "blue"})
-    made += [[Region("circle", areas[0], extra=extra)] for extra in own]
-    keys = {tokenizers.layout(toy[1], "a red circle", own, True)[1].key for own in made}
-    assert len(keys) == len(made)
-    again = tokenizers.layout(toy[1], "a red circle", [Region("circle", painted.clone())], True)[1].key
-    assert again == tokenizers.layout(toy[1], "a red circle", made[2], True)[1].key
+    own = [Region("circle", EVERYWHERE), Region("circle", EVERYWHERE, start=0.1), Region("red", EVERYWHERE)]
+    keys = [encode_layout(toy[1], "a red circle", [region], True)[1].key for region in own]
+    assert len(set(keys)) == 3
+    assert keys[1] == encode_layout(toy[1], "a red circle", [replace(own[1], color="#ffffff")], True)[1].key
 
 
 def test_values_of_an_embedding_count_in_the_key(with_embeddings, reader):
     clip = with_embeddings(reader, "sd1")
-    first = tokenizers.layout(clip, "cat embedding:style", regions("cat"), True)[1].key
-    assert tokenizers.layout(clip, "cat embedding:style", regions("cat"), True)[1].key == first
+    first = encode_layout(clip, "cat embedding:style", regions("cat"), True)[1].key
+    assert encode_layout(clip, "cat embedding:style", regions("cat"), True)[1].key == first
     safetensors.torch.save_file(
         {"emb_params": torch.zeros(3, 32)}, f"{clip.tokenizer.clip_l.embedding_directory[0]}/style.safetensors"
     )
-    assert tokenizers.layout(clip, "cat embedding:style", regions("cat"), True)[1].key != first
+    assert encode_layout(clip, "cat embedding:style", regions("cat"), True)[1].key != first
 
 
 def test_clip_object_is_left_as_it_was(toy):
     clip = toy[1]
     before = dict(vars(clip)), dict(vars(clip.tokenizer)), dict(vars(clip.tokenizer.clip_l))
-    tokenizers.layout(clip, "a red circle", regions("red circle"), True)
+    encode_layout(clip, "a red circle", regions("red circle"), True)
     assert before == (dict(vars(clip)), dict(vars(clip.tokenizer)), dict(vars(clip.tokenizer.clip_l)))
 
 
@@ -689,7 +685,7 @@ def test_every_entry_of_a_scheduled_clip_carries_the_key(reader):
     keyframes.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.5))
     hooks.set_keyframes_on_hooks(keyframes)
     clip = SetClipHooks().apply_hooks(clip, schedule_clip=True, apply_to_conds=True, hooks=hooks)[0]
-    conditioning, layout = tokenizers.layout(clip, "a red cat", regions("red cat"), True)
+    conditioning, layout = encode_layout(clip, "a red cat", regions("red cat"), True)
     assert [values["clip_start_percent"] for _, values in conditioning] == [0.0, 0.5]
     assert not torch.equal(conditioning[0][0], conditioning[1][0])
     assert {values["boxwright_layout"] for _, values in conditioning} == {layout.key}
@@ -709,15 +705,15 @@ def test_bad_text_is_refused_before_anything_is_tokenised(toy, monkeypatch, prom
     clip = toy[1].clone()
     monkeypatch.setattr(clip, "tokenize", None)
     with pytest.raises(BoxwrightError, match=message):
-        tokenizers.layout(clip, prompt, regions(phrase), True)
+        encode_layout(clip, prompt, regions(phrase), True)
 
 
 def test_a_phrase_of_marks_alone_is_refused(toy):
     with pytest.raises(BoxwrightError, match=r'no words in the phrase of region 1, "\(\(\)\)"'):
-        tokenizers.layout(toy[1], "a cat", regions("(())"), True)
+        encode_layout(toy[1], "a cat", regions("(())"), True)
 
 
 def test_prompt_at_the_limit_is_read(toy):
     prompt = "(red:1.1) circle " * 5_800 + "cat"
-    tokens = tokenizers.PromptReader(toy[1]).read(prompt, "l")
+    tokens = PromptReader(toy[1]).read(prompt, "l")
     assert tokens.text[slice(*[span for span in tokens.spans if span][-1])] == "cat"
