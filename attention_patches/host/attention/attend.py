@@ -138,8 +138,10 @@ def _show_means(queries: AttentionCall, block: Block, part: slice) -> None:
         probs = _probabilities(queries, block, part, edited=False)
         return tuple(_seen(item, probs, block).mean(dim=1, keepdim=True) for item in block.guides)
 
-    for item, mean in zip(block.guides, checkpoint(means, use_reentrant=False, preserve_rng_state=False), strict=True):
-        item.edit.fn(mean, block.site(item, block.tokens(part)))
+    with outside_blocks():  # guides keep them
+        shown = checkpoint(means, use_reentrant=False, preserve_rng_state=False)
+        for item, mean in zip(block.guides, shown, strict=True):
+            item.edit.fn(mean, block.site(item, block.tokens(part)))
 
 
 def _seen(item: Installed, probs: Tensor, block: Block) -> Tensor:
