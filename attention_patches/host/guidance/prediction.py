@@ -78,7 +78,15 @@ def predict_with_moves(executor: Any, x: Tensor, sigma: Tensor, options: dict[st
 
 
 def predict_with_guides(
-    run: Run, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict[str, Any]
+    run: Run,
+    executor: Any,
+    model: Any,
+    conds: list,
+    x: Tensor,
+    sigma: Tensor,
+    options: dict[str, Any],
+    *args: Any,
+    **kw: Any,
 ) -> list[Tensor]:
     """CALC_COND_BATCH wrapper: the ordinary evaluation, and where a guide is active its gradient from the same pass.
 
@@ -87,7 +95,7 @@ def predict_with_guides(
     """
     moves = options["transformer_options"].get(MOVES)
     if moves is None or moves.change is not None or run.EXTRA in options["transformer_options"]:
-        return executor(model, conds, x, sigma, options)
+        return executor(model, conds, x, sigma, options, *args, **kw)
     moves.seen = True
     level = float(sigma.flatten()[0])
     progress = run.progress(level)
@@ -98,15 +106,17 @@ def predict_with_guides(
     ]
     guided = [i for i, entries in enumerate(conds) if entries and any(run.items_of(entries, item) for item in active)]
     if not guided:
-        return executor(model, conds, x, sigma, options)
+        return executor(model, conds, x, sigma, options, *args, **kw)
     rest = [None if i in guided else entries for i, entries in enumerate(conds)]
     if any(rest):
-        outputs = list(executor(model, rest, x, sigma, options))
+        outputs = list(executor(model, rest, x, sigma, options, *args, **kw))
     else:
         outputs = [torch.zeros_like(x) for _ in conds]
     found, moves.change = [], torch.zeros_like(x)
     for i in guided:
-        outputs[i], gradients = _guided_prediction(run, active, executor, model, conds[i], x, sigma, options)
+        outputs[i], gradients = _guided_prediction(
+            run, active, executor, model, conds[i], x, sigma, options, *args, **kw
+        )
         found += gradients
     for item in active:
         own = [gradient for of, gradient in found if of is item]
@@ -143,6 +153,8 @@ def _guided_prediction(
     x: Tensor,
     sigma: Tensor,
     options: dict[str, Any],
+    *args: Any,
+    **kw: Any,
 ) -> tuple[Tensor, list[tuple[Installed, Gradient]]]:
     """The prediction for some entries, and the gradient of each guide for each entry that took part."""
     readers: list[tuple[Installed, MapReader]] = []
@@ -163,7 +175,7 @@ def _guided_prediction(
         inner["wrappers"].setdefault(WrappersMP.APPLY_MODEL, {})["boxwright_graph"] = [graph.apply_model]
         entries = [without_foreign_gradients(entry) for entry in entries]
         with explained():
-            (output,) = executor(model, [entries], latent, sigma.detach().clone(), local)
+            (output,) = executor(model, [entries], latent, sigma.detach().clone(), local, *args, **kw)
         heard = [(item, reader) for item, reader in readers if reader.parts]
         gradients = [
             (item, differentiate(model, item.edit.loss(*reader.maps()), latent, last=reader is heard[-1][1]))
