@@ -455,6 +455,16 @@ def test_text_of_any_length_keeps_its_columns(models, family):
             assert not edited[:start].any() and not edited[start + 96 :].any()
 
 
+@pytest.mark.parametrize("family", tiny.JOINT)
+def test_a_negative_of_another_length_is_left_alone_in_joint_attention(models, layout, family):
+    """The host repeats no text here: it calls the model once for each length."""
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    negative = tiny.conditioning(family, tiny.text(50, seed=2), seed=6)
+    plain = conds_of_first_step(family, models[family], positive, negative)
+    edited = conds_of_first_step(family, install(models[family], layout, rectified(layout)), positive, negative)
+    assert torch.equal(plain[1], edited[1]) and not torch.equal(plain[0], edited[0])
+
+
 def test_a_joint_text_that_another_pack_made_longer_is_refused(models, layout):
     """Where the prompt's words then are, nobody says; the wrong columns would be edited without a word."""
     adapter = adapter_for(models["flux"])

@@ -86,6 +86,7 @@ FAMILIES = {
             vec_in_dim=768, dtype=torch.float32,
         ),
         16,
+        pooled=32,  # that hosts before 0.18 ask for; the model does not read it
         layers=_FLUX_LAYERS,
         image_at=77,
     ),
@@ -164,7 +165,7 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
         if parameter.ndim > 1:
             gain = 1.5 if any(key in name for key in ("to_q", "to_k", "qkv")) else 1.0
             values *= gain / parameter[0].numel() ** 0.5
-        elif "norm" in name and name.endswith(("weight", "scale")) or name.endswith("norm.weight"):
+        elif ("norm" in name or "ln_" in name) and name.endswith(("weight", "scale")):
             values = 1.0 + 0.1 * values
         else:
             values *= 0.1
