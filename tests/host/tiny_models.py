@@ -86,7 +86,7 @@ FAMILIES = {
             vec_in_dim=768, dtype=torch.float32,
         ),
         16,
-        pooled=32,  # that hosts before 0.18 ask for; the model does not read it
+        pooled=32,  # that older hosts (0.18) ask for; the model does not read it
         layers=_FLUX_LAYERS,
         image_at=77,
     ),
