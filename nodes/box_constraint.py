@@ -26,9 +26,9 @@ class BoxwrightBoxConstraint(io.ComfyNode):
             display_name="Box Constraint",
             category=schema.CATEGORY,
             description="Moves the latent so that each phrase is drawn in its box (BoxDiff, arXiv 2307.10816), with "
-            "nearly any sampler. Costs about one more model call per step in the first half of the schedule. "
-            "For Stable Diffusion, SDXL, SD 3, Flux.1, Chroma, Qwen-Image and Z-Image. While sampling, the node shows "
-            "how far each phrase is from its box.",
+            "nearly any sampler. Costs about one more model call per step in the first half of the schedule. For "
+            "Stable Diffusion, SDXL, SD 3, Flux.1, Chroma, Qwen-Image and Z-Image. While sampling, the node shows how "
+            "far each phrase is from its box.",
             search_aliases=[
                 "object placement", "boxdiff", "attend and excite", "layout guidance", "bounding box", "ilgd",
                 "place objects",
