@@ -7,7 +7,8 @@ from comfy_api.latest import io, ui
 from ..attention_patches.core.types import BoxwrightError
 from .parts import schema
 from .parts.checks import counted
-from .parts.layout_formats import FORMATS, Document, parse_style, written
+from .parts.layout_document import Document
+from .parts.layout_formats import FORMATS, parse_style, written
 from .parts.layout_template import EXAMPLE, write_template
 from .parts.sized_regions import size_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, check_size, checked_phrase, clipped_box, shortened
-from .layout_formats import OVERHANG, Document
+from .layout_document import OVERHANG, Document
 
 MAX_TEMPLATE = 20_000  # characters
 MAX_LINES = 200  # of the template

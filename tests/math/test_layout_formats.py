@@ -9,7 +9,9 @@ from pack.attention_patches.core.regions import OPTIONS
 from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.nodes.parts import layout_formats as formats
 from pack.nodes.parts import layout_template as template
-from pack.nodes.parts.layout_formats import Document
+from pack.nodes.parts.layout_document import Document, on_the_grid, thousandths
+from pack.nodes.parts.layout_flux3 import split_flux3, uncited
+from pack.nodes.parts.layout_ming import ming_box
 
 HEART = Region("a red heart", Box(0.1, 0.2, 0.3, 0.4))
 STAR = Region("a blue star", Box(0.6, 0.5, 0.3, 0.25))
@@ -79,7 +81,7 @@ def test_flux3_caption_names_every_box(prompt, phrases, caption):
 
 def test_flux3_ids_are_kept_and_filled_up():
     regions = [keyed(HEART, id="heart_1"), STAR, keyed(HEART, id="obj_2")]
-    assert [each["id"] for each in formats.split_flux3(write("FLUX.3", *regions))[1]] == ["heart_1", "obj_3", "obj_2"]
+    assert [each["id"] for each in split_flux3(write("FLUX.3", *regions))[1]] == ["heart_1", "obj_3", "obj_2"]
 
 
 def test_flux3_lettering_goes_into_the_description():
@@ -108,16 +110,16 @@ def test_flux3_edit_rows_to_the_letter():
 
 def test_flux3_of_two_alike_the_one_that_stayed_is_kept():
     left, right = Region("a tree", Box(0.0, 0.0, 0.2, 1.0)), Region("a tree", Box(0.8, 0.0, 0.2, 1.0))
-    rows = formats.split_flux3(write("FLUX.3", right, source=[left, right]))[1]
+    rows = split_flux3(write("FLUX.3", right, source=[left, right]))[1]
     assert [(each["src_bbox"], each["tgt_bbox"]) for each in rows] == [
         ([0, 800, 1000, 1000], [0, 800, 1000, 1000]), ([0, 0, 1000, 200], None)]
 
 
 def test_flux3_all_can_be_removed_and_ids_pair_other_words():
-    rows = formats.split_flux3(write("FLUX.3", source=[HEART]))[1]
+    rows = split_flux3(write("FLUX.3", source=[HEART]))[1]
     assert [(each["id"], each["tgt_bbox"]) for each in rows] == [("obj_1", None)]
     source, target = keyed(HEART, id="thing_1"), keyed(moved(STAR), id="thing_1")
-    (only,) = formats.split_flux3(write("FLUX.3", target, source=[source]))[1]
+    (only,) = split_flux3(write("FLUX.3", target, source=[source]))[1]
     assert (only["src_bbox"], only["tgt_bbox"]) == ([200, 100, 600, 400], [500, 600, 750, 900])
     assert only["desc"] == STAR.phrase
 
@@ -163,7 +165,7 @@ def test_flux3_marks_that_could_not_be_found_again_stay():
     document = formats.read(text, "FLUX.3")
     assert document.prompt == "A heart <obj_1> on a hill"
     assert formats.read(write("FLUX.3", *document.regions, prompt=document.prompt), "FLUX.3") == document
-    assert formats.uncited(document.prompt) == "A heart on a hill"
+    assert uncited(document.prompt) == "A heart on a hill"
     assert formats.read(table(row(), caption="A red heart <obj_1>"), "FLUX.3").prompt == "A red heart"
 
 
@@ -189,8 +191,8 @@ def test_ideogram_is_what_the_hosts_elements_are():
 
     caption = json.loads(write("Ideogram 4", HEART, STAR))
     read = from_elements(caption["compositional_deconstruction"]["elements"])
-    assert [(each.phrase, formats.thousandths(each.area)) for each in read] == [
-        (each.phrase, formats.thousandths(each.area)) for each in (HEART, STAR)]
+    assert [(each.phrase, thousandths(each.area)) for each in read] == [
+        (each.phrase, thousandths(each.area)) for each in (HEART, STAR)]
 
 
 def ideogram(*elements, **more):
@@ -259,7 +261,7 @@ def test_ming_bad_coordinates_are_refused(coordinates):
 
 
 def test_ming_reads_numbers_of_others_as_they_are():
-    box = formats.ming_box("cx: 0.33333, cy: .5, w: 0.5, h: 1e-1", "here")
+    box = ming_box("cx: 0.33333, cy: .5, w: 0.5, h: 1e-1", "here")
     assert (box.x, box.y, box.width, box.height) == pytest.approx((0.08333, 0.45, 0.5, 0.1))
 
 
@@ -268,7 +270,7 @@ def test_ming_reads_numbers_of_others_as_they_are():
 
 def random_box(rng):
     left, top = rng.randrange(1000), rng.randrange(1000)
-    return formats.on_the_grid(left, top, rng.randrange(left + 1, 1001), rng.randrange(top + 1, 1001))
+    return on_the_grid(left, top, rng.randrange(left + 1, 1001), rng.randrange(top + 1, 1001))
 
 
 def random_regions(rng, *keys):
@@ -298,8 +300,8 @@ def test_round_trip_is_exact(name, keys):
         regions = random_regions(rng, *keys)
         text = write(name, *regions, prompt="a thing" if name != "Ming-Image" else "")
         document = formats.read(text, name)
-        exact = [(each.phrase, formats.thousandths(each.area), each.extra) for each in document.regions]
-        assert [row[:2] for row in exact] == [(each.phrase, formats.thousandths(each.area)) for each in regions]
+        exact = [(each.phrase, thousandths(each.area), each.extra) for each in document.regions]
+        assert [row[:2] for row in exact] == [(each.phrase, thousandths(each.area)) for each in regions]
         for read, written in zip(exact, regions, strict=True):
             assert {k: v for k, v in read[2].items() if k != "id" or k in written.extra} == written.extra
         again = write(name, *document.regions, prompt=document.prompt, background=document.background,
@@ -319,10 +321,10 @@ def test_round_trip_of_edits_is_exact():
             assert "stands twice" in str(error)  # one id for two things
             continue
         document = formats.read(text, "FLUX.3")
-        assert [formats.thousandths(each.area) for each in document.regions] == [
-            formats.thousandths(each.area) for each in target]
-        assert sorted(formats.thousandths(each.area) for each in document.source) == sorted(
-            formats.thousandths(each.area) for each in source)
+        assert [thousandths(each.area) for each in document.regions] == [
+            thousandths(each.area) for each in target]
+        assert sorted(thousandths(each.area) for each in document.source) == sorted(
+            thousandths(each.area) for each in source)
         assert write("FLUX.3", *document.regions, source=document.source, prompt=document.prompt) == text
 
 

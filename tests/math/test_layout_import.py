@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pack.attention_patches.core.tokens import find_occurrences
 from pack.attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, Region
-from pack.nodes.parts import boxes, checks, layout_import, regions_json
+from pack.nodes.parts import boxes, checks, layout_units, regions_json
 from pack.nodes.parts.layout_import import read_layout
 from pack.nodes.parts.layout_report import layout_report
 
@@ -36,7 +36,7 @@ def refused(words):
 def test_the_limits_are_the_golden_ones():
     assert GOLDEN["limits"] == {
         "boxes": MAX_REGIONS, "phrase": MAX_PHRASE, "text": regions_json.MAX_TEXT, "depth": regions_json.MAX_DEPTH,
-        "rounding": checks.ROUNDING, "slack": layout_import.SLACK,
+        "rounding": checks.ROUNDING, "slack": layout_units.SLACK,
     }  # fmt: skip
 
 
