@@ -1,6 +1,6 @@
 // Colours of boxes: automatic ones that everybody can tell apart, and ink that can be read on them.
 
-// Okabe & Ito, "Color Universal Design" (2008), without black; the same list and tints as nodes/drawing.py.
+// Okabe & Ito, "Color Universal Design" (2008), without black; the same list and tints as nodes/parts/drawing.py.
 const OKABE_ITO = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];
 const TINTS = [0, 0.45, -0.3, 0.7, -0.5, 0.6, -0.2, -0.4, -0.1, -0.6];
 

@@ -1,4 +1,4 @@
-// Text <-> boxes. The text is the only thing a workflow keeps; nodes/regions_json.py reads the same format, strictly.
+// Text <-> boxes. The text is the only thing a workflow keeps; nodes/parts/regions_json.py reads the same format, strictly.
 
 export const FORMAT = "boxwright.regions";
 export const VERSION = 1;
@@ -109,7 +109,7 @@ function boxObject(box) {
     return { ...object, ...box.extra };
 }
 
-// --- boxes of other programs: nodes/layout_import.py says the rules and reads the same, see tests/golden/layouts.json ---
+// --- boxes of other programs: nodes/parts/layout_import.py says the rules and reads the same, see tests/golden/layouts.json ---
 
 const SLACK = 0.1; // share of the picture by which a box may reach over the edge; more means another picture
 const ORDERS = {

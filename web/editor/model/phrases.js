@@ -1,4 +1,4 @@
-// Whether a phrase is in the prompt: the rules of attention_patches/tokens.py, as far as a hint needs them.
+// Whether a phrase is in the prompt: the rules of attention_patches/core/tokens.py, as far as a hint needs them.
 
 const WORD = /[\p{L}\p{N}\p{M}_]/u;
 const UNSPACED = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}\p{sc=Thai}\p{sc=Lao}\p{sc=Khmer}\p{sc=Myanmar}\p{sc=Tibetan}]/u;
