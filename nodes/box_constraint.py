@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.install import install
-from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode
+from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode, by_hand
 from ..attention_patches.methods.box_constraint import preset as numbers_of
 from .parts import schema
 from .parts.progress import progress_reporter
@@ -65,7 +65,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, layout, mode, preset, settings=None) -> io.NodeOutput:
-        method = replace(settings, mode=mode) if settings else numbers_of(preset, mode)
+        method = by_hand(settings, mode) if settings else numbers_of(preset, mode)
         report = progress_reporter(cls.hidden.unique_id)
         return io.NodeOutput(install(model, layout, [replace(g, report=report) for g in method.guides(layout)]))
 

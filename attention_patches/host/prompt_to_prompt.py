@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -122,7 +123,8 @@ def paired_latent(latent: dict[str, Any], count: int) -> dict[str, Any]:
     paired = {**latent, "samples": samples.repeat_interleave(count, dim=0)}
     paired["batch_index"] = [number for number in index for _ in range(count)]
     mask = latent.get("noise_mask")
-    if mask is not None and mask.shape[0] == samples.shape[0] > 1:
+    if mask is not None and mask.shape[0] > 1:  # of several: each picture's own, as the host deals them out
+        mask = comfy.utils.repeat_to_batch_size(mask, samples.shape[0])
         paired["noise_mask"] = mask.repeat_interleave(count, dim=0)
     return paired
 
@@ -174,6 +176,12 @@ def _sample_groups(
     """SAMPLER_SAMPLE wrapper: equal noise in each group, now and whenever the sampler draws more; and local blend."""
     _check_shape(noise)
     check_rows(noise.shape[0], count)
+    handler = guider.model_options.get("context_handler")
+    if handler is not None and handler.dim == 0 and noise.shape[0] > handler.context_length:
+        raise BoxwrightError(
+            f"This model is run in context windows of {handler.context_length} rows, and Prompt to Prompt needs each "
+            "source with its targets in one. Remove the context windows from the model."
+        )
     if blend is not None:
         options = extra_args["model_options"]  # a copy that belongs to this run
         after = _Blending(blend, count, guider.inner_model.model_sampling)

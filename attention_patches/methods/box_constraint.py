@@ -259,10 +259,16 @@ FAST = {
 }
 
 
+def by_hand(settings: BoxConstraint, mode: Mode) -> BoxConstraint:
+    """A user's numbers for a mode. `leak` is none of them: it is that of the mode's presets."""
+    return replace(settings, mode=mode, leak=FAST["standard"].leak if mode == "fast" else settings.leak)
+
+
 def preset(name: str, mode: Mode) -> BoxConstraint:
     """The numbers of a preset for a mode. Raises BoxwrightError where no paper has published any."""
     if mode != "fast":
-        return replace(PRESETS[name], mode=mode)
+        chosen = replace(PRESETS[name], mode=mode)
+        return chosen if mode == "boxdiff" else replace(chosen, two_grid_weight=1.0)  # BoxDiff's own, for its losses
     if name not in FAST:
         raise BoxwrightError(
             f'The mode "fast" has no preset "{name}": it is no paper\'s method. Choose {", ".join(FAST)}, or the mode '

@@ -145,10 +145,11 @@ class Records:
             )
         return self._kept[-1][1]
 
-    def of(self, before: Set[str] | None, index: int = 0) -> AttentionRecord:
+    def of(self, before: Set[str] | None, index: int = 0, mixed: Set[str] = frozenset()) -> AttentionRecord:
         """The record of pictures that came from the nodes `before`; of the last one that ran with the recorder's model.
 
-        index: which of the results, where that node made several. before: None where the graph is unknown. Raises
+        index: which of the results, where that node made several. before: None where the graph is unknown. mixed: those
+        of them whose results went as one list into another node, which may have changed their order. Raises
         BoxwrightError where the record is not there, or cannot be told.
         """
         latest = self.latest
@@ -160,8 +161,13 @@ class Records:
                 )
             return latest
         found = [(p, r) for p, r in self._kept if p and (p.node in before or not p.around.isdisjoint(before))]
-        last = [(p, r) for p, r in found if not any(p.node in other.before for other, _ in found)]
+        last = [(p, r) for p, r in found if not any(({p.node} | p.around) & other.before for other, _ in found)]
         results = max((p.index for p, _ in last), default=0)
+        if results and any(({p.node} | p.around) & mixed for p, _ in last):
+            raise BoxwrightError(
+                "These pictures went through a node that takes a whole list, so that no one knows which of the "
+                f"{results + 1} runs drew them. Wire the pictures as they come from the decoder."
+            )
         chosen = [r for p, r in last if p.index == min(index, results)]
         if not chosen:
             raise BoxwrightError(

@@ -5,6 +5,7 @@ Everything that enters here is untrusted. What leaves is in fractions of the ima
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from .checks import (
     shortened,
     shown,
 )
-from .layout_import import read_layout
+from .layout_import import is_element, read_layout
 from .regions_json import is_ours, parse_regions_json
 
 ELEMENT_SCALE = 1000.0  # the host writes ARRAY elements on 0..1000, whatever the picture's size
@@ -90,8 +91,11 @@ def from_anything(value: Any, width: int, height: int) -> tuple[Region, ...]:
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, Region) for entry in value):
         return tuple(replace(region, area=_box_around(region, number)) for number, region in enumerate(value, 1))
     entries = value if isinstance(value, (list, tuple)) else [value]
-    if entries and isinstance(entries[0], Mapping) and "bbox" in entries[0]:
-        return from_elements(list(entries))
+    first = entries[0] if entries else None
+    if isinstance(first, Mapping) and "bbox" in first:
+        if is_element(first):
+            return from_elements(list(entries))
+        return read_layout(json.dumps(list(entries), default=float), width, height, "boxes").regions
     return from_bounding_boxes(value, width, height)
 
 

@@ -53,8 +53,10 @@ def number_of(value: Any, where: str) -> float:
 
 
 def ranged(value: Any, name: str, low: float, high: float) -> float:
-    """A finite float from `low` to `high`."""
+    """A finite float from `low` to `high`; what a sum of floats misses an end by is let in, as the end."""
     number = number_of(value, name)
+    if isinstance(value, float) and low - ROUNDING <= value <= high + ROUNDING:
+        return min(max(number, low), high)
     if not low <= value <= high:  # as it came: a float has no room for the largest seeds
         raise BoxwrightError(f"{name} is {shown(value)}; choose a number from {low} to {high}.")
     return number
@@ -92,7 +94,9 @@ def rgb(images: Any, name: str) -> Tensor:
 
 
 def masks(value: Any, name: str) -> Tensor:
-    """MASK [H, W] or [M, H, W] of at least one pixel, without NaN or infinite values."""
+    """MASK [H, W] or [M, H, W] of at least one pixel, without NaN or infinite values; [M, 1, H, W] is read as that."""
+    if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 1:
+        value = value[:, 0]
     shape = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
     if not isinstance(value, Tensor) or value.ndim not in (2, 3) or 0 in shape:
         raise BoxwrightError(

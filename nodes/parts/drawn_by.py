@@ -2,7 +2,8 @@
 
 The host keeps what nodes returned by what went into them, for one prompt or many (--cache-classic, --cache-lru,
 --cache-ram, --cache-none), so that pictures may be much older than the last run. What went into a node is therefore
-its name here too: nodes of equal names, in this prompt or an earlier one, return the same.
+its name here too: nodes of equal names, in this prompt or an earlier one, return the same. A node that may return
+something else each time has a name of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ def record_of(records: Records, pictures: str) -> AttentionRecord:
     if graph is None:
         return records.of(None)
     link = graph.inputs(graph.node)[pictures]
-    before = {link[0], *graph.before(link[0])} if is_link(link) else ()
-    return records.of({graph.name(node) for node in before}, graph.index)
+    # Without a link the pictures came as a value into a node that this one was expanded from.
+    before = {link[0], *graph.before(link[0])} if is_link(link) else graph.before_around(graph.node)
+    mixed = {other for node in before if graph.takes_lists(node) for other in graph.before(node)}
+    return records.of(set(map(graph.name, before)), graph.index, set(map(graph.name, mixed)))
 
 
 def place() -> Place | None:
@@ -43,7 +46,7 @@ def place() -> Place | None:
     return Place(
         graph.name(graph.node),
         frozenset(map(graph.name, graph.around(graph.node))),
-        frozenset(map(graph.name, graph.before(graph.node))),
+        frozenset(map(graph.name, graph.before(graph.node) | graph.before_around(graph.node))),
         graph.index,
         (graph.prompt, graph.node),
     )
@@ -75,10 +78,27 @@ class _Graph:
                 [key, "link", self.name(value[0]), value[1]] if is_link(value) else [key, value]
                 for key, value in sorted(entry["inputs"].items())
             ]
-            whole = [entry["class_type"], repr(entry.get("is_changed")), values]
+            whole = [entry["class_type"], self._changed(node), values]
             text = json.dumps(whole, sort_keys=True, default=repr)
             self._names[node] = hashlib.sha256(text.encode()).hexdigest()
         return self._names[node]
+
+    def _changed(self, node: str) -> str:
+        """What the host found changed outside; the node itself where it may be another thing each time."""
+        entry = self._graph.get_node(node)
+        kind = host_nodes.NODE_CLASS_MAPPINGS[entry["class_type"]]
+        asked = repr(entry.get("is_changed"))
+        unasked = "is_changed" not in entry and _may_change(kind)  # --cache-none asks nobody
+        return node if unasked or "nan" in asked or getattr(kind, "NOT_IDEMPOTENT", False) else asked
+
+    def takes_lists(self, node: str) -> bool:
+        """Whether the node is given all results of those before it at once."""
+        kind = host_nodes.NODE_CLASS_MAPPINGS[self._graph.get_node(node)["class_type"]]
+        return bool(getattr(kind, "INPUT_IS_LIST", False))
+
+    def before_around(self, node: str) -> set[str]:
+        """The nodes whose pictures go into those that this one was expanded from."""
+        return {other for outer in self.around(node) for other in self.before(outer)}
 
     def before(self, node: str) -> set[str]:
         """The nodes whose pictures go into this one."""
@@ -102,3 +122,9 @@ class _Graph:
         """The nodes that this one was expanded from."""
         while (node := self._graph.get_parent_node_id(node)) is not None:
             yield node
+
+
+def _may_change(kind: type) -> bool:
+    """Whether the host asks nodes of this kind if something outside has changed: of the first and the third API."""
+    own = [base for base in kind.__mro__ if not base.__module__.startswith("comfy_api")]
+    return any("IS_CHANGED" in vars(base) or "fingerprint_inputs" in vars(base) for base in own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from .layout_ming import CANVAS_KEYS, MING
 from .regions_json import load_json
 
 FORMATS = {form.name: form for form in (FLUX3, IDEOGRAM, MING)}
+
+NAMED = re.compile(r'"id"\s{0,9}:\s{0,9}"[a-z][a-z0-9]{0,60}_[0-9]')  # an id of FLUX.3; detectors count
 
 # Keys that change how a method draws. No prompt has a place for them.
 METHOD_KEYS = {"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0}
@@ -29,22 +32,28 @@ def written(
     with `leave_out` named in the notes. Raises BoxwrightError.
     """
     form = FORMATS[name]
+    notes = left_out(document, form, leave_out)
+    return form.write(document, size), notes
+
+
+def left_out(document: Document, form: Format, leave_out: bool) -> tuple[str, ...]:
+    """Notes on what the format has no place for. Raises BoxwrightError for that, unless `leave_out`; and for what no
+    format can hold: no region at all, too many, painted masks."""
     if not document.regions and not document.source:
         raise BoxwrightError("There is no region to write. Connect regions, or for an edit source.")
     check_count(len(document.regions) + len(document.source or ()), "The layout holds")
+    for region in (*document.regions, *(document.source or ())):
+        if not isinstance(region.area, Box):
+            raise BoxwrightError(
+                f'"{shortened(region.phrase, 40)}" is a painted mask, and a prompt holds boxes only. Use a box for it.'
+            )
     problems = [*_unheld(document, form), *_unknown_keys(document)]
     lost = [text for text, serious in problems if serious]
     if lost and not leave_out:
         raise BoxwrightError(
             f"{form.name} cannot hold {_some(lost)}. Take that away, or set unsupported to leave out."
         )
-    notes = tuple(f"Left out, {form.name} cannot hold it: {text}" for text, _ in problems)
-    for region in (*document.regions, *(document.source or ())):
-        if not isinstance(region.area, Box):
-            raise BoxwrightError(
-                f'"{shortened(region.phrase, 40)}" is a painted mask, and a prompt holds boxes only. Use a box for it.'
-            )
-    return form.write(document, size), notes
+    return tuple(f"Left out, {form.name} cannot hold it: {text}" for text, _ in problems)
 
 
 def read(text: str, name: str) -> Document:
@@ -59,7 +68,8 @@ def recognised(text: str) -> str | None:
         return "Ideogram 4"
     if '"layers"' in text and '"coordinates"' in text:
         return "Ming-Image"
-    return "FLUX.3" if (start != "{" and '"desc"' in text and '"id"' in text and "bbox" in text) else None
+    flux3 = start != "{" and '"desc"' in text and NAMED.search(text) and "bbox" in text
+    return "FLUX.3" if flux3 else None
 
 
 def _some(texts: Sequence[str]) -> str:

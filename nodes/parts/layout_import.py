@@ -163,7 +163,7 @@ def _raws(data: Any, name: str) -> tuple[str, list[Raw]]:
         data = data[0]  # frames: the first
     check_count(len(data), f"{name} holds")
     first = data[0] if data else None
-    source = "flux3" if _is_flux3(first) else "elements" if _is_element(first) else "boxes"
+    source = "flux3" if _is_flux3(first) else "elements" if is_element(first) else "boxes"
     return source, [_entry(entry, number, name) for number, entry in enumerate(data, 1)]
 
 
@@ -204,7 +204,7 @@ def _is_flux3(entry: Any) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("id"), str) and "desc" in entry
 
 
-def _is_element(entry: Any) -> bool:
+def is_element(entry: Any) -> bool:
     """Of the host's elements or Ideogram's: their words are called desc, or the type is said."""
     return isinstance(entry, Mapping) and ("desc" in entry or entry.get("type") in ("obj", "text"))
 
@@ -234,7 +234,7 @@ def _entry(entry: Any, number: int, name: str) -> Raw:
         if isinstance(box, Mapping):
             return replace(_entry(box, number, name), phrase=phrase)
         if isinstance(box, list) and len(box) == 4:
-            if key == "bbox" and _is_element(entry):
+            if key == "bbox" and is_element(entry):
                 order, unit = "yxyx", "thousandths"
             return Raw(_numbers(box, where), order, unit, phrase, key in THOUSANDTHS_TOO)
     what = "a ComfyUI workflow" if is_workflow(entry) else shown(entry)

@@ -119,7 +119,8 @@ def _read_ming(text: str) -> Document:
         box = ming_box(layer["coordinates"], where)
         description = checked_phrase(layer["description"], f"{where}: description")
         colours = checked_palette(layer.get("color_specs") or [], PICTURE_COLOURS, f"{where}: color_specs")
-        if number == 1 and box == Box(0.0, 0.0, 1.0, 1.0) and not colours:
+        written_as_region = layer.get("hierarchy_and_relation") == IN_FRONT
+        if number == 1 and box == Box(0.0, 0.0, 1.0, 1.0) and not colours and not written_as_region:
             background = description
             continue
         phrase, extra = without_lettering(description)

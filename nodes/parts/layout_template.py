@@ -14,7 +14,7 @@ from typing import Any
 
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, check_size, checked_phrase, clipped_box, shortened
-from .layout_document import OVERHANG, Document
+from .layout_document import OVERHANG, Document, Format
 
 MAX_TEMPLATE = 20_000  # characters
 MAX_LINES = 200  # of the template
@@ -66,9 +66,15 @@ def write_template(template: str, document: Document, size: tuple[int, int] | No
     return "\n".join(lines)
 
 
+def template_format(template: str) -> Format:
+    """What the template has places for."""
+    names = {piece.name for pieces in _lines(template) for piece in pieces}
+    return Format("The template", frozenset(names), (), None, None)
+
+
 def read_template(template: str, text: str, size: tuple[int, int] | None) -> Document:
     """What write_template wrote, from its text. Raises BoxwrightError where a line does not fit the template."""
-    rows = [_lines(line)[0] for line in template.splitlines()] if template else []
+    rows = _lines(template)
     if not any(_repeats(pieces) for pieces in rows):
         raise BoxwrightError("The template has no line with a box, so no region can be read by it.")
     lines, at = text.splitlines(), 0

@@ -19,7 +19,7 @@ from pack.attention_patches.host.attention.calls import Chunk, IncompatiblePatch
 from pack.attention_patches.host.attention.edited import edited_attention
 from pack.attention_patches.host.families import FAMILIES, adapter_for
 from pack.attention_patches.host.install import install
-from pack.attention_patches.host.run.schedule import schedule_progress
+from pack.attention_patches.host.run.schedule import progress_of
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.reweight import Reweight
 
@@ -565,9 +565,9 @@ def test_progress_inverts_percent_to_sigma_and_saturates(models):
     for family in tiny.SUPPORTED:
         sampling = models[family].get_model_object("model_sampling")
         for percent in (0.1, 0.25, 0.5, 0.9):
-            assert schedule_progress(sampling, sampling.percent_to_sigma(percent)) == pytest.approx(percent, abs=1e-5)
-        assert schedule_progress(sampling, 1e9) == 0.0
-        assert schedule_progress(sampling, 0.0) == 1.0
+            assert progress_of(sampling)(sampling.percent_to_sigma(percent)) == pytest.approx(percent, abs=1e-5)
+        assert progress_of(sampling)(1e9) == 0.0
+        assert progress_of(sampling)(0.0) == 1.0
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.KSAMPLER_NAMES + ["ddim", "uni_pc", "uni_pc_bh2"])

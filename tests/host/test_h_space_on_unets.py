@@ -14,7 +14,7 @@ from comfy.context_windows import (
 )
 from pack.attention_patches.core.types import BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
-from pack.attention_patches.host.run.schedule import schedule_progress
+from pack.attention_patches.host.run.schedule import progress_of
 from pack.attention_patches.host.samplers.h_space import edit_h_space
 from pack.attention_patches.samplers.h_space import REFERENCE_STEPS, HSpace
 
@@ -72,7 +72,7 @@ def test_the_shift_is_that_of_the_two_prompts(models, family):
 
     noise = tiny_models.latent(family, (8, 12), 1)
     (_, first), (_, second) = once(3), once(4)
-    share = 1.0 - schedule_progress(models[family].get_model_object("model_sampling"), 1.5)
+    share = 1.0 - progress_of(models[family].get_model_object("model_sampling"))(1.5)
     expected, _ = once(1, 0.7 * REFERENCE_STEPS * share * (second - first))
     found = draw(models, family, HSpace(0.7, WHOLE), noise=noise, cfg=1.0, sigmas=sigmas)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -97,11 +97,12 @@ def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list
 def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: Block, mask: Tensor, out: Tensor) -> bool:
     """Whether another pack's override returned what it would have returned without the mask (SageAttention's do).
 
-    Seen once in a step for each shape, by some queries of one row. An override may count its calls: only one that does
-    more than attention is called again. Raises IncompatiblePatchError where such a one ignores masks: it cannot be
-    left out.
+    Seen once in a step for each layer and shape, by some queries of one row. An override may count its calls: only one
+    that does more than attention is called again. Raises IncompatiblePatchError where such a one ignores masks: it
+    cannot be left out.
     """
-    known, key = block.call.others.found, ("ignores masks", block.call.progress, whole.q.shape[1:], whole.k.shape[1:])
+    known = block.call.others.found
+    key = ("ignores masks", block.place.layer, block.call.progress, whole.q.shape[1:], whole.k.shape[1:])
     if key in known:
         return known[key]
     row, start = slice(block.chunk.rows.start, block.chunk.rows.start + 1), block.place.queries.start

@@ -91,7 +91,7 @@ class UNetAdapter:
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         others = transformer_options.get("patches", {})
         call.notes[_PATCHES] = {slot: names_of(functions) for slot, functions in others.items()}
-        patches = {slot: [partial(saveable, function) for function in functions] for slot, functions in others.items()}
+        patches = {slot: [*map(_saveable, functions)] for slot, functions in others.items()}
         for slot, first, last in (
             ("attn1_patch", (), (_announce_self,)),
             ("attn2_patch", (_before,), (_announce_cross,)),
@@ -322,3 +322,7 @@ def _refuse_pending(call: ModelCall) -> None:
             "with its options, so Boxwright's edit would be lost there. Remove that patch from this model."
         )
 
+
+def _saveable(patch: Any) -> Any:
+    """A list patch of another pack as autograd can pass it; some are pairs (class of a layer, its handler)."""
+    return (*patch[:-1], partial(saveable, patch[-1])) if isinstance(patch, tuple) else partial(saveable, patch)

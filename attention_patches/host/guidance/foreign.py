@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from ...core.types import UnsupportedModelError
 from ..attention.call import TAKES_MASKS, AttentionCall
@@ -39,8 +40,13 @@ def _attention_with_backward(
     if mask is None or all(count % TILE == 0 for count in counts):
         return call.fused()
     q, k, v = (call.by_head(t) for t in (q, k, v))
-    with sdpa_kernel(SDPBackend.MATH):
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options.get("scale"))
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # entered again on the way back
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options.get("scale"))
+
+    # Worked out once more on the way back: this kernel would keep the probabilities of every layer.
+    out = checkpoint(plain, q, k, v, use_reentrant=False, preserve_rng_state=False)
     return out if options.get("skip_output_reshape", False) else out.transpose(1, 2).flatten(2)
 
 

@@ -107,6 +107,11 @@ def predict_with_guides(
     guided = [i for i, entries in enumerate(conds) if entries and any(run.items_of(entries, item) for item in active)]
     if not guided:
         return executor(model, conds, x, sigma, options, *args, **kw)
+    if "context_window" in options["transformer_options"]:
+        raise IncompatiblePatchError(
+            'Context windows cut this run into parts, which the mode "fast" does not follow. Use the mode "boxdiff", '
+            "or remove the context windows from the model."
+        )
     rest = [None if i in guided else entries for i, entries in enumerate(conds)]
     if any(rest):
         outputs = list(executor(model, rest, x, sigma, options, *args, **kw))
@@ -128,6 +133,8 @@ def predict_with_guides(
                 sigmas = options["transformer_options"]["sample_sigmas"].tolist()
                 step = sum(other > level * 1.0001 for other in sigmas)
                 item.edit.report(report_line(step, len(sigmas) - 1, gradient))
+        elif item.edit.report is not None:
+            item.edit.report("not moved in this step: the model was not run on the prompt (a cache, or its time range)")
     return outputs
 
 
@@ -169,6 +176,7 @@ def _guided_prediction(
     with differentiable(model.diffusion_model):
         latent = x.detach().clone().requires_grad_(True)
         local = comfy.model_patcher.create_model_options_clone(options)
+        local.pop("multigpu_clones", None)  # the host's threads cut the graph
         inner = local["transformer_options"]
         inner["optimized_attention_override"] = partial(attention_with_gradient, run)
         inner[run.EXTRA] = Extra(extra, aside=False)

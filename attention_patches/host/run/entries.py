@@ -107,7 +107,9 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
                 "shortened it. Wire `positive` of Layout Prompt to the sampler without that node."
             )
         return True
-    return key is None and text.shape == expected.shape and torch.equal(text.to(expected), expected)
+    # A layout without regions (of a recorder) is of its text alone, whatever else that was encoded for.
+    free = key is None or not layout.regions
+    return free and text.shape == expected.shape and torch.equal(text.to(expected), expected)
 
 
 def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:

@@ -56,10 +56,13 @@ class Run:
         options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
         options[MEMO] = self.cache.memo
         options[RUN] = self
-        # Outermost, so that it hears of every prediction that the sampler asks for, once.
+        # Outermost, so that it hears of every prediction that the sampler asks for, once; and what guides add is added
+        # after other nodes that compare predictions (H-Space Edit).
         around = self.guider.model_options["transformer_options"].setdefault("wrappers", {})
-        others = {key: kept for key, kept in around.get(WrappersMP.PREDICT_NOISE, {}).items() if key != RUN}
-        around[WrappersMP.PREDICT_NOISE] = {RUN: [self.predict], **others}
+        before = around.get(WrappersMP.PREDICT_NOISE, {})
+        own = {WRAPPER: before[WRAPPER]} if WRAPPER in before else {}
+        order = {RUN: [self.predict], **own}
+        around[WrappersMP.PREDICT_NOISE] = order | {key: kept for key, kept in before.items() if key not in order}
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""

@@ -30,8 +30,3 @@ def progress_of(model_sampling: Any) -> Callable[[float], float]:
         return round(high, 6)
 
     return progress
-
-
-def schedule_progress(model_sampling: Any, sigma: float) -> float:
-    """`progress_of` for a single sigma."""
-    return progress_of(model_sampling)(sigma)

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...core.seam import LatentGuide
 from ...core.types import BoxwrightError
 from ...samplers.diff_mask import DiffMask
 from ...samplers.noise import noised
+from ..run.run import RUN
 from .loops import check_model, levels_of, run
 
 PREVIEW = 256  # pixels of the longer side of a preview
@@ -63,6 +65,7 @@ def measure(
     def loop(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict, **unused: Any) -> Tensor:
         nonlocal together
         guider, picture, options = model_k.inner_model, model_k.latent_image, extra_args["model_options"]
+        _tell_guides(options)
         predict = _predictor(guider, options, mode, cfg, seed)
         generator = torch.Generator("cpu").manual_seed(seed)
         total, done = torch.zeros(()), 0
@@ -89,6 +92,14 @@ def measure(
         raise BoxwrightError("The model predicts values that are no numbers. Check the latent, or use more precision.")
     heat = settings.heat(result[0])
     return Found(heat, settings.mask(heat), rows, together)
+
+
+def _tell_guides(options: dict) -> None:
+    """Box Constraint moves a latent on its way; here predictions of one moment are compared."""
+    running = options["transformer_options"].get(RUN)
+    for item in running.installed if running else ():
+        if isinstance(item.edit, LatentGuide) and item.edit.report is not None:
+            item.edit.report("nothing is moved for the mask: it compares predictions and draws no picture")
 
 
 def _predictor(

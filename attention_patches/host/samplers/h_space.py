@@ -21,10 +21,11 @@ from ...samplers.h_space import HSpace, clean_term_only
 from ..attention.calls import IncompatiblePatchError
 from ..attention.outside_blocks import outside_blocks
 from ..run.run import Run
-from ..run.schedule import schedule_progress
+from ..run.schedule import progress_of
 from .loops import LAST, Tally, levels_of
 
 WRAPPER = "boxwright_h_space"
+PROGRESS = "boxwright_h_space_progress"  # key of the run's progress_of in transformer_options
 PATCH = "output_block_patch"  # the first one sees the bottleneck
 Window = tuple[int, ...] | None  # the rows of one of the host's context windows; None = there are none
 
@@ -77,14 +78,15 @@ class _Edit:
         plain = executor(x, timestep, model_options, *args, **kw)
         guider, sigma = executor.class_obj, float(timestep.flatten()[0])
         model_sampling = guider.inner_model.model_sampling
-        if not self.settings.window.contains(min(schedule_progress(model_sampling, sigma), LAST)):
+        kept = model_options["transformer_options"]  # of this run
+        progress = kept[PROGRESS] = kept.get(PROGRESS) or progress_of(model_sampling)
+        if not self.settings.window.contains(min(progress(sigma), LAST)):
             return plain
-        steps = [float(step) for step in model_options["transformer_options"]["sample_sigmas"]]
+        steps = kept["sample_sigmas"].tolist()
         start = min((step for step in steps if step >= sigma * (1 - 1e-6)), default=sigma)
         end = max((step for step in steps if step < sigma * (1 - 1e-6)), default=0.0)
         window = self.settings.window
-        share = min(schedule_progress(model_sampling, end), window.end)
-        share -= max(schedule_progress(model_sampling, start), window.start)
+        share = min(progress(end), window.end) - max(progress(start), window.start)
         aside = comfy.model_patcher.create_model_options_clone(model_options)
         aside["transformer_options"][Run.ASIDE] = True
         shifts = {
@@ -94,7 +96,8 @@ class _Edit:
         if not shifts:  # another node skipped the network in this step
             return plain
         shifted = executor(x, timestep, _with_patch(aside, _add(shifts)), *args, **kw)
-        return clean_term_only(plain, shifted, sigma, end, levels_of(model_sampling))
+        # Not from `sigma`, which may lie anywhere in the step: close before its end the term has no bound.
+        return clean_term_only(plain, shifted, max(sigma, start), end, levels_of(model_sampling))
 
     def _bottlenecks(
         self, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any]

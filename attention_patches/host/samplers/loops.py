@@ -27,7 +27,7 @@ from ...samplers.noise import Callback, Denoiser, Level, Levels, falling, seeded
 from ...samplers.scene import Scene
 from ..run.schedule import progress_of
 
-SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
+SCHEDULERS: list[str] = comfy.samplers.SCHEDULER_NAMES  # the host's own list: packs add to it
 LAST = 1.0 - 1e-6  # progress of the last step
 SLACK = 1e-4  # by which rounding may take a schedule above a flow model's highest level
 OTHER_NOISE = 0x9E3779B9  # added to seeds: the host has drawn the start from the seed itself
@@ -57,7 +57,8 @@ def check_model(model: Any) -> None:
     base = model.model
     config = base.model_config.unet_config
     channels, own = config.get("in_channels"), base.latent_format.latent_channels
-    if getattr(base, "concat_keys", ()) or (isinstance(channels, int) and channels != own):
+    plain = (own, 4 * own)  # some count the 2 x 2 cells of a token as channels
+    if getattr(base, "concat_keys", ()) or (isinstance(channels, int) and channels not in plain):
         raise BoxwrightError(
             f"This model ({type(base).__name__}) reads a mask or a second picture beside the noisy one, which these "
             "edits cannot provide. Use a plain text-to-image model, or inpaint with the nodes made for it."
