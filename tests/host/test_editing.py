@@ -13,7 +13,14 @@ from pack.attention_patches.host.samplers import diff_mask as host_diff_mask
 from pack.attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
 from pack.attention_patches.host.samplers.diff_mask import measure
 from pack.attention_patches.host.samplers.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
-from pack.attention_patches.host.samplers.loops import SCHEDULERS, levels_of, picture_latent, sampler, schedule
+from pack.attention_patches.host.samplers.loops import (
+    SCHEDULERS,
+    check_model,
+    levels_of,
+    picture_latent,
+    sampler,
+    schedule,
+)
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
 from pack.attention_patches.samplers.diff_mask import DiffMask
 from pack.attention_patches.samplers.ilvr import ILVR
@@ -505,3 +512,14 @@ def test_nothing_stays_on_the_model(models):
     sample(model, "sd15", sampler(*LOOPS["repaint"], left_mask()), sigmas, latent)
     assert model.model_options == options
     assert torch.equal(tiny_models.run("sd15", model, prompt("sd15", 1)), before)
+
+
+@pytest.mark.parametrize("family", tiny_models.SUPPORTED)
+def test_every_supported_model_is_plain_enough_for_these_edits(family):
+    """Some count the cells of a token as channels (Chroma, Qwen-Image); a model with a mask among them is another."""
+    model = tiny_models.build(family)
+    check_model(model)
+    config = model.model.model_config.unet_config
+    config["in_channels"] = 2 * model.model.latent_format.latent_channels + 1
+    with pytest.raises(BoxwrightError, match="reads a mask or a second picture"):
+        check_model(model)

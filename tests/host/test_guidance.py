@@ -3,6 +3,7 @@
 import types
 from dataclasses import replace
 
+import comfy.context_windows
 import comfy.controlnet
 import comfy.model_management
 import comfy.sample
@@ -632,3 +633,14 @@ def test_a_run_behind_the_window_says_so(models, layout, moves):
     lines.clear()
     run("sd15", model, layout)
     assert not any("nothing is moved" in line for line in lines)
+
+
+def test_the_prediction_is_not_moved_in_parts(models, layout):
+    """The host's context windows run the guider's evaluation once for each part of the batch."""
+    windows, model = comfy.context_windows, models["sd15"].clone()
+    model.model_options["context_handler"] = windows.IndexListContextHandler(
+        windows.get_matching_context_schedule(windows.ContextSchedules.STATIC_STANDARD),
+        windows.get_matching_fuse_method(windows.ContextFuseMethods.FLAT), context_length=2, context_overlap=1,
+    )  # fmt: skip
+    with pytest.raises(BoxwrightError, match='Context windows .*mode "fast"'):
+        run("sd15", install(model, layout, [FAST]), layout, noise=tiny.latent("sd15", batch=4))

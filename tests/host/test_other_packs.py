@@ -452,3 +452,13 @@ def test_a_latent_that_shrinks_is_refused_for_what_it_is(models, layout):
     sampler = nodes_advanced_samplers.SamplerLCMUpscale.execute(0.5, -1, "bislerp")[0]
     with pytest.raises(IncompatiblePatchError, match="or the sampler, runs the model on"):
         grown(install(models["sd15"], layout, PUBLISHED.edits(layout)), layout, "sd15", sampler)
+
+
+def test_a_patch_that_is_a_pair_of_a_layer_and_its_handler(models, layout):
+    """set_model_forward_timestep_embed_patch, as the host's own SUPIR uses it."""
+    model = models["sd15"].clone()
+    model.set_model_forward_timestep_embed_patch((torch.nn.Bilinear, lambda layer, x, *rest: x))
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    edits = RectifiedAttention().edits(layout)
+    beside = tiny.run("sd15", install(model, layout, edits), positive)
+    assert torch.equal(beside, tiny.run("sd15", install(models["sd15"], layout, edits), positive))

@@ -11,6 +11,7 @@ from pack.attention_patches.methods.box_constraint import (
     PRESETS,
     PUBLISHED,
     BoxConstraint,
+    by_hand,
     constrained_phrases,
     preset,
     rivals,
@@ -417,3 +418,9 @@ def test_presets_grow_stricter():
 def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(BoxwrightError, match=name):
         BoxConstraint(**{name: value})
+
+
+def test_settings_by_hand_are_those_of_the_preset_with_the_same_numbers():
+    assert by_hand(BoxConstraint(step_size=100.0, max_change=1.5), "fast") == preset("standard", "fast")
+    assert by_hand(BoxConstraint(max_change=0.12), "boxdiff") == preset("standard", "boxdiff")
+    assert preset("published", "attend_excite").two_grid_weight == 1.0  # the weight is BoxDiff's

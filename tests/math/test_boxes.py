@@ -465,3 +465,13 @@ def test_more_regions_than_allowed_over_all_inputs():
 def test_shortened_is_one_printable_line():
     assert checks.shortened("a\x00b\n\tc\u202e d", 40) == "a b c d"
     assert checks.shortened("abcdefghij", 8) == "abcde..."
+
+
+def test_boxes_of_a_detector_on_the_wire_are_read_as_its_text():
+    """[x1, y1, x2, y2] in pixels where only that fits, not the elements' [top, left, bottom, right] in thousandths."""
+    found = boxes.from_anything([{"bbox": [300, 50, 400, 500], "label": "cat"}], 512, 512)
+    assert [(region.phrase, region.area) for region in found] == [
+        ("cat", Box(300 / 512, 50 / 512, 100 / 512, 450 / 512))
+    ]
+    with pytest.raises(BoxwrightError, match="both fit.*Write xyxy or xywh"):
+        boxes.from_anything([{"bbox": [100, 50, 300, 400], "label": "cat"}], 512, 512)

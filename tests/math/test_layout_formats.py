@@ -477,3 +477,32 @@ def test_texts_that_do_not_fit_the_template_are_refused(form, text, words):
 ])  # fmt: skip
 def test_formats_are_recognised(text, name):
     assert formats.recognised(text) == name
+
+
+def test_a_template_with_blank_lines_is_read_back():
+    form = "{prompt}\n\n{phrase}: [{x}, {y}, {w}, {h}]"
+    document = Document((HEART,), prompt="a picture")
+    text = template.write_template(form, document, None)
+    assert template.write_template(form, template.read_template(form, text, None), None) == text
+
+
+def test_what_a_template_has_no_place_for_is_named():
+    form = template.template_format("{phrase}: [{x}, {y}, {w}, {h}]")
+    strong = replace(HEART, strength=0.5)
+    with pytest.raises(BoxwrightError, match="The template cannot hold the strength"):
+        formats.left_out(Document((strong,)), form, False)
+    (note,) = formats.left_out(Document((strong,)), form, True)
+    assert "strength" in note
+    with pytest.raises(BoxwrightError, match="There is no region"):
+        formats.left_out(Document(()), form, False)
+
+
+def test_a_region_over_the_whole_picture_stays_one_in_ming():
+    whole = replace(HEART, area=Box(0.0, 0.0, 1.0, 1.0))
+    text, _ = formats.written(Document((whole,)), "Ming-Image", SIZE, False)
+    assert [region.phrase for region in formats.read(text, "Ming-Image").regions] == [HEART.phrase]
+
+
+def test_detections_with_numbers_for_ids_are_no_flux3():
+    assert formats.recognised('[{"id": 3, "bbox": [1, 2, 30, 40], "desc": "cat", "score": 0.9}]') is None
+    assert formats.recognised('[{"id": "cat_1", "bbox": [1, 2, 30, 40], "desc": "cat"}]') == "FLUX.3"
