@@ -65,6 +65,19 @@ class Seeds:
         return (list(range(first, first + count)),)
 
 
+class Second:
+    """Takes a whole list, and gives the second of it."""
+
+    RETURN_TYPES, FUNCTION, INPUT_IS_LIST = ("IMAGE",), "second", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def second(self, images):
+        return (images[1],)
+
+
 class Expanded:
     """A node that the host replaces by samplers, one after the other, and a decoder."""
 
@@ -115,7 +128,7 @@ def registered(toy):
         cls.GET_SCHEMA()
     with pytest.MonkeyPatch.context() as patch:
         Toy.parts = toy
-        for cls in (*ours, Toy, Collect, Seeds, Expanded, Twice):
+        for cls in (*ours, Toy, Collect, Seeds, Second, Expanded, Twice):
             patch.setitem(nodes.NODE_CLASS_MAPPINGS, cls.__name__, cls)
         yield
 
@@ -261,6 +274,27 @@ def test_pictures_of_two_samplers_are_refused():
     graph["both"] = node("ImageBatch", image1=["a picture", 0], image2=["b picture", 0])
     with pytest.raises(Failed, match="come from 2 runs"):
         Host("classic").run({**graph, **masked("a", "both")})
+
+
+def test_a_picture_out_of_a_list_is_refused():
+    """A list of seeds, of whose pictures another node gives the second: no one here knows that it is the second."""
+    graph = {**base(), "seeds": node("Seeds", first=1, count=2), **watched("a", ["seeds", 0])}
+    graph["second"] = node("Second", images=["a picture", 0])
+    with pytest.raises(Failed, match="went through a node that takes a whole list.*which of the 2 runs"):
+        Host("classic").run({**graph, **masked("b", "second")})
+
+
+@every_cache
+def test_a_second_pass_behind_a_node_that_the_host_expands(cache):
+    """The pass behind it counts, as it does behind a sampler that stands in the graph."""
+    inside = node("Expanded", model=["recorder", 0], vae=["loader", 2], positive=["text", 0],
+                  negative=["nothing", 0], latent=["latent", 0], seed=1, runs=1)  # fmt: skip
+    behind = {"pixels": node("VAEEncode", pixels=["a", 0], vae=["loader", 2]),
+              "b": sampler(2, latent=("pixels", 0), denoise=0.5),
+              "b picture": node("VAEDecode", samples=["b", 0], vae=["loader", 2])}  # fmt: skip
+    found = Host(cache).run({**base(), "a": inside, **behind, **masked("b", "b picture")})["b"]
+    plain = {**base(), "b1": sampler(1), "a": node("VAEDecode", samples=["b1", 0], vae=["loader", 2]), **behind}
+    assert torch.equal(found, Host(cache).run({**plain, **masked("b", "b picture")})["b"])
 
 
 def test_a_node_that_samples_twice_is_refused():
