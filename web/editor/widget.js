@@ -251,7 +251,7 @@ export class BoxEditor {
     }
 
     sayFull() {
-        this.host.notify(this.t("full", { limit: MAX_BOXES }));
+        this.host.notify(this.t("noRoom", { limit: MAX_BOXES }));
         return true;
     }
 
