@@ -468,9 +468,11 @@ function showLast(address) {
     image.src = address;
 }
 
+/** What a run says of a node. The host gives it to the node of that number in whatever workflow is open by then. */
 function takeOutput(editor, node, output) {
     const [text, mark] = output?.boxwright_upstream ?? [];
-    if (typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
+    const isWired = node.inputs?.some((input) => input.name === "boxes" && (input.link ?? null) !== null);
+    if (isWired && typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
     const [image] = output?.boxwright_image ?? [];
     if (image?.filename) node.boxwrightImage = image;
     if (Array.isArray(output?.boxwright_size)) node.boxwrightSize = output.boxwright_size;

@@ -457,6 +457,16 @@ def test_a_run_without_a_box_marks_the_editor_and_boxes_without_words_appear_in_
     assert bench.rects() == [[0, 0, 1, 1]], "what came in is there to be named"
 
 
+@pytest.mark.one_renderer
+def test_boxes_of_a_run_leave_an_editor_alone_whose_boxes_are_not_wired(bench):
+    """It may be the node of that number in another workflow, opened since."""
+    incoming = json.dumps({"type": "boxwright.regions", "version": 1, "regions": [TWO]})
+    bench.load(editor_node([ONE]))
+    bench.page.evaluate("(text) => nodeOf(1).onExecuted({ boxwright_upstream: [text, 'mark'] })", incoming)
+    bench.frames(3)
+    assert bench.phrases() == ["red heart"]
+
+
 # Pictures behind the boxes
 
 
