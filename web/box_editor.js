@@ -19,11 +19,13 @@ const MIN_HEIGHT = 420;
 const PROMPT_HEIGHT = 76; // the most that the prompt's text takes of the node: what is left is the canvas's
 const MAX_HISTORIES = 64; // nodes whose steps are remembered
 const MAX_PINNED = 8; // nodes whose pins are remembered
+const MAX_RUNS = 256; // nodes whose last run is remembered
 const AFTERLIFE = 3000; // ms: how long the host may take to put a new node in the place of an old one
 const FRAMES = 20; // the same for its element
 
 const histories = new Map(); // node of a graph -> history; outlives the node, which the host's undo makes anew
 const pins = new Map(); // the same -> the parts of pictures that are pinned there
+const runs = new Map(); // the same, in one workflow -> what the last run told: {size, image}
 const editors = new Set();
 const owners = new WeakMap(); // element -> the node and editor that it belongs to
 const pictures = new Pictures(() => editors.forEach((each) => each.beat()));
@@ -332,7 +334,7 @@ function factsOf(inner, node, name) {
     const side = (key, index) => {
         const source = inner && wired(inner, key);
         if (!source) return sideOf(value(key));
-        const read = sideOf(source.value, 0), ran = sideOf(inner.boxwrightSize?.[index], 0);
+        const read = sideOf(source.value, 0), ran = sideOf(runs.get(runKey(inner))?.size?.[index], 0);
         sources.push({ key, title: source.title, how: read ? "wire" : ran ? "run" : "unknown" });
         return read || ran || sideOf(value(key));
     };
@@ -375,6 +377,11 @@ function keyOf(node, { host }) {
     return `${workflow}/${graph}/${node.id}/${host.name}`;
 }
 
+/** The root's number tells workflows apart that are opened under one name, one after the other. */
+function runKey(node) {
+    return `${(app.rootGraph ?? app.graph)?.id}/${keyOf(node, { host: { name: DRAWING } })}`;
+}
+
 // --- undo -------------------------------------------------------------------------------------------------------------
 
 function tracker() {
@@ -403,7 +410,8 @@ function addressOf({ filename, subfolder = "", type = "output" }) {
 function inputPicture(node) {
     const index = node?.inputs?.findIndex((input) => input.name === "image" && input.link != null) ?? -1;
     if (index < 0) return null;
-    if (node.boxwrightImage) return pictures.at(addressOf(node.boxwrightImage));
+    const ran = runs.get(runKey(node))?.image;
+    if (ran) return pictures.at(addressOf(ran));
     const origin = node.getInputNode?.(index);
     const shown = origin?.imgs?.[0];
     if (isThere(shown)) return shown;
@@ -473,9 +481,10 @@ function takeOutput(editor, node, output) {
     const [text, mark] = output?.boxwright_upstream ?? [];
     const isWired = node.inputs?.some((input) => input.name === "boxes" && (input.link ?? null) !== null);
     if (isWired && typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
-    const [image] = output?.boxwright_image ?? [];
-    if (image?.filename) node.boxwrightImage = image;
-    if (Array.isArray(output?.boxwright_size)) node.boxwrightSize = output.boxwright_size;
+    const [image] = output?.boxwright_image ?? [], size = output?.boxwright_size, run = { ...runs.get(runKey(node)) };
+    if (image?.filename) run.image = image;
+    if (Array.isArray(size)) run.size = size;
+    keepLast(runs, runKey(node), run, MAX_RUNS);
     editor.sync();
 }
 

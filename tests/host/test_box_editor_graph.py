@@ -283,6 +283,12 @@ def test_a_size_that_cannot_be_read_is_that_of_the_last_run(bench):
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(3, rel=0.02)
     assert "192 of the last run" in bench.part(".bw-sources").inner_text()
+    bench.drag((0.35, 0.35), (0.5, 0.35))
+    bench.undo()
+    bench.page.wait_for_timeout(700)
+    assert "192 of the last run" in bench.part(".bw-sources").inner_text(), "undo makes the node anew, and it is known"
+    bench.load(image, size, wired("width", height=64), links=[[1, 2, 0, 1, 3, "INT"], [2, 3, 0, 2, 0, "IMAGE"]])
+    assert "known after a run" in bench.part(".bw-sources").inner_text(), "another workflow has not run"
 
 
 @pytest.mark.one_renderer
