@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isThere, Pictures } from "./editor/pictures.js";
 import { BoxEditor } from "./editor/widget.js";
-import { hostsOf, innerEnd, sourceOf } from "./editor/wires.js";
+import { facesOf, graphsOf, hostsOf, innerEnd, locatorOf, sourceOf } from "./editor/wires.js";
 import { sideOf } from "./editor/model/view.js";
 import { translator } from "./editor/model/words.js";
 
@@ -37,7 +37,10 @@ app.registerExtension({
     setup() {
         watchPictures();
         watchRefusals();
-        setInterval(() => editors.forEach((each) => each.beat()), HEARTBEAT);
+        setInterval(() => {
+            letGo();
+            editors.forEach((each) => each.beat());
+        }, HEARTBEAT);
     },
     getCustomWidgets() {
         return { [WIDGET]: (node, name) => ({ widget: drawingWidget(node, name) }) };
@@ -107,9 +110,27 @@ function made(node, widget, editor) {
     return widget;
 }
 
+function rootGraph() {
+    return app.rootGraph ?? app.graph;
+}
+
+/** Older frontends tell nobody of the nodes in subgraphs when a workflow goes: end the editors that no graph holds. */
+function letGo() {
+    const graphs = graphsOf(rootGraph());
+    for (const each of editors) if (each.node.graph && !graphs.includes(each.node.graph)) each.end();
+}
+
 /** Let an editor live as long as its node. */
 function live(node, widget, editor) {
-    const pulse = { beat: () => beat(editor, node) };
+    const pulse = {
+        node,
+        beat: () => beat(editor, node),
+        end: () => {
+            if (!editors.delete(pulse)) return;
+            resizes.disconnect();
+            leave(editor, node);
+        },
+    };
     const resizes = new ResizeObserver(() => {
         editor.render();
         if (editor.stage.canvas.isConnected) comeBack(editor, node);
@@ -126,11 +147,8 @@ function live(node, widget, editor) {
     });
     chain(node, "onAdded", begin);
     chain(node, "onResize", () => editor.render());
-    chain(widget, "onRemove", () => {
-        editors.delete(pulse);
-        resizes.disconnect();
-        leave(editor, node);
-    });
+    chain(widget, "onRemove", pulse.end);
+    letGo();
     begin();
     editor.element.addEventListener("wheel", (event) => wheel(event, editor), { passive: false });
     queueMicrotask(() => editor.sync());
@@ -280,7 +298,8 @@ function faceOf(node, input, projected) {
  * the {node, input} inside that the value is for: its size and prompt are shown.
  */
 function hostOf(node, name, access) {
-    const inner = () => access.inner?.()?.node ?? (access.inner ? null : node);
+    const end = () => (access.inner ? access.inner() : { node, hosts: [] });
+    const inner = () => end()?.node ?? null;
     return {
         t,
         name,
@@ -294,7 +313,7 @@ function hostOf(node, name, access) {
         redo: () => run("Comfy.Redo"),
         canUndo: () => (tracker()?.undoQueue?.length ?? 0) > 0,
         canRedo: () => (tracker()?.redoQueue?.length ?? 0) > 0,
-        facts: () => factsOf(inner(), node, name),
+        facts: () => factsOf(end(), node, name),
         picture: (source, file) => {
             if (source === "file") return file && pictures.at(addressOf(file));
             return source === "last" ? lastPicture : inputPicture(inner());
@@ -323,13 +342,13 @@ function hostOf(node, name, access) {
 }
 
 /**
- * What the graph says about the picture to be: {width, height, prompt: text or null, opacity, sources, drawingFrom}.
+ * What the graph says about the picture to be, at the inner end of a face or in the node itself: {width, height, prompt: text or null, opacity, sources, drawingFrom}.
  * sources = [{key, title, how}] for every wired input: how = "wire" (its value was read), "run" (that of the last run),
  * "unknown" or "input" (the value does not matter here); drawingFrom = the title of what sends the drawing, or null.
  */
-function factsOf(inner, node, name) {
-    const sources = [];
-    const wired = (of, key) => sourceOf(of, key, (graph) => hostsOf(app.rootGraph ?? app.graph, graph));
+function factsOf(end, node, name) {
+    const sources = [], inner = end?.node;
+    const wired = (of, key) => sourceOf(of, key, (graph) => hostsOf(rootGraph(), graph, end?.hosts));
     const value = (key) => inner?.widgets?.find((widget) => widget.name === key)?.value;
     const side = (key, index) => {
         const source = inner && wired(inner, key);
@@ -373,13 +392,13 @@ function keepLast(map, key, value, count) {
 
 function keyOf(node, { host }) {
     const workflow = app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
-    const graph = node.graph === (app.rootGraph ?? app.graph) ? "" : node.graph?.id ?? "";
+    const graph = node.graph === rootGraph() ? "" : node.graph?.id ?? "";
     return `${workflow}/${graph}/${node.id}/${host.name}`;
 }
 
 /** The root's number tells workflows apart that are opened under one name, one after the other. */
 function runKey(node) {
-    return `${(app.rootGraph ?? app.graph)?.id}/${keyOf(node, { host: { name: DRAWING } })}`;
+    return `${rootGraph()?.id}/${keyOf(node, { host: { name: DRAWING } })}`;
 }
 
 // --- undo -------------------------------------------------------------------------------------------------------------
@@ -415,7 +434,7 @@ function inputPicture(node) {
     const origin = node.getInputNode?.(index);
     const shown = origin?.imgs?.[0];
     if (isThere(shown)) return shown;
-    const output = app.nodeOutputs?.[origin?.id]?.images?.[0];
+    const output = origin && app.nodeOutputs?.[locatorOf(rootGraph(), origin)]?.images?.[0];
     return output ? pictures.at(addressOf(output)) : null;
 }
 
@@ -455,7 +474,7 @@ function watchPictures() {
 /** What the server tells of a node that then refuses: what came in by wire must be seen to be mended. */
 function watchRefusals() {
     api.addEventListener("boxwright.output", ({ detail }) => {
-        let graph = app.rootGraph ?? app.graph, node = null;
+        let graph = rootGraph(), node = null;
         for (const id of String(detail?.node ?? "").split(":")) { // from the outermost subgraph's node inwards
             node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
             graph = node?.subgraph;
@@ -488,12 +507,10 @@ function takeOutput(editor, node, output) {
     editor.sync();
 }
 
-/** The editors that show a node's drawing: those on the faces of subgraphs where it is promoted, else its own. */
+/** The editors that keep a node's drawing: those on the faces of subgraphs where it is promoted, else its own. */
 function faces(node, editor) {
     if (editor.facts.drawingFrom === null) return [editor];
-    const around = hostsOf(app.rootGraph ?? app.graph, node.graph);
-    return around.flatMap((host) => host.inputs.filter((input) => input._widget?.editor && innerEnd(host, input)?.node === node)
-        .map((input) => input._widget.editor));
+    return facesOf(rootGraph(), node, DRAWING).map(({ input }) => input._widget?.editor).filter(Boolean);
 }
 
 // --- the page around us -----------------------------------------------------------------------------------------------
