@@ -24,7 +24,7 @@ const AFTERLIFE = 3000; // ms: how long the host may take to put a new node in t
 const FRAMES = 20; // the same for its element
 
 const histories = new Map(); // node of a graph -> history; outlives the node, which the host's undo makes anew
-const pins = new Map(); // the same -> the parts of pictures that are pinned there
+const pins = new Map(); // the same -> the parts of pictures that are pinned there: box id -> {image, x, y, width, height}
 const runs = new Map(); // the same, in one workflow -> what the last run told: {size, image}
 const editors = new Set();
 const owners = new WeakMap(); // element -> the node and editor that it belongs to
@@ -327,7 +327,12 @@ function hostOf(node, name, access) {
         },
         upload,
         fileAt,
-        pins: () => pinsOf(keyOf(node, { host: { name } })),
+        pins: () => pins.get(keyOf(node, { host: { name } })) ?? new Map(),
+        keepPins: (parts) => {
+            const key = keyOf(node, { host: { name } });
+            if (parts.size) keepLast(pins, key, parts, MAX_PINNED);
+            else pins.delete(key);
+        },
         view: () => node.properties?.[VIEW],
         setView: (view) => {
             if (Object.keys(view).length) node.properties[VIEW] = view;
@@ -375,12 +380,6 @@ function factsOf(end, node, name) {
 /** The nodes that were edited last are remembered. */
 function keepHistory(key, history) {
     keepLast(histories, key, history, MAX_HISTORIES);
-}
-
-/** The parts of pictures that were pinned in an editor, box id -> {image, x, y, width, height}. */
-function pinsOf(key) {
-    if (!pins.has(key)) keepLast(pins, key, new Map(), MAX_PINNED);
-    return pins.get(key);
 }
 
 /** Set a key, and forget the ones that were set longest ago. */

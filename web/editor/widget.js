@@ -2,7 +2,7 @@
 // { t, name, read() -> text, write(text), settle(), undo(), redo(), facts() -> {width, height, prompt: text or null,
 //   opacity, sources: [{key, title, how}], drawingFrom: title or null}, picture(source, file) -> image or null,
 //   setOpacity(number), upload(file) -> promise of {filename, subfolder, type} or null, fileAt(address) -> the same or null,
-//   pins() -> Map, view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
+//   pins() -> Map, keepPins(Map), view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
 //   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
 
 import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
@@ -234,6 +234,7 @@ export class BoxEditor {
     }
 
     setView(change) {
+        this.host.keepPins(pins);
         this.host.setView(keptView({ ...this.view, ...change }));
         this.sync();
         this.host.settle();
