@@ -217,6 +217,7 @@ export class BoxEditor {
             const file = image ? await this.host.upload(image) : this.host.fileAt(address);
             if (!file) throw new Problem("noImage");
             this.setView({ behind: "file", file });
+            if (image) await shown(image);
         } catch (error) {
             console.warn("Boxwright:", error);
             this.host.notify(this.t("noImage"));
@@ -586,3 +587,14 @@ function cutOut(picture, { x, y, width, height }) {
 function gap() {
     return element("span", { class: "bw-gap" });
 }
+/** Fails where the page cannot show a file as an image, whatever its name says. */
+async function shown(file) {
+    const image = new Image();
+    image.src = URL.createObjectURL(file);
+    try {
+        await image.decode();
+    } finally {
+        URL.revokeObjectURL(image.src);
+    }
+}
+
