@@ -481,7 +481,7 @@ function watchRefusals() {
         const widget = node?.widgets?.find((each) => each.name === DRAWING && each.editor);
         if (!widget) return;
         takeOutput(widget.editor, node, detail.output);
-        widget.editor.host.notify(String(detail.refusal)); // some frontends say no more than that a node failed
+        widget.editor.notify(String(detail.refusal)); // some frontends say no more than that a node failed
     });
 }
 

@@ -170,6 +170,39 @@ def test_full_screen_fills_the_window_zooms_and_pans(bench):
     bench.button("full").click()
 
 
+@pytest.mark.every_version
+def test_full_screen_hides_nothing_that_speaks(bench):
+    """It lies above all that the host shows."""
+    bench.load(editor_node([ONE]))
+    bench.button("full").click()
+    bench.page.evaluate("editorOf(1).paste('nonsense')")
+    notice = bench.part(".bw-notice")
+    assert notice.inner_text() and notice.is_visible()
+    bench.page.evaluate("""() => {
+        window.dialog = document.body.appendChild(document.createElement("button"));
+        dialog.focus();
+    }""")
+    assert not bench.page.evaluate("editorOf(1).isFull") and not notice.is_visible()
+    bench.page.evaluate("dialog.remove()")
+
+
+@pytest.mark.every_version
+def test_an_editor_in_a_subgraph_ends_with_its_workflow(bench):
+    bench.load(editor_node([ONE]))
+    into_subgraph(bench)
+    bench.page.evaluate("app.canvas.setGraph(host.subgraph)")
+    bench.page.wait_for_timeout(400)
+    bench.page.evaluate("""() => {
+        window.old = inner.widgets.find((widget) => widget.editor).editor;
+        old.setFull(true);
+    }""")
+    bench.page.wait_for_timeout(1200)
+    assert bench.page.evaluate("old.isFull"), "an editor that is there is let be"
+    bench.load(editor_node([TWO]))
+    bench.page.wait_for_timeout(700)
+    assert not bench.page.evaluate("old.isFull"), "its listeners of the full screen are gone"
+
+
 @pytest.mark.one_renderer
 def test_the_list_and_the_fields_can_be_put_away(bench):
     bench.load(editor_node([ONE]))
@@ -529,6 +562,39 @@ def test_a_pinned_part_stays_while_the_picture_behind_changes(bench):
     bench.mouse.move(*bench.place(0.95, 0.05))
     new = pixel(bench, 0.45, 0.45)
     assert new[1] > new[2] + 30
+
+
+@pytest.mark.one_renderer
+def test_pins_are_kept_however_many_other_editors_there_are(bench):
+    bench.load(*(editor_node([ONE], number, pos=(80 + 30 * number, 60), size=(400, 420)) for number in range(1, 11)),
+               scale=0.5)
+    bench.page.evaluate("""async () => {
+        const picture = await new Promise((done) => {
+            const image = new Image();
+            image.onload = () => done(image);
+            image.src = Object.assign(document.createElement("canvas"), { width: 8, height: 8 }).toDataURL();
+        });
+        const editor = editorOf(1), [{ id }] = editor.state.boxes;
+        editor.picture = () => picture;
+        editor.pin(id);
+        for (let number = 1; number <= 10; number += 1) editorOf(number).stage.paint();
+    }""")
+    assert bench.page.evaluate("editorOf(1).host.pins().size") == 1
+
+
+@pytest.mark.one_renderer
+def test_a_file_that_is_an_image_by_its_name_only_is_refused_in_words(bench):
+    bench.load(editor_node([ONE]))
+    bench.page.evaluate("""() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["no picture"], "broken.png", { type: "image/png" }));
+        window.told = [];
+        editorOf(1).host.notify = (words) => told.push(words);
+        editorOf(1).element.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+    }""")
+    bench.page.wait_for_timeout(800)
+    assert "That is no image" in bench.page.evaluate("told.join()")
+    assert "file" not in bench.page.evaluate("nodeOf(1).serialize().properties['boxwright.view']")
 
 
 # The templates
