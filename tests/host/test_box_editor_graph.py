@@ -195,6 +195,7 @@ def test_an_editor_in_a_subgraph_ends_with_its_workflow(bench):
     bench.page.evaluate("""() => {
         window.old = inner.widgets.find((widget) => widget.editor).editor;
         old.setFull(true);
+        document.activeElement.blur(); // Escape, which the bench presses, is not for it
     }""")
     bench.page.wait_for_timeout(1200)
     assert bench.page.evaluate("old.isFull"), "an editor that is there is let be"
