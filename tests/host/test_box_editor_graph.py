@@ -507,6 +507,34 @@ def test_boxes_of_a_run_leave_an_editor_alone_whose_boxes_are_not_wired(bench):
     assert bench.phrases() == ["red heart"]
 
 
+@pytest.mark.one_renderer
+def test_boxes_of_a_run_reach_the_outer_face_of_nested_subgraphs(bench):
+    source = node("PrimitiveString", 2, (900, 60), ["[]"], outputs=[{"name": "STRING", "type": "STRING", "links": [1]}])
+    bench.load(source, wired("boxes", "*"), links=[[1, 2, 0, 1, 1, "STRING"]])
+    bench.page.evaluate("""() => {
+        const { subgraph, node } = app.graph.convertToSubgraph(new Set([nodeOf(1), nodeOf(2)]));
+        Object.assign(window, { host: node, inner: subgraph.nodes.find((each) => each.type === "BoxwrightBoxEditor") });
+        host.pos = [80, 100];
+    }""")
+    bench.page.wait_for_timeout(400)
+    pick(bench, "host")
+    show_all(bench)
+    bench.page.evaluate("""() => {
+        host = app.graph.convertToSubgraph(new Set([host])).node;
+        host.pos = [80, 100];
+    }""")
+    bench.page.wait_for_timeout(400)
+    pick(bench, "host")
+    show_all(bench)
+    bench.page.wait_for_timeout(700)
+    incoming = json.dumps({"type": "boxwright.regions", "version": 1, "regions": [TWO]})
+    bench.page.evaluate("(text) => inner.onExecuted({ boxwright_upstream: [text, 'mark'] })", incoming)
+    bench.page.wait_for_timeout(300)
+    texts = bench.page.evaluate("""async () => Object.values((await app.graphToPrompt()).output)
+        .map((node) => node.inputs.regions_json ?? "").join("")""")
+    assert [region["phrase"] for region in json.loads(texts)["regions"]] == ["blue star"]
+
+
 # Pictures behind the boxes
 
 
@@ -591,7 +619,8 @@ def test_a_file_that_is_an_image_by_its_name_only_is_refused_in_words(bench):
         data.items.add(new File(["no picture"], "broken.png", { type: "image/png" }));
         window.told = [];
         editorOf(1).host.notify = (words) => told.push(words);
-        editorOf(1).element.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+        editorOf(1).element.dispatchEvent(drop);
     }""")
     bench.page.wait_for_timeout(800)
     assert "That is no image" in bench.page.evaluate("told.join()")
