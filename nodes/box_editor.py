@@ -177,9 +177,9 @@ def fingerprint(regions: Sequence[Region]) -> str:
 
 
 def tell_browser(unique_id: str, messages: dict, refusal: str) -> None:
-    """What a node that ends well would tell by itself, and why it does not; nothing where there is no server."""
+    """What a node that ends well would tell by itself, and why it does not; nothing where no browser asked."""
     server = getattr(PromptServer, "instance", None)
-    if server is not None:
+    if server is not None and server.client_id is not None:  # without one, all browsers would be told
         told = {"node": unique_id, "output": messages, "refusal": refusal}
         server.send_sync("boxwright.output", told, server.client_id)
 

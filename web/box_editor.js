@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isThere, Pictures } from "./editor/pictures.js";
 import { BoxEditor } from "./editor/widget.js";
-import { hostsOf, innerEnd, sourceOf } from "./editor/wires.js";
+import { facesOf, graphsOf, hostsOf, innerEnd, locatorOf, sourceOf } from "./editor/wires.js";
 import { sideOf } from "./editor/model/view.js";
 import { translator } from "./editor/model/words.js";
 
@@ -19,11 +19,13 @@ const MIN_HEIGHT = 420;
 const PROMPT_HEIGHT = 76; // the most that the prompt's text takes of the node: what is left is the canvas's
 const MAX_HISTORIES = 64; // nodes whose steps are remembered
 const MAX_PINNED = 8; // nodes whose pins are remembered
+const MAX_RUNS = 256; // nodes whose last run is remembered
 const AFTERLIFE = 3000; // ms: how long the host may take to put a new node in the place of an old one
 const FRAMES = 20; // the same for its element
 
 const histories = new Map(); // node of a graph -> history; outlives the node, which the host's undo makes anew
-const pins = new Map(); // the same -> the parts of pictures that are pinned there
+const pins = new Map(); // the same -> the parts of pictures that are pinned there: box id -> {image, x, y, width, height}
+const runs = new Map(); // the same, in one workflow -> what the last run told: {size, image}
 const editors = new Set();
 const owners = new WeakMap(); // element -> the node and editor that it belongs to
 const pictures = new Pictures(() => editors.forEach((each) => each.beat()));
@@ -35,7 +37,10 @@ app.registerExtension({
     setup() {
         watchPictures();
         watchRefusals();
-        setInterval(() => editors.forEach((each) => each.beat()), HEARTBEAT);
+        setInterval(() => {
+            letGo();
+            editors.forEach((each) => each.beat());
+        }, HEARTBEAT);
     },
     getCustomWidgets() {
         return { [WIDGET]: (node, name) => ({ widget: drawingWidget(node, name) }) };
@@ -105,9 +110,27 @@ function made(node, widget, editor) {
     return widget;
 }
 
+function rootGraph() {
+    return app.rootGraph ?? app.graph;
+}
+
+/** Older frontends tell nobody of the nodes in subgraphs when a workflow goes: end the editors that no graph holds. */
+function letGo() {
+    const graphs = graphsOf(rootGraph());
+    for (const each of editors) if (each.node.graph && !graphs.includes(each.node.graph)) each.end();
+}
+
 /** Let an editor live as long as its node. */
 function live(node, widget, editor) {
-    const pulse = { beat: () => beat(editor, node) };
+    const pulse = {
+        node,
+        beat: () => beat(editor, node),
+        end: () => {
+            if (!editors.delete(pulse)) return;
+            resizes.disconnect();
+            leave(editor, node);
+        },
+    };
     const resizes = new ResizeObserver(() => {
         editor.render();
         if (editor.stage.canvas.isConnected) comeBack(editor, node);
@@ -124,11 +147,8 @@ function live(node, widget, editor) {
     });
     chain(node, "onAdded", begin);
     chain(node, "onResize", () => editor.render());
-    chain(widget, "onRemove", () => {
-        editors.delete(pulse);
-        resizes.disconnect();
-        leave(editor, node);
-    });
+    chain(widget, "onRemove", pulse.end);
+    letGo();
     begin();
     editor.element.addEventListener("wheel", (event) => wheel(event, editor), { passive: false });
     queueMicrotask(() => editor.sync());
@@ -278,7 +298,8 @@ function faceOf(node, input, projected) {
  * the {node, input} inside that the value is for: its size and prompt are shown.
  */
 function hostOf(node, name, access) {
-    const inner = () => access.inner?.()?.node ?? (access.inner ? null : node);
+    const end = () => (access.inner ? access.inner() : { node, hosts: [] });
+    const inner = () => end()?.node ?? null;
     return {
         t,
         name,
@@ -292,7 +313,7 @@ function hostOf(node, name, access) {
         redo: () => run("Comfy.Redo"),
         canUndo: () => (tracker()?.undoQueue?.length ?? 0) > 0,
         canRedo: () => (tracker()?.redoQueue?.length ?? 0) > 0,
-        facts: () => factsOf(inner(), node, name),
+        facts: () => factsOf(end(), node, name),
         picture: (source, file) => {
             if (source === "file") return file && pictures.at(addressOf(file));
             return source === "last" ? lastPicture : inputPicture(inner());
@@ -306,7 +327,12 @@ function hostOf(node, name, access) {
         },
         upload,
         fileAt,
-        pins: () => pinsOf(keyOf(node, { host: { name } })),
+        pins: () => pins.get(keyOf(node, { host: { name } })) ?? new Map(),
+        keepPins: (parts) => {
+            const key = keyOf(node, { host: { name } });
+            if (parts.size) keepLast(pins, key, parts, MAX_PINNED);
+            else pins.delete(key);
+        },
         view: () => node.properties?.[VIEW],
         setView: (view) => {
             if (Object.keys(view).length) node.properties[VIEW] = view;
@@ -321,18 +347,18 @@ function hostOf(node, name, access) {
 }
 
 /**
- * What the graph says about the picture to be: {width, height, prompt: text or null, opacity, sources, drawingFrom}.
+ * What the graph says about the picture to be, at the inner end of a face or in the node itself: {width, height, prompt: text or null, opacity, sources, drawingFrom}.
  * sources = [{key, title, how}] for every wired input: how = "wire" (its value was read), "run" (that of the last run),
  * "unknown" or "input" (the value does not matter here); drawingFrom = the title of what sends the drawing, or null.
  */
-function factsOf(inner, node, name) {
-    const sources = [];
-    const wired = (of, key) => sourceOf(of, key, (graph) => hostsOf(app.rootGraph ?? app.graph, graph));
+function factsOf(end, node, name) {
+    const sources = [], inner = end?.node;
+    const wired = (of, key) => sourceOf(of, key, (graph) => hostsOf(rootGraph(), graph, end?.hosts));
     const value = (key) => inner?.widgets?.find((widget) => widget.name === key)?.value;
     const side = (key, index) => {
         const source = inner && wired(inner, key);
         if (!source) return sideOf(value(key));
-        const read = sideOf(source.value, 0), ran = sideOf(inner.boxwrightSize?.[index], 0);
+        const read = sideOf(source.value, 0), ran = sideOf(runs.get(runKey(inner))?.size?.[index], 0);
         sources.push({ key, title: source.title, how: read ? "wire" : ran ? "run" : "unknown" });
         return read || ran || sideOf(value(key));
     };
@@ -356,12 +382,6 @@ function keepHistory(key, history) {
     keepLast(histories, key, history, MAX_HISTORIES);
 }
 
-/** The parts of pictures that were pinned in an editor, box id -> {image, x, y, width, height}. */
-function pinsOf(key) {
-    if (!pins.has(key)) keepLast(pins, key, new Map(), MAX_PINNED);
-    return pins.get(key);
-}
-
 /** Set a key, and forget the ones that were set longest ago. */
 function keepLast(map, key, value, count) {
     map.delete(key);
@@ -371,8 +391,13 @@ function keepLast(map, key, value, count) {
 
 function keyOf(node, { host }) {
     const workflow = app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
-    const graph = node.graph === (app.rootGraph ?? app.graph) ? "" : node.graph?.id ?? "";
+    const graph = node.graph === rootGraph() ? "" : node.graph?.id ?? "";
     return `${workflow}/${graph}/${node.id}/${host.name}`;
+}
+
+/** The root's number tells workflows apart that are opened under one name, one after the other. */
+function runKey(node) {
+    return `${rootGraph()?.id}/${keyOf(node, { host: { name: DRAWING } })}`;
 }
 
 // --- undo -------------------------------------------------------------------------------------------------------------
@@ -403,11 +428,12 @@ function addressOf({ filename, subfolder = "", type = "output" }) {
 function inputPicture(node) {
     const index = node?.inputs?.findIndex((input) => input.name === "image" && input.link != null) ?? -1;
     if (index < 0) return null;
-    if (node.boxwrightImage) return pictures.at(addressOf(node.boxwrightImage));
+    const ran = runs.get(runKey(node))?.image;
+    if (ran) return pictures.at(addressOf(ran));
     const origin = node.getInputNode?.(index);
     const shown = origin?.imgs?.[0];
     if (isThere(shown)) return shown;
-    const output = app.nodeOutputs?.[origin?.id]?.images?.[0];
+    const output = origin && app.nodeOutputs?.[locatorOf(rootGraph(), origin)]?.images?.[0];
     return output ? pictures.at(addressOf(output)) : null;
 }
 
@@ -447,7 +473,7 @@ function watchPictures() {
 /** What the server tells of a node that then refuses: what came in by wire must be seen to be mended. */
 function watchRefusals() {
     api.addEventListener("boxwright.output", ({ detail }) => {
-        let graph = app.rootGraph ?? app.graph, node = null;
+        let graph = rootGraph(), node = null;
         for (const id of String(detail?.node ?? "").split(":")) { // from the outermost subgraph's node inwards
             node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
             graph = node?.subgraph;
@@ -455,7 +481,7 @@ function watchRefusals() {
         const widget = node?.widgets?.find((each) => each.name === DRAWING && each.editor);
         if (!widget) return;
         takeOutput(widget.editor, node, detail.output);
-        widget.editor.host.notify(String(detail.refusal)); // some frontends say no more than that a node failed
+        widget.editor.notify(String(detail.refusal)); // some frontends say no more than that a node failed
     });
 }
 
@@ -468,21 +494,22 @@ function showLast(address) {
     image.src = address;
 }
 
+/** What a run says of a node. The host gives it to the node of that number in whatever workflow is open by then. */
 function takeOutput(editor, node, output) {
     const [text, mark] = output?.boxwright_upstream ?? [];
-    if (typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
-    const [image] = output?.boxwright_image ?? [];
-    if (image?.filename) node.boxwrightImage = image;
-    if (Array.isArray(output?.boxwright_size)) node.boxwrightSize = output.boxwright_size;
+    const isWired = node.inputs?.some((input) => input.name === "boxes" && (input.link ?? null) !== null);
+    if (isWired && typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
+    const [image] = output?.boxwright_image ?? [], size = output?.boxwright_size, run = { ...runs.get(runKey(node)) };
+    if (image?.filename) run.image = image;
+    if (Array.isArray(size)) run.size = size;
+    keepLast(runs, runKey(node), run, MAX_RUNS);
     editor.sync();
 }
 
-/** The editors that show a node's drawing: those on the faces of subgraphs where it is promoted, else its own. */
+/** The editors that keep a node's drawing: those on the faces of subgraphs where it is promoted, else its own. */
 function faces(node, editor) {
     if (editor.facts.drawingFrom === null) return [editor];
-    const around = hostsOf(app.rootGraph ?? app.graph, node.graph);
-    return around.flatMap((host) => host.inputs.filter((input) => input._widget?.editor && innerEnd(host, input)?.node === node)
-        .map((input) => input._widget.editor));
+    return facesOf(rootGraph(), node, DRAWING).map(({ input }) => input._widget?.editor).filter(Boolean);
 }
 
 // --- the page around us -----------------------------------------------------------------------------------------------

@@ -170,6 +170,40 @@ def test_full_screen_fills_the_window_zooms_and_pans(bench):
     bench.button("full").click()
 
 
+@pytest.mark.every_version
+def test_full_screen_hides_nothing_that_speaks(bench):
+    """It lies above all that the host shows."""
+    bench.load(editor_node([ONE]))
+    bench.button("full").click()
+    bench.page.evaluate("editorOf(1).paste('nonsense')")
+    notice = bench.part(".bw-notice")
+    assert notice.inner_text() and notice.is_visible()
+    bench.page.evaluate("""() => {
+        window.dialog = document.body.appendChild(document.createElement("button"));
+        dialog.focus();
+    }""")
+    assert not bench.page.evaluate("editorOf(1).isFull") and not notice.is_visible()
+    bench.page.evaluate("dialog.remove()")
+
+
+@pytest.mark.every_version
+def test_an_editor_in_a_subgraph_ends_with_its_workflow(bench):
+    bench.load(editor_node([ONE]))
+    into_subgraph(bench)
+    bench.page.evaluate("app.canvas.setGraph(host.subgraph)")
+    bench.page.wait_for_timeout(400)
+    bench.page.evaluate("""() => {
+        window.old = inner.widgets.find((widget) => widget.editor).editor;
+        old.setFull(true);
+        document.activeElement.blur(); // Escape, which the bench presses, is not for it
+    }""")
+    bench.page.wait_for_timeout(1200)
+    assert bench.page.evaluate("old.isFull"), "an editor that is there is let be"
+    bench.load(editor_node([TWO]))
+    bench.page.wait_for_timeout(700)
+    assert not bench.page.evaluate("old.isFull"), "its listeners of the full screen are gone"
+
+
 @pytest.mark.one_renderer
 def test_the_list_and_the_fields_can_be_put_away(bench):
     bench.load(editor_node([ONE]))
@@ -283,6 +317,12 @@ def test_a_size_that_cannot_be_read_is_that_of_the_last_run(bench):
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(3, rel=0.02)
     assert "192 of the last run" in bench.part(".bw-sources").inner_text()
+    bench.drag((0.35, 0.35), (0.5, 0.35))
+    bench.undo()
+    bench.page.wait_for_timeout(700)
+    assert "192 of the last run" in bench.part(".bw-sources").inner_text(), "undo makes the node anew, and it is known"
+    bench.load(image, size, wired("width", height=64), links=[[1, 2, 0, 1, 3, "INT"], [2, 3, 0, 2, 0, "IMAGE"]])
+    assert "known after a run" in bench.part(".bw-sources").inner_text(), "another workflow has not run"
 
 
 @pytest.mark.one_renderer
@@ -457,6 +497,44 @@ def test_a_run_without_a_box_marks_the_editor_and_boxes_without_words_appear_in_
     assert bench.rects() == [[0, 0, 1, 1]], "what came in is there to be named"
 
 
+@pytest.mark.one_renderer
+def test_boxes_of_a_run_leave_an_editor_alone_whose_boxes_are_not_wired(bench):
+    """It may be the node of that number in another workflow, opened since."""
+    incoming = json.dumps({"type": "boxwright.regions", "version": 1, "regions": [TWO]})
+    bench.load(editor_node([ONE]))
+    bench.page.evaluate("(text) => nodeOf(1).onExecuted({ boxwright_upstream: [text, 'mark'] })", incoming)
+    bench.frames(3)
+    assert bench.phrases() == ["red heart"]
+
+
+@pytest.mark.one_renderer
+def test_boxes_of_a_run_reach_the_outer_face_of_nested_subgraphs(bench):
+    source = node("PrimitiveString", 2, (900, 60), ["[]"], outputs=[{"name": "STRING", "type": "STRING", "links": [1]}])
+    bench.load(source, wired("boxes", "*"), links=[[1, 2, 0, 1, 1, "STRING"]])
+    bench.page.evaluate("""() => {
+        const { subgraph, node } = app.graph.convertToSubgraph(new Set([nodeOf(1), nodeOf(2)]));
+        Object.assign(window, { host: node, inner: subgraph.nodes.find((each) => each.type === "BoxwrightBoxEditor") });
+        host.pos = [80, 100];
+    }""")
+    bench.page.wait_for_timeout(400)
+    pick(bench, "host")
+    show_all(bench)
+    bench.page.evaluate("""() => {
+        host = app.graph.convertToSubgraph(new Set([host])).node;
+        host.pos = [80, 100];
+    }""")
+    bench.page.wait_for_timeout(400)
+    pick(bench, "host")
+    show_all(bench)
+    bench.page.wait_for_timeout(700)
+    incoming = json.dumps({"type": "boxwright.regions", "version": 1, "regions": [TWO]})
+    bench.page.evaluate("(text) => inner.onExecuted({ boxwright_upstream: [text, 'mark'] })", incoming)
+    bench.page.wait_for_timeout(300)
+    texts = bench.page.evaluate("""async () => Object.values((await app.graphToPrompt()).output)
+        .map((node) => node.inputs.regions_json ?? "").join("")""")
+    assert [region["phrase"] for region in json.loads(texts)["regions"]] == ["blue star"]
+
+
 # Pictures behind the boxes
 
 
@@ -513,6 +591,40 @@ def test_a_pinned_part_stays_while_the_picture_behind_changes(bench):
     bench.mouse.move(*bench.place(0.95, 0.05))
     new = pixel(bench, 0.45, 0.45)
     assert new[1] > new[2] + 30
+
+
+@pytest.mark.one_renderer
+def test_pins_are_kept_however_many_other_editors_there_are(bench):
+    bench.load(*(editor_node([ONE], number, pos=(80 + 30 * number, 60), size=(400, 420)) for number in range(1, 11)),
+               scale=0.5)
+    bench.page.evaluate("""async () => {
+        const picture = await new Promise((done) => {
+            const image = new Image();
+            image.onload = () => done(image);
+            image.src = Object.assign(document.createElement("canvas"), { width: 8, height: 8 }).toDataURL();
+        });
+        const editor = editorOf(1), [{ id }] = editor.state.boxes;
+        editor.picture = () => picture;
+        editor.pin(id);
+        for (let number = 1; number <= 10; number += 1) editorOf(number).stage.paint();
+    }""")
+    assert bench.page.evaluate("editorOf(1).host.pins().size") == 1
+
+
+@pytest.mark.one_renderer
+def test_a_file_that_is_an_image_by_its_name_only_is_refused_in_words(bench):
+    bench.load(editor_node([ONE]))
+    bench.page.evaluate("""() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["no picture"], "broken.png", { type: "image/png" }));
+        window.told = [];
+        editorOf(1).host.notify = (words) => told.push(words);
+        const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+        editorOf(1).element.dispatchEvent(drop);
+    }""")
+    bench.page.wait_for_timeout(800)
+    assert "That is no image" in bench.page.evaluate("told.join()")
+    assert "file" not in bench.page.evaluate("nodeOf(1).serialize().properties['boxwright.view']")
 
 
 # The templates

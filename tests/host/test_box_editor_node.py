@@ -164,6 +164,16 @@ def test_the_node_to_mend_is_the_one_that_is_marked(monkeypatch, tmp_path, drawn
     assert number == "1" and words in refusal and ("boxwright_upstream" in output) == bool(sockets)
 
 
+@pytest.mark.parametrize("client, told", [("tab", ["tab"]), (None, [])])
+def test_only_the_browser_that_pressed_run_is_told(monkeypatch, client, told):
+    """A prompt that no browser sent has no client: the host would tell all of them."""
+    heard = []
+    server = types.SimpleNamespace(client_id=client, send_sync=lambda event, data, sid: heard.append(sid))
+    monkeypatch.setattr(box_editor.PromptServer, "instance", server, raising=False)
+    box_editor.tell_browser("1", {}, "There is no box.")
+    assert heard == told
+
+
 def test_an_editor_whose_boxes_nobody_takes_may_be_empty(monkeypatch, tmp_path):
     inputs = {"regions_json": "", "width": 64, "height": 64, "prompt": "a moon", "image_opacity": 0.5}
     graph = {

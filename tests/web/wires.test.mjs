@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { hostsOf, innerEnd, sourceOf } from "../../web/editor/wires.js";
+import { facesOf, graphsOf, hostsOf, innerEnd, locatorOf, sourceOf } from "../../web/editor/wires.js";
 
 /** A graph of nodes {id, type, ...} and links {id: [origin, slot, target, slot]}. */
 function graph(nodes, links = {}, more = {}) {
@@ -64,4 +64,44 @@ test("values are followed into and out of subgraphs", () => {
     const second = { ...host, id: 8, widgets: [{ name: "width", value: 64 }] };
     root.nodes.push(second);
     assert.equal(sourceOf(node, "width", hosts).value, undefined, "two copies may send two values");
+});
+
+/** An editor in a subgraph in a subgraph; two copies of the outer one stand in the root graph. */
+function nested() {
+    const node = { id: 1, type: "BoxwrightBoxEditor", inputs: [{ name: "regions_json", link: 1 }, { name: "width", widget: { name: "width" }, link: 2 }] };
+    const slots = () => [{ name: "drawing", linkIds: [1] }, { name: "width", linkIds: [2] }];
+    const wired = (links) => [{ name: "drawing", link: links?.[0] ?? null }, { name: "width", widget: { name: "width" }, link: links?.[1] ?? null }];
+    const inside = graph([node], { 1: [-10, 0, 1, 0], 2: [-10, 1, 1, 1] }, { id: "inside", inputs: slots() });
+    const middle = { id: 1, title: "Middle", subgraph: inside, inputs: wired([1, 2]) };
+    const around = graph([middle], { 1: [-10, 0, 1, 0], 2: [-10, 1, 1, 1] }, { id: "around", inputs: slots() });
+    const copy = (id, width) => ({ id, title: `Copy ${id}`, subgraph: around, inputs: wired(), widgets: [{ name: "width", value: width }] });
+    const copies = [copy(1, 640), copy(2, 320)];
+    const root = graph(copies, {}, { id: "root", subgraphs: new Map([["inside", inside], ["around", around]]) });
+    return { root, around, inside, middle, copies, node };
+}
+
+test("who looks from one of two copies of a subgraph is told what that one sends", () => {
+    const { root, copies, middle, node } = nested();
+    for (const host of copies) {
+        const { hosts } = innerEnd(host, host.inputs[0]);
+        assert.deepEqual(hosts, [host, middle]);
+        const found = sourceOf(node, "width", (graph) => hostsOf(root, graph, hosts));
+        assert.deepEqual(found, { title: host.title, value: host.widgets[0].value });
+    }
+    assert.equal(sourceOf(node, "width", (graph) => hostsOf(root, graph)).value, undefined);
+});
+
+test("a drawing is kept on the outermost faces that nothing feeds", () => {
+    const { root, around, middle, node } = nested();
+    const keepers = () => facesOf(root, node, "regions_json").map(({ host, input }) => [host.title, input.name]);
+    assert.deepEqual(keepers(), [["Copy 1", "drawing"], ["Copy 2", "drawing"]]);
+    middle.inputs[0].link = null;
+    around.inputs[0].linkIds = [];
+    assert.deepEqual(keepers(), [["Middle", "drawing"]]);
+});
+
+test("a node in a subgraph is not the one of its number in the root graph", () => {
+    const { root, inside, copies, node } = nested();
+    assert.deepEqual([locatorOf(root, copies[0]), locatorOf(root, node)], ["1", "inside:1"]);
+    assert.ok(graphsOf(root).includes(inside) && !graphsOf({ ...root, subgraphs: new Map() }).includes(inside));
 });

@@ -2,7 +2,7 @@
 // { t, name, read() -> text, write(text), settle(), undo(), redo(), facts() -> {width, height, prompt: text or null,
 //   opacity, sources: [{key, title, how}], drawingFrom: title or null}, picture(source, file) -> image or null,
 //   setOpacity(number), upload(file) -> promise of {filename, subfolder, type} or null, fileAt(address) -> the same or null,
-//   pins() -> Map, view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
+//   pins() -> Map, keepPins(Map), view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
 //   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
 
 import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
@@ -19,6 +19,7 @@ import { Stage } from "./stage.js";
 import { STYLE } from "./view/style.js";
 import { DEFAULT_VIEW, GRIDS, keptView, viewOf } from "./model/view.js";
 
+const NOTICE = 6000; // ms that a notice of our own stays
 const PINNED = 768; // pixels: the longer side of what is kept of a picture
 const SOURCES = { width: "sourceWidth", height: "sourceHeight", prompt: "sourcePrompt", boxes: "sourceBoxes", opacity: "opacity" };
 const ARRANGEMENTS = {
@@ -45,6 +46,7 @@ export class BoxEditor {
         this.status = element("div", { class: "bw-status" });
         this.speech = element("div", { class: "bw-speech", "aria-live": "polite" });
         this.sources = element("div", { class: "bw-sources", hidden: true });
+        this.notice = element("div", { class: "bw-notice", role: "alert", hidden: true });
         this.side = element("div", { class: "bw-side" }, [this.list.root, this.inspector.root]);
         this.element = element("div", { class: "bw-editor", role: "group", "aria-label": this.t("editor") }, [
             element("style", { text: STYLE }), // here, not in the document's head: it goes when the editor goes
@@ -53,6 +55,7 @@ export class BoxEditor {
             element("div", { class: "bw-main" }, [this.stage.root, this.side, this.trouble]),
             this.status,
             this.speech,
+            this.notice,
         ]);
         this.listen();
     }
@@ -178,12 +181,12 @@ export class BoxEditor {
             this.commit(pasted(this.state, boxes));
             if (words) {
                 const { order, unit } = words;
-                this.host.notify(this.t("pastedAs", { count: boxes.length, order, unit: this.t(unit) }));
+                this.notify(this.t("pastedAs", { count: boxes.length, order, unit: this.t(unit) }));
             }
             return this.say("pastedCount", { count: boxes.length });
         } catch (error) {
             if (!(error instanceof Problem)) throw error;
-            this.host.notify(this.t(error.key, error.values));
+            this.notify(this.t(error.key, error.values));
             return false;
         }
     }
@@ -197,7 +200,7 @@ export class BoxEditor {
             this.say("fromUpstream");
         } catch (error) {
             if (!(error instanceof Problem)) throw error;
-            this.host.notify(this.t(error.key, error.values));
+            this.notify(this.t(error.key, error.values));
         }
     }
 
@@ -214,12 +217,13 @@ export class BoxEditor {
     async takeImage(files, address = "") {
         const image = files.find((each) => each.type.startsWith("image/"));
         try {
+            if (image) await shown(image);
             const file = image ? await this.host.upload(image) : this.host.fileAt(address);
             if (!file) throw new Problem("noImage");
             this.setView({ behind: "file", file });
         } catch (error) {
             console.warn("Boxwright:", error);
-            this.host.notify(this.t("noImage"));
+            this.notify(this.t("noImage"));
         }
     }
 
@@ -228,8 +232,9 @@ export class BoxEditor {
         const pins = this.host.pins(), picture = this.picture(), box = this.box(id);
         for (const each of pins.keys()) if (!this.box(each)) pins.delete(each);
         if (pins.delete(id)) this.say("unpinned");
-        else if (!picture) this.host.notify(this.t("nothingToPin"));
+        else if (!picture) this.notify(this.t("nothingToPin"));
         else pins.set(id, cutOut(picture, box));
+        this.host.keepPins(pins);
         this.render();
     }
 
@@ -244,6 +249,20 @@ export class BoxEditor {
         return true;
     }
 
+    /** Tell the user something to be seen: in full screen by ourselves, since the host's messages lie beneath. */
+    notify(words) {
+        if (!this.isFull) {
+            this.host.notify(words);
+            return;
+        }
+        this.notice.textContent = words;
+        this.notice.hidden = false;
+        clearTimeout(this.noticeEnd);
+        this.noticeEnd = setTimeout(() => {
+            this.notice.hidden = true;
+        }, NOTICE);
+    }
+
     saySelection() {
         const box = selected(this.state)[0], index = this.state.boxes.indexOf(box);
         if (!box) return true;
@@ -251,7 +270,7 @@ export class BoxEditor {
     }
 
     sayFull() {
-        this.host.notify(this.t("full", { limit: MAX_BOXES }));
+        this.notify(this.t("noRoom", { limit: MAX_BOXES }));
         return true;
     }
 
@@ -379,7 +398,7 @@ export class BoxEditor {
             await navigator.clipboard.writeText(text);
             this.say("copied", { count: this.state.boxes.length });
         } catch { // no permission, or no secure page
-            this.host.notify(this.t("noClipboard"));
+            this.notify(this.t("noClipboard"));
         }
     }
 
@@ -388,7 +407,7 @@ export class BoxEditor {
         try {
             text = await navigator.clipboard.readText();
         } catch { // the same
-            this.host.notify(this.t("noClipboard"));
+            this.notify(this.t("noClipboard"));
             return;
         }
         this.paste(text);
@@ -451,17 +470,24 @@ export class BoxEditor {
             this.fullOnly = new AbortController();
             const first = { capture: true, passive: false, signal: this.fullOnly.signal }; // before the host moves its graph
             window.addEventListener("wheel", (event) => this.fullWheel(event), first);
+            window.addEventListener("focusin", ({ target }) => this.leftFor(target), first);
             for (const type of ["pointerdown", "pointermove", "pointerup"]) {
                 window.addEventListener(type, (event) => this.stage.pan(event), first);
             }
         } else {
             this.fullOnly.abort();
+            this.notice.hidden = true;
             for (const name of ["popover", "tabindex"]) this.element.removeAttribute(name);
         }
         this.stage.setLens(on ? lens : null);
         this.buttons.full.setAttribute("aria-pressed", String(on));
         if (on && !lens) this.stage.canvas.focus({ preventScroll: true });
         this.render();
+    }
+
+    /** What has the focus now lies beneath us, unless it is ours: a dialog or a search of the host's shall be seen. */
+    leftFor(target) {
+        if (!this.element.contains(target) && target.matches?.(":not(canvas)")) this.setFull(false);
     }
 
     viewItems() {
@@ -569,6 +595,17 @@ export class BoxEditor {
 /** The same object as long as the same node sends the drawing. */
 function linkedProblem(problem, title) {
     return problem?.key === "drawingFrom" && problem.values.title === title ? problem : new Problem("drawingFrom", { title });
+}
+
+/** Fails where the page cannot show a file as an image, whatever its name says. */
+async function shown(file) {
+    const image = new Image();
+    image.src = URL.createObjectURL(file);
+    try {
+        await image.decode();
+    } finally {
+        URL.revokeObjectURL(image.src);
+    }
 }
 
 /** What a picture shows in a box, as {image, x, y, width, height}: a copy that is no larger than it need be. */

@@ -14,23 +14,55 @@ export function sourceOf(node, name, hosts) {
     return link ? followed(node.graph, link, hosts, MAX_STEPS) : null;
 }
 
-/** Every node of a graph and of the subgraphs within that shows `graph` as a subgraph. */
-export function hostsOf(root, graph) {
-    const graphs = [root, ...(root?.subgraphs?.values?.() ?? [])];
-    return graphs.flatMap((each) => (each?.nodes ?? []).filter((node) => node.subgraph === graph));
+/** A graph and all subgraphs of its workflow. */
+export function graphsOf(root) {
+    return [root, ...(root?.subgraphs?.values?.() ?? [])];
 }
 
-/** The node and input at the inner end of a subgraph node's input, through nested subgraphs; or null. */
+/**
+ * Every node of a workflow that shows `graph` as a subgraph; only those of `through`, if there are any: who looks from
+ * there means this copy.
+ */
+export function hostsOf(root, graph, through = []) {
+    const meant = through.filter((node) => node.subgraph === graph);
+    return meant.length ? meant : subgraphNodes(root).filter((node) => node.subgraph === graph);
+}
+
+/**
+ * {host, input} of the inputs of subgraph nodes, however far out, that keep the value of the input `name` of `node`:
+ * nothing sends it to them.
+ */
+export function facesOf(root, node, name) {
+    const leadsHere = (end) => end?.node === node && end.input.name === name;
+    return subgraphNodes(root).flatMap((host) => (host.inputs ?? [])
+        .filter((input) => !linkOf(host.graph, input.link) && leadsHere(innerEnd(host, input)))
+        .map((input) => ({ host, input })));
+}
+
+/** The host's name for a node in a workflow, in the table of what runs have shown. */
+export function locatorOf(root, node) {
+    return node.graph === root ? String(node.id) : `${node.graph?.id}:${node.id}`;
+}
+
+/**
+ * The {node, input} at the inner end of a subgraph node's input, and `hosts`: the subgraph nodes passed, the outermost
+ * first; or null.
+ */
 export function innerEnd(node, input, steps = MAX_STEPS) {
     const slot = node.subgraph?.inputs?.find((each) => each.name === input.name);
     for (const id of slot?.linkIds ?? []) {
         const link = linkOf(node.subgraph, id), inner = link && node.subgraph.getNodeById(link.target_id);
         const target = inner?.inputs?.[link.target_slot];
         if (!target) continue;
-        if (!inner.subgraph) return { node: inner, input: target };
-        if (steps > 0) return innerEnd(inner, target, steps - 1);
+        if (!inner.subgraph) return { node: inner, input: target, hosts: [node] };
+        const end = steps > 0 ? innerEnd(inner, target, steps - 1) : null;
+        return end && { ...end, hosts: [node, ...end.hosts] };
     }
     return null;
+}
+
+function subgraphNodes(root) {
+    return graphsOf(root).flatMap((each) => (each?.nodes ?? []).filter((node) => node.subgraph));
 }
 
 function linkOf(graph, id) {

@@ -109,7 +109,7 @@ export const ENGLISH = {
     copied: "Copied: {count}",
     noClipboard: "The browser keeps its clipboard from this page. Ctrl+C and Ctrl+V on the canvas do the same.",
     pastedCount: "Pasted: {count}",
-    full: "At most {limit} boxes fit.",
+    noRoom: "At most {limit} boxes fit.",
     fromUpstream: "Boxes taken over from the boxes input. Your edits win until it changes.",
     problemTitle: "This drawing cannot be shown",
     startOver: "Start over",

@@ -69,10 +69,10 @@ function drawPaper(context, { theme, picture, opacity, grid, size }, area) {
 }
 
 /** What was pinned lies over the picture, except under the pointer: there the new one can be compared. */
-function drawPins(context, { pins, opacity, hover, area, ratio, theme }) {
-    for (const [id, { image, ...rect }] of pins) {
-        if (id === hover) continue;
-        const frame = frameOf(rect, area, ratio);
+function drawPins(context, { boxes, pins, opacity, hover, area, ratio, theme }) {
+    for (const { id } of boxes) {
+        if (id === hover || !pins.has(id)) continue;
+        const { image, ...rect } = pins.get(id), frame = frameOf(rect, area, ratio);
         context.fillStyle = theme.paper;
         context.fillRect(frame.x, frame.y, frame.width, frame.height);
         context.globalAlpha = opacity;

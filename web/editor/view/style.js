@@ -90,6 +90,8 @@ export const STYLE = `
 .bw-warning { color: var(--bw-warn, #f0b04a); }
 .bw-editor.bw-light .bw-warning { color: #8a5200; }
 .bw-speech { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.bw-notice { position: absolute; z-index: 6; left: 50%; bottom: 34px; translate: -50%; max-width: min(60ch, 90%); padding: 8px 12px;
+    border: 1px solid var(--bw-warn, #f0b04a); border-radius: 8px; background: var(--comfy-menu-bg, #222); box-shadow: 0 6px 20px #0006; }
 .bw-trouble { position: absolute; inset: 0; z-index: 4; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 8px;
     padding: 20px; text-align: center; border-radius: 8px; background: var(--comfy-menu-bg, #222); }
 .bw-trouble strong { font-size: 14px; }
