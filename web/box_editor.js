@@ -1,4 +1,4 @@
-// Ties the box editor to ComfyUI: the only file that knows the app. Everything else is plain modules in editor/.
+// Ties the box editor to ComfyUI. One file, since it is the only one that may know the app. Everything else is plain modules in editor/.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";

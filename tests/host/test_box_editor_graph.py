@@ -112,8 +112,8 @@ def shares(bench, size):
 @pytest.mark.every_version
 def test_the_canvas_gets_the_room(bench):
     small, _, _ = shares(bench, (420, 620))
-    large, height, of = shares(bench, (820, 760))
-    _, higher, than = shares(bench, (820, 1060))
+    large, height, of = shares(bench, (820, 860))
+    _, higher, than = shares(bench, (820, 1160))
     print(f"{small=:.3f} {large=:.3f}")
     assert higher - height > 0.9 * (than - of) > 200, "extra height is the canvas's"
     assert small > 0.3 and large > 0.25

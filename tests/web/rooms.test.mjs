@@ -41,3 +41,11 @@ test("a module that is loaded alone does nothing, and needs no page", async () =
     for (const [file, room] of modules()) if (room) await import(new URL(`../../web/${file}`, import.meta.url));
     assert.deepEqual(Object.getOwnPropertyNames(globalThis).sort(), before);
 });
+
+test("a long file says why", () => {
+    for (const [file] of modules()) {
+        const lines = readFileSync(resolve(WEB, file), "utf8").split("\n");
+        const why = lines.slice(0, 3).join(" ").replaceAll("// ", "");
+        assert.ok(lines.length <= 351 || why.includes("One file, since"), `${file}: ${lines.length} lines`);
+    }
+});

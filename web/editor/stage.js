@@ -1,4 +1,5 @@
-// The canvas: turns pointers and keys into gestures, and shows the editor's state. It holds no drawing of its own.
+// The canvas: turns pointers and keys into gestures, and shows the editor's state. It holds no drawing of its own. One
+// file, since pointer, wheel and keys share the one gesture under way.
 
 import { begin, drag, end } from "./model/gestures.js";
 import { bounds, clamp, handleAt } from "./model/geometry.js";

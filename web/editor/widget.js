@@ -1,4 +1,5 @@
-// The editor as an element: toolbar, canvas, list, fields. It knows its host only through the object it is given:
+// The editor as an element: toolbar, canvas, list, fields. One file, since all of them are drawn anew from one state; the
+// parts that could stand alone (panel, stage, pictures) do. It knows its host only through the object it is given:
 // { t, name, read() -> text, write(text), settle(), undo(), redo(), facts() -> {width, height, prompt: text or null,
 //   opacity, sources: [{key, title, how}], drawingFrom: title or null}, picture(source, file) -> image or null,
 //   setOpacity(number), upload(file) -> promise of {filename, subfolder, type} or null, fileAt(address) -> the same or null,

@@ -1,4 +1,4 @@
-// Text <-> boxes. The text is the only thing a workflow keeps; nodes/parts/regions_json.py reads the same format, strictly.
+// Text <-> boxes. One file, since what is read and what is written must stay the same. The text is the only thing a workflow keeps; nodes/parts/regions_json.py reads the same format, strictly.
 
 export const FORMAT = "boxwright.regions";
 export const VERSION = 1;
