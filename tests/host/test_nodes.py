@@ -431,7 +431,7 @@ HOSTILE = {
     "STRING": [None, 5, ["a"]],
     "IMAGE": [torch.ones(shape) for shape in ((0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 8, 2), (1, 8, 8, 5), (8, 8, 3))]
     + [torch.ones(1, 2, 8, 8, 3), "a picture"],
-    "MASK": [torch.ones(shape) for shape in ((0, 8, 8), (1, 8, 0), (1, 1, 8, 8), (8,))]
+    "MASK": [torch.ones(shape) for shape in ((0, 8, 8), (1, 8, 0), (1, 3, 8, 8), (8,))]
     + [torch.full((1, 8, 8), NAN), torch.full((8, 8), INF), 1.0],
     "LATENT": [{"samples": torch.ones(shape)} for shape in ((0, 4, 8, 8), (1, 4, 0, 8))]
     + [{"samples": torch.full((1, 4, 8, 8), NAN)}, {"samples": torch.full((1, 4, 8, 8), INF)}, {}, None],
@@ -469,6 +469,8 @@ def test_the_ends_of_every_range_are_let_in(registered, schemas):
     checks = sys.modules[registered["BoxwrightRegions"].__module__.rpartition(".")[0] + ".parts.checks"]
     assert checks.whole(2**64 - 1, "seed", 0, 2**64 - 1) == 2**64 - 1
     assert checks.whole(512.0, "width", 64, 512) == 512 and checks.ranged(1, "strength", 0.0, 1.0) == 1.0
+    assert checks.ranged(1.0 + 2**-52, "end", 0.0, 1.0) == 1.0  # what a sum of floats comes to
+    assert checks.masks(torch.ones(2, 1, 8, 8), "mask").shape == (2, 8, 8)  # as some packs hand masks out
 
 
 def test_every_help_page_belongs_to_a_node():
