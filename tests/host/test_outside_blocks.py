@@ -1,6 +1,7 @@
 """What outlives a block of the network is made where a newer host does not take it back; and nothing is swallowed."""
 
 import ast
+import contextlib
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,8 +144,9 @@ def test_the_bottleneck_is_kept_outside(models, monkeypatch, scope):
 def test_a_host_without_scopes_is_left_alone(monkeypatch):
     for module in (SimpleNamespace(), None):
         monkeypatch.setitem(sys.modules, "comfy.model_prefetch", module)
-        with outside_blocks():
-            pass
+        with outside_blocks() as scope:
+            assert scope is None  # nothing is entered
+        assert isinstance(outside_blocks(), contextlib.nullcontext)
 
 
 # --- wrappers ---------------------------------------------------------------------------------------------------------
