@@ -462,3 +462,28 @@ def test_a_patch_that_is_a_pair_of_a_layer_and_its_handler(models, layout):
     edits = RectifiedAttention().edits(layout)
     beside = tiny.run("sd15", install(model, layout, edits), positive)
     assert torch.equal(beside, tiny.run("sd15", install(models["sd15"], layout, edits), positive))
+
+
+@pytest.mark.parametrize("family", ["flux", "chroma", "qwen", "sd3"])
+def test_a_whole_block_of_a_transformer_that_is_replaced(layout, family):
+    """One that calls the original is followed; one that does not is refused, whatever it does instead."""
+    positive, edits = tiny.conditioning(family, layout.prompt, layout.key), RectifiedAttention().edits(layout)
+
+    def around(args, extra):
+        return extra["original_block"](args)
+
+    def instead(args, extra):
+        return {name: args[name] for name in ("img", "txt")}
+
+    model = tiny.build(family)
+    expected = tiny.run(family, install(model, layout, edits), positive, steps=1)
+    for patch in (around, instead):
+        other = model.clone()
+        other.set_model_patch_replace(patch, "dit", "double_block", 0)
+        tiny.run(family, other, positive, steps=1)
+        patched = install(other, layout, edits)
+        if patch is around:
+            assert torch.equal(tiny.run(family, patched, positive, steps=1), expected)
+        else:
+            with pytest.raises(IncompatiblePatchError, match="test_other_packs.*instead.*replaces blocks of"):
+                tiny.run(family, patched, positive, steps=1)

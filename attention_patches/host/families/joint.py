@@ -13,8 +13,9 @@ from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
 from ..attention.call import AttentionCall
-from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
+from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced, names_of
 
+_REPLACED, _REACHED = "blocks replaced", "layers reached"  # keys in ModelCall.notes
 References = Literal["behind the image", "unread", "refused"]
 
 
@@ -103,6 +104,8 @@ class JointAdapter:
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """As they are: the blocks announce themselves in transformer_options."""
+        slots = transformer_options.get("patches_replace", {}).get("dit", {})
+        call.notes[_REPLACED] = {slot: patch for slot, patch in slots.items() if id(patch) in call.others.lasting}
         if call.references and self.references == "refused":
             raise IncompatiblePatchError(
                 f"{self.name} reads reference images in front of the image, where Boxwright does not place edits yet. "
@@ -124,6 +127,7 @@ class JointAdapter:
             return Place(f"image.{call.counted('image')}", grid, extent, 0, queries=pixels, text=None, image=pixels)
         else:
             layer = f"joint.{call.counted('joint')}"
+        call.notes.setdefault(_REACHED, set()).add(layer)
         start = _filled(text, self.multiple)
         expected = start + _filled(image, self.multiple)
         if self.references == "behind the image":
@@ -140,7 +144,18 @@ class JointAdapter:
         return Place(layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels)
 
     def finish(self, call: ModelCall) -> None:
-        """Every block passes through the host's attention; there is nothing that could be missed."""
+        """A block whose attention never came by is one that another pack computes, or leaves out, all run long."""
+        reached, replaced = call.notes.get(_REACHED, set()), call.notes[_REPLACED]
+        missing = {layer for layer in self.layers if layer not in reached}
+        if self.announced:
+            lost = [patch for slot, patch in replaced.items() if f"{slot[0].split('_')[0]}.{slot[1]}" in missing]
+        else:  # counted, so that the last ones are missing, whichever was replaced
+            lost = list(replaced.values()) if missing else []
+        if lost:
+            raise IncompatiblePatchError(
+                f"Another patch ({names_of(lost)}) replaces blocks of {self.name} and does not call the host's "
+                "attention with its options, so Boxwright's edit would be lost there. Remove that patch."
+            )
 
 
 def _tokens(size: tuple[int, int], patch: int) -> tuple[int, int]:
