@@ -246,7 +246,8 @@ class _Losses:
 PRESETS = {
     "gentle": BoxConstraint(step_size=10.0, max_change=0.05),
     "standard": BoxConstraint(max_change=0.12),
-    "strict": BoxConstraint(iterations=3, max_change=0.15, refine=True),
+    # Without `leak`: what three moves a step pull too far leaves blotches (docs/results.md).
+    "strict": BoxConstraint(iterations=3, max_change=0.15, refine=True, leak=0.0),
     "published": PUBLISHED,
 }
 # For the mode that moves the prediction: limits are in units of the denoised latent, whose deviation is near 1. No
