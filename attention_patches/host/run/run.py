@@ -181,6 +181,7 @@ class Run:
             further=self._further_texts(chunks, context, x.device),
             others=self.others,
             frames=_frames(x),
+            inputs=inputs,
         )
 
     def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
