@@ -40,10 +40,10 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
     if any(isinstance(edit, (TextMix, ContextEdit)) for edit in edits) and not adapter.own_text:
         raise UnsupportedModelError(
-            f"{adapter.name} makes more of a prompt than its conditioning holds, so that no other text can stand in for "
-            "a part of it. Use Region Conditioning, which takes a pass for each region, or a method that leaves the "
-            "text as it is (Rectified Attention with its end tokens visible or hidden, Region Prompt in its dense mode "
-            "without own phrases)."
+            f"{adapter.name} makes more of a prompt than its conditioning holds, so that no other text can stand in "
+            "for a part of it. Use Region Conditioning, which takes a pass for each region, or a method that leaves "
+            "the text as it is: Rectified Attention with its end tokens visible or hidden, or Region Prompt in its "
+            "mode dense without own phrases."
         )
     if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint":
         raise UnsupportedModelError(

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from math import prod
 
 import comfy.samplers
 import pytest
@@ -10,7 +11,7 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perpneg
-from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
+from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit, TextMix
 from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.attention.cache import BiasCache
@@ -23,13 +24,18 @@ from pack.attention_patches.host.run.schedule import progress_of
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.reweight import Reweight
 
-UNETS = [family for family in tiny.SUPPORTED if family not in tiny.JOINT]
+UNETS = tiny.UNETS
+TRANSFORMERS = [family for family in tiny.SUPPORTED if family not in UNETS]
+FILMS = [family for family in TRANSFORMERS if tiny.FAMILIES[family].frames]
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
+every_family_with_a_text_of_its_own = pytest.mark.parametrize(
+    "family", [family for family in tiny.SUPPORTED if tiny.FAMILIES[family].own_text]
+)
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+    return tiny.Built()
 
 
 @pytest.fixture
@@ -140,7 +146,8 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
     tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1, cfg=1.0)
     masked = [(args, kwargs) for args, kwargs, _ in seen if len(args) > 4 and args[4] is not None]
     assert masked
-    words = layout.columns[0].nonzero()[:, 0]
+    text, start = tiny.places(family)
+    words = layout.columns[0].nonzero()[:, 0] + text
     for args, kwargs in masked:
         q, k, v, heads, mask = args
         axis = 2 if kwargs.get("skip_reshape") else 1
@@ -149,8 +156,7 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
         run = attention.attention_basic
         options = {key: value for key, value in kwargs.items() if key in ("skip_reshape", "skip_output_reshape")}
         out = [run(q, k, value, heads, mask=mask, **options) for value in (v, other)]
-        grid = kwargs["transformer_options"].get("activations_shape", (0, 0, 8, 12))[-2:]
-        start = tiny.FAMILIES[family].image_at
+        grid = kwargs["transformer_options"].get("activations_shape", tiny.tokens(family))[-2:]
         changed = (out[0] != out[1]).any(-1)[0, start : start + grid[0] * grid[1]]
         inside = torch.zeros(*grid, dtype=torch.bool)
         inside[:, : grid[1] // 2] = True
@@ -228,6 +234,8 @@ def test_the_same_node_twice_is_one_stronger_node(models, layout, family):
 def test_sites_know_their_grid(models, layout, family, size):
     seen = []
     patched = install(models[family], layout, [watching(seen)])
+    if tiny.FAMILIES[family].even:
+        size = tuple(side + side % 2 for side in size)
     noise = tiny.latent(family, size=size, batch=4)
     out = tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), noise=noise, steps=1)
     assert out.shape == noise.shape
@@ -241,7 +249,7 @@ def test_sites_know_their_grid(models, layout, family, size):
         assert site.levels == len(factors) and site.layout is layout
     names = {site.layer for site, _ in seen}
     expected = tiny.FAMILIES[family].layers
-    assert expected == names if family in tiny.JOINT else expected <= names
+    assert expected <= names if family in UNETS else expected == names
 
 
 @every_family
@@ -279,7 +287,7 @@ def texts_edited(seen):
     return ContextEdit("note", lambda context, layout: seen.append(context.clone()) or context)
 
 
-@every_family
+@every_family_with_a_text_of_its_own
 @pytest.mark.parametrize("marked", [True, False])
 def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family, marked):
     """For an area in the positive, the host copies the entry, identity and all, into the negative."""
@@ -293,7 +301,7 @@ def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family, mark
     assert len(seen) == 1 and torch.equal(seen[0], layout.prompt.embedding)
 
 
-@every_family
+@every_family_with_a_text_of_its_own
 def test_the_positive_copy_of_a_negative_area_is_edited_like_the_positive(models, layout, family):
     """The other way round: the copy has the negative's name and the positive's text, and counts in that area."""
     seen = []
@@ -410,11 +418,12 @@ def test_reference_images_behind_the_image_are_not_edited(models, layout, family
     negative = tiny.conditioning(family, tiny.text(seed=2), reference_latents=[reference])
     tiny.run(family, patched, positive, negative, steps=1)
     masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
+    (text, start), image = tiny.places(family), prod(tiny.tokens(family))
     assert masks
     for mask in masks:
-        assert mask.shape[-2:] == (77 + 96 + 16,) * 2  # text, 8 x 12 image and 4 x 4 reference tokens
-        assert (mask[..., 77 : 77 + 96, :77] < -1e3).any()
-        mask[..., 77 : 77 + 96, :77] = 0
+        assert mask.shape[-2:] == (start + image + prod(tiny.tokens(family, (8, 8))),) * 2
+        assert (mask[..., start : start + image, text : text + 77] < -1e3).any()
+        mask[..., start : start + image, text : text + 77] = 0
         assert not mask.any()
 
 
@@ -435,7 +444,7 @@ def test_reference_images_elsewhere_are_unread_or_refused(models, layout, family
     )
 
 
-@pytest.mark.parametrize("family", tiny.JOINT)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_text_of_any_length_keeps_its_columns(models, family):
     """Edits see the prompt's own tokens, whatever the model adds: hiding all but the first is another prompt's run."""
     for length in (32, 50):
@@ -445,18 +454,18 @@ def test_text_of_any_length_keeps_its_columns(models, family):
         tiny.run(family, patched, positive, steps=1, cfg=1.0)
         masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
         assert len(masks) == len(tiny.FAMILIES[family].layers)
-        start = length + (tiny.FAMILIES[family].image_at - 77 and -length % 32)
+        (text, start), (height, width) = tiny.places(family, length), tiny.tokens(family)
         for mask in masks:
             edited = (mask < -1e3)[0, 0]
-            assert torch.equal(edited.any(0).nonzero()[:, 0], layout.columns.any(0).nonzero()[:, 0])
-            rows = edited[start : start + 96].view(8, 12, -1)
-            first = layout.columns[0].nonzero()[0, 0]
-            assert not rows[:, :6, first].any() and rows[:, 6:, first].all()
-            assert not edited[:start].any() and not edited[start + 96 :].any()
+            assert torch.equal(edited.any(0).nonzero()[:, 0], layout.columns.any(0).nonzero()[:, 0] + text)
+            rows = edited[start : start + height * width].view(height, width, -1)
+            first = layout.columns[0].nonzero()[0, 0] + text
+            assert not rows[:, : width // 2, first].any() and rows[:, width // 2 :, first].all()
+            assert not edited[:start].any() and not edited[start + height * width :].any()
 
 
-@pytest.mark.parametrize("family", tiny.JOINT)
-def test_a_negative_of_another_length_is_left_alone_in_joint_attention(models, layout, family):
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_a_negative_of_another_length_is_left_alone_in_transformers(models, layout, family):
     """The host repeats no text here: it calls the model once for each length."""
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     negative = tiny.conditioning(family, tiny.text(50, seed=2), seed=6)
@@ -465,41 +474,52 @@ def test_a_negative_of_another_length_is_left_alone_in_joint_attention(models, l
     assert torch.equal(plain[1], edited[1]) and not torch.equal(plain[0], edited[0])
 
 
-def test_a_joint_text_that_another_pack_made_longer_is_refused(models, layout):
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if tiny.FAMILIES[family].own_text])
+def test_a_text_that_another_pack_made_longer_is_refused(models, layout, family):
     """Where the prompt's words then are, nobody says; the wrong columns would be edited without a word."""
-    adapter = adapter_for(models["flux"])
+    adapter = adapter_for(models[family])
     assert [*adapter.text_columns(77, 77)] == [slice(0, 77)]
-    with pytest.raises(IncompatiblePatchError, match="512 text tokens instead of the prompt's 77"):
-        adapter.text_columns(512, 77)
+    with pytest.raises(IncompatiblePatchError, match="154 text tokens instead of the prompt's 77"):
+        adapter.text_columns(154, 77)
+
+
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if tiny.FAMILIES[family].left])
+def test_a_text_that_the_host_fills_up_in_front_keeps_its_place(models, family):
+    adapter, left = adapter_for(models[family]), tiny.FAMILIES[family].left
+    assert [*adapter.text_columns(left, 77)] == [slice(left - 77, left)]
+    assert [*adapter.text_columns(left, left)] == [slice(0, left)]
+    assert [*adapter.text_columns(left + 5, left + 5)] == [slice(0, left + 5)]
 
 
 @pytest.mark.parametrize("stage", ["bias", "scores", "probs", "read"])
 @pytest.mark.parametrize("kind", ["image_text", "image_image"])
 @pytest.mark.parametrize("in_line", [False, True])
-def test_edits_see_one_frame_at_a_time(models, layout, stage, kind, in_line):
-    """Qwen-Image takes several pictures as frames; each of them has all the tokens of its grid."""
-    seen = []
+@pytest.mark.parametrize("family", FILMS)
+def test_edits_see_one_frame_at_a_time(models, layout, family, stage, kind, in_line):
+    """Also where several pictures are frames (Qwen-Image); each of them has all the tokens of its grid."""
+    seen, image = [], prod(tiny.tokens(family))
 
     def fn(values, site):
         seen.append((site.queries, values.shape[-2:]))
         return values
 
-    model = tiny.probe(models["qwen"], []) if in_line else models["qwen"]
+    model = tiny.probe(models[family], []) if in_line else models[family]
     patched = install(model, layout, [AttentionEdit("watch", stage, fn, kind=kind)])
-    positive = tiny.conditioning("qwen", layout.prompt, layout.key)
-    noise = torch.cat([tiny.latent("qwen", seed=seed) for seed in (7, 8, 9)], dim=2)
-    out = tiny.run("qwen", patched, positive, noise=noise, steps=1)
-    assert seen and {(q.start, q.stop) for q, _ in seen} == {(0, 96)}
-    assert {tuple(shape) for _, shape in seen} == {(96, 77 if kind == "image_text" else 96)}
-    assert_close(out, tiny.run("qwen", models["qwen"], positive, noise=noise, steps=1))
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    noise = torch.cat([tiny.latent(family, seed=seed) for seed in (7, 8, 9)], dim=2)
+    out = tiny.run(family, patched, positive, noise=noise, steps=1)
+    assert seen and {(q.start, q.stop) for q, _ in seen} == {(0, image)}
+    assert {tuple(shape) for _, shape in seen} == {(image, 77 if kind == "image_text" else image)}
+    assert_close(out, tiny.run(family, models[family], positive, noise=noise, steps=1))
 
 
-def test_a_mask_of_the_prompt_is_kept(models, layout):
-    """Qwen-Image's encoder masks the padding of its text."""
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if tiny.FAMILIES[family].masks])
+def test_a_mask_of_the_prompt_is_kept(models, layout, family):
+    """Some encoders mask the padding of its text."""
     keep = torch.ones(1, 77, dtype=torch.long)
     keep[:, 40:] = 0
-    positive = tiny.conditioning("qwen", layout.prompt, layout.key, attention_mask=keep)
-    plain = tiny.run("qwen", models["qwen"], positive, steps=1)
+    positive = tiny.conditioning(family, layout.prompt, layout.key, attention_mask=keep)
+    plain = tiny.run(family, models[family], positive, steps=1)
     for stage in ("bias", "probs"):
         seen = []
 
@@ -507,8 +527,8 @@ def test_a_mask_of_the_prompt_is_kept(models, layout):
             seen.append(values.clone())
             return values
 
-        patched = install(models["qwen"], layout, [AttentionEdit("nothing", stage, fn)])
-        assert_close(tiny.run("qwen", patched, positive, steps=1), plain)
+        patched = install(models[family], layout, [AttentionEdit("nothing", stage, fn)])
+        assert_close(tiny.run(family, patched, positive, steps=1), plain)
         assert stage == "bias" or all(not probs[..., 40:].any() and probs[..., :40].all() for probs in seen)
 
 
@@ -598,7 +618,7 @@ def test_a_slice_of_the_schedule_means_the_same_as_the_whole(models, layout, fam
     assert steps_seen(last_step=2) == whole[:2]
 
 
-@every_family
+@every_family_with_a_text_of_its_own
 @pytest.mark.parametrize("kind", ["dual cfg", "perp neg", "basic"])
 def test_guiders_with_other_conds_in_another_order(models, layout, family, kind):
     """However many conds a guider has and in whatever order it passes them, the layout's rows are the edited ones."""
@@ -657,7 +677,15 @@ def test_every_attention_backend(models, layout, family, backend, monkeypatch):
     assert used
 
 
-@every_family
+@pytest.mark.parametrize("family", [family for family in tiny.SUPPORTED if not tiny.FAMILIES[family].own_text])
+def test_other_texts_cannot_stand_in_where_the_model_makes_more_of_them(models, layout, family):
+    assert not adapter_for(models[family]).own_text
+    for edit in (texts_edited([]), TextMix("mix", (layout.region_texts[0].embedding,), None)):
+        with pytest.raises(UnsupportedModelError, match="Use Region Conditioning"):
+            install(models[family], layout, [edit])
+
+
+@every_family_with_a_text_of_its_own
 def test_context_edits_reach_their_rows_only(models, layout, family):
     seen = []
 
@@ -694,15 +722,20 @@ def test_another_packs_override_still_runs_everywhere(models, layout, family, ou
 @every_family
 def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
-    hide, start = slice(20, 77), tiny.FAMILIES[family].image_at
-    model = models[family].clone()
+    (text, start), known = tiny.places(family), tiny.FAMILIES[family]
+    hide, image = slice(text + 20, text + 77), prod(tiny.tokens(family))
+    model, cross = models[family].clone(), []
 
     def override(func, q, k, v, heads, mask=None, **kwargs):
         axis = 2 if kwargs.get("skip_reshape") else 1
-        joint = start and q.shape[axis] == start + 96  # a refiner's call is shorter
-        if k.shape[axis] != q.shape[axis] or joint:
+        if known.joint:  # a refiner's call is shorter, and one within the image, too
+            of_text = q.shape[axis] > image + text + 20 * (not known.image_first)
+        else:
+            cross.append(k.shape[axis] != q.shape[axis])
+            of_text = cross[-1] and sum(cross) % (1 + known.others) == 0
+        if of_text:
             extra = q.new_zeros(q.shape[axis], k.shape[axis])
-            extra[start:, hide] = NEVER  # image queries only
+            extra[start : start + image if known.joint else None, hide] = NEVER  # image queries only
             mask = extra if mask is None else mask + extra
         return func(q, k, v, heads, mask=mask, **kwargs)
 
@@ -827,7 +860,7 @@ def test_an_unsupported_model_raises_and_says_what_is_supported():
         adapter_for(Patcher())
 
 
-@pytest.mark.parametrize("family", tiny.JOINT)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_relatives_that_no_adapter_was_tested_on_are_refused(models, family):
     """Flux.2 derives from Flux, MageFlow from Qwen-Image: other tokens in other places."""
     model = models[family].model
@@ -896,6 +929,8 @@ def test_a_shortened_conditioning_is_refused_and_a_longer_one_keeps_its_words(mo
     watched = install(models[family], layout, [watching(seen)])
     longer = tiny.conditioning(family, layout.prompt, layout.key)
     longer[0][0] = torch.cat([longer[0][0], tiny.text(seed=8).embedding], dim=1)
+    if tiny.FAMILIES[family].extra:
+        longer[0][1].update(tiny.FAMILIES[family].extra(154))
     tiny.run(family, watched, longer, steps=1)
     assert seen and all(shape[3] == 77 for _, shape in seen)
 

@@ -61,8 +61,12 @@ class Tiny:
     left: int = 0  # columns to which a shorter text is filled up, in front of it
     image_first: bool = False
     shape: tuple[int, ...] = ()  # axes of a latent between channels and height
+    frames: bool = False  # the host's model takes several of them
     references: bool = False  # reference latents stand behind the image
     extra: Callable[[int], dict[str, Any]] | None = None  # columns of a text -> what else its conditioning holds
+    own_text: bool = True  # its image tokens read the conditioning's embedding and no more
+    others: int = 0  # attention calls of a block to something else, before that to the text
+    masks: bool = False  # a mask of the text may come with it
     even: bool = False  # the host's model takes no latent of odd sides
     finish: Callable[[Any], None] | None = None  # makes parts of the network small that its config does not
 
@@ -73,8 +77,8 @@ def _randn(*shape: int) -> torch.Tensor:
 
 def _small_adapter(network: Any) -> None:
     """Anima's adapter of its text has sizes that nothing sets."""
-    adapter = type(network.llm_adapter)
-    network.llm_adapter = adapter(CONTEXT, CONTEXT, CONTEXT, 1, 2, dtype=network.dtype, operations=comfy.ops.manual_cast)
+    build, operations = type(network.llm_adapter), comfy.ops.manual_cast
+    network.llm_adapter = build(CONTEXT, CONTEXT, CONTEXT, 1, 2, dtype=network.dtype, operations=operations)
 
 
 FAMILIES = {
@@ -142,6 +146,8 @@ FAMILIES = {
         layers=frozenset({"double.0", "double.1"}),
         joint=True,
         shape=(1,),
+        frames=True,
+        masks=True,
         references=True,
     ),
     "zimage": Tiny(
@@ -247,6 +253,8 @@ FAMILIES = {
         layers=_FLUX_LAYERS,
         joint=True,
         shape=(1,),
+        frames=True,
+        masks=True,
         even=True,
     ),
     "hunyuan_video15": Tiny(
@@ -264,6 +272,7 @@ FAMILIES = {
         patch=1,
         before=9 + 11,
         shape=(1,),
+        frames=True,
         extra=lambda columns: {
             "conditioning_byt5small": _randn(1, 9, 1472),
             "clip_vision_output": SimpleNamespace(last_hidden_state=_randn(1, 11, 48)),
@@ -282,6 +291,7 @@ FAMILIES = {
         layers=_FLUX_LAYERS,
         joint=True,
         image_first=True,
+        own_text=False,
         extra=lambda columns: {"conditioning_llama3": _randn(1, 3, 20, CONTEXT)},
     ),
     "wan": Tiny(
@@ -290,6 +300,7 @@ FAMILIES = {
         16,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
+        frames=True,
     ),
     "wan_i2v": Tiny(
         "WAN21_I2V",
@@ -297,6 +308,8 @@ FAMILIES = {
         16,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
+        frames=True,
+        others=1,
         # As long as the text, so that lengths do not tell them apart.
         extra=lambda columns: {
             "clip_vision_output": SimpleNamespace(penultimate_hidden_states=_randn(1, columns, 1280))
@@ -308,6 +321,7 @@ FAMILIES = {
         16,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
+        frames=True,
     ),
     "anima": Tiny(
         "Anima",
@@ -315,7 +329,9 @@ FAMILIES = {
         16,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
+        frames=True,
         finish=_small_adapter,
+        own_text=False,
     ),
     "ltxv": Tiny(
         "LTXV",
@@ -327,6 +343,8 @@ FAMILIES = {
         layers=frozenset({"double.0", "double.1"}),
         patch=1,
         shape=(1,),
+        frames=True,
+        masks=True,
         extra=lambda columns: {"attention_mask": torch.ones(1, columns, dtype=torch.long)},
     ),
 }  # fmt: skip
@@ -368,6 +386,14 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any
     randomise(model.diffusion_model, seed)
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+
+
+class Built(dict):
+    """Family -> its model, built when it is first asked for."""
+
+    def __missing__(self, family: str) -> Any:
+        self[family] = build(family)
+        return self[family]
 
 
 def randomise(module: torch.nn.Module, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What transformers of every kind have in common: classes by name, patches of tokens, blocks that another pack replaces."""
+"""What transformers of every kind have in common: classes by name, tokens, blocks that another pack replaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transformers whose blocks attend to the image and then, apart from it, to the text: a table, and one adapter for all."""
+"""Transformers whose blocks attend to the image and then, apart, to the text: a table, and one adapter for all."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
 
 
 def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
-    own = len(layout.prompt.tokens)
+    own = layout.prompt.embedding.shape[1]
     lengths = {e["cross_attn"].shape[1] for e in conds.get("positive", ()) if e.get("cross_attn") is not None}
     counts = "" if own in lengths else f" ({own} text tokens; the run has {', '.join(map(str, sorted(lengths)))})"
     return (
