@@ -77,7 +77,7 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
-    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
+    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise, sigmas)
     run.attach(options)
     prediction.attach(run, options)
     tell_idle_guides(run, sigmas)

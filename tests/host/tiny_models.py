@@ -63,6 +63,7 @@ class Tiny:
     shape: tuple[int, ...] = ()  # axes of a latent between channels and height
     frames: bool = False  # the host's model takes several of them
     references: bool = False  # reference latents stand behind the image
+    reference_method: str | None = None  # without which the model leaves them out
     extra: Callable[[int], dict[str, Any]] | None = None  # columns of a text -> what else its conditioning holds
     own_text: bool = True  # its image tokens read the conditioning's embedding and no more
     others: int = 0  # attention calls of a block to something else, before that to the text
@@ -212,6 +213,8 @@ FAMILIES = {
         16,
         layers=frozenset({"single.0", "single.1"}),
         joint=True,
+        references=True,
+        reference_method="index",
         shape=(1,),
     ),
     "auraflow": Tiny(
