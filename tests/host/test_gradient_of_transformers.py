@@ -1,4 +1,4 @@
-"""Guides on models where text and image share one attention."""
+"""Guides on transformers: text and image share one attention, or have each its own."""
 
 import types
 from dataclasses import replace
@@ -23,7 +23,7 @@ from pack.attention_patches.host.guidance.prediction import prediction_change
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, Mode
 
-TRANSFORMERS = ["flux", "chroma", "qwen", "zimage", "lumina2", "sd3"]
+TRANSFORMERS = [name for name, family in tiny.FAMILIES.items() if family.gradients and not family.unet]
 # Every mode with CFG and without; of the other families, the two ways of moving.
 GUIDED = [
     *(("flux", mode, cfg) for mode in get_args(Mode) for cfg in (1.0, 4.0)),
@@ -33,12 +33,17 @@ GUIDED = [
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in TRANSFORMERS}
+    return tiny.Built()
 
 
 @pytest.fixture
 def layout():
     return tiny.layout()
+
+
+def fitting(family, size):
+    """The size, or the next that the host's model takes."""
+    return tuple(side + side % 2 for side in size) if tiny.FAMILIES[family].even else size
 
 
 def guide_of(layout, **settings):
@@ -80,7 +85,7 @@ def test_the_gradient_equals_central_differences(family, size, mode, layout, mon
         return found
 
     model = tiny.build(family, dtype=torch.float64)
-    _, found = gradients(family, model, layout, guide, then=slope, size=size)
+    _, found = gradients(family, model, layout, guide, then=slope, size=fitting(family, size))
     for numeric, exact in found:
         assert abs(exact) > 1e-6
         assert numeric == pytest.approx(exact, rel=1e-5)
@@ -176,7 +181,7 @@ def test_the_loss_falls_over_guided_steps(models, layout, family, mode, cfg):
     """Against the same run without a guide, batch 2, an odd size."""
     scale = {"step_size": 300.0, "max_change": 2.0} if mode == "fast" else {"max_change": 0.5, "step_size": 300.0}
     guide = guide_of(layout, mode=mode, top_fraction=1.0, **scale)
-    noise = tiny.latent(family, size=(15, 22), batch=2)
+    noise = tiny.latent(family, size=fitting(family, (15, 22)), batch=2)
 
     def losses(step_size):
         found = []
@@ -253,6 +258,23 @@ def test_weights_in_a_packed_format_are_refused_before_the_run(layout):
     with pytest.raises(UnsupportedModelError, match="quantised format.*GGUF"):
         install(model, layout, [GUIDE])
     install(model, layout, [])
+
+
+@pytest.mark.parametrize("family", [name for name, family in tiny.FAMILIES.items() if not family.gradients])
+def test_a_guide_on_a_family_without_gradients_is_refused(models, layout, family):
+    assert not adapter_for(models[family]).gradients
+    with pytest.raises(UnsupportedModelError, match="does not take through"):
+        install(models[family], layout, [GUIDE])
+
+
+def test_a_guide_on_a_film_is_refused_before_the_first_step(models, layout):
+    calls = []
+    model = models["wan"].clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: calls.append(1) or args["conds_out"])
+    noise = torch.cat([tiny.latent("wan", seed=seed) for seed in (7, 8, 9)], dim=2)
+    with pytest.raises(UnsupportedModelError, match="this latent has 3 frames"):
+        run("wan", install(model, layout, [GUIDE]), layout, noise=noise, steps=1)
+    assert not calls
 
 
 def test_families_without_gradients_are_refused_when_installing(models):

@@ -67,6 +67,7 @@ class Tiny:
     extra: Callable[[int], dict[str, Any]] | None = None  # columns of a text -> what else its conditioning holds
     own_text: bool = True  # its image tokens read the conditioning's embedding and no more
     others: int = 0  # attention calls of a block to something else, before that to the text
+    gradients: bool = True
     masks: bool = False  # a mask of the text may come with it
     even: bool = False  # the host's model takes no latent of odd sides
     finish: Callable[[Any], None] | None = None  # makes parts of the network small that its config does not
@@ -347,6 +348,7 @@ FAMILIES = {
         patch=1,
         shape=(1,),
         frames=True,
+        gradients=False,
         masks=True,
         extra=lambda columns: {"attention_mask": torch.ones(1, columns, dtype=torch.long)},
     ),

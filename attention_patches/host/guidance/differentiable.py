@@ -9,11 +9,12 @@ switch for training chooses kernels that have a backward (rotary embeddings, fus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_replaced(comfy.model_management, "in_training", True))
+        stack.enter_context(_plain_rotations())
         owned: set[int] = set()
         for layer in module.modules():
             if not hasattr(layer, "comfy_cast_weights"):
@@ -48,6 +50,16 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
         for layer in module.modules():
             if id(layer) not in owned:
                 stack.enter_context(_normal_tensors(layer))
+        yield
+
+
+@contextmanager
+def _plain_rotations() -> Iterator[None]:
+    """Cosmos models rotate by a kernel without a backward and ask no switch: its twin in torch, where it has one."""
+    kernels = getattr(comfy.quant_ops, "ck", None)
+    eager = getattr(getattr(getattr(kernels, "backends", None), "eager", None), "rope", None)
+    plain = getattr(eager, "rms_rope_split_half", None)
+    with nullcontext() if plain is None else _replaced(kernels, "rms_rope_split_half", plain):
         yield
 
 
