@@ -132,6 +132,21 @@ class Bench:
             for (let frame = 0; frame < count; frame += 1) await new Promise(requestAnimationFrame);
         }""", count)
 
+    def rest(self, milliseconds):
+        """Wait at least so long, and on a busy machine until frames come quickly again (six seconds at most): what the
+        page does by its clock has then been done."""
+        self.page.evaluate("""async (least) => {
+            const start = performance.now();
+            let last = start, quick = 0;
+            while (true) {
+                const now = await new Promise(requestAnimationFrame);
+                quick = now - last < 60 ? quick + 1 : 0;
+                last = now;
+                const passed = performance.now() - start;
+                if (passed > least && (quick >= 5 || passed > least + 6000)) return;
+            }
+        }""", milliseconds)
+
     # What the workflow holds
 
     def text(self, number=1):
@@ -211,7 +226,7 @@ class Bench:
         """Undo where the nodes made anew are not editors."""
         with self.step_of_history():
             self.keys.press("Control+z")
-        self.page.wait_for_timeout(700)
+        self.rest(700)
         self.settled(number)
 
     def redo(self, keys="Control+Shift+Z"):
@@ -232,7 +247,7 @@ class Bench:
         with contextlib.suppress(Waited):
             self.page.wait_for_function(f"(before) => {depth} !== before", arg=before, polling=30, timeout=2000)
         self.page.wait_for_function(f"() => !{tracker}._restoringState", polling=30)
-        self.page.wait_for_timeout(120)
+        self.rest(120)
 
     # The editor's parts
 

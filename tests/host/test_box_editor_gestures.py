@@ -278,7 +278,7 @@ def test_a_whole_drawing_goes_out_and_in_as_json(bench):
     bench.load(editor_node())
     bench.button("view").click()
     bench.part(':text("Paste JSON")').click()
-    bench.page.wait_for_timeout(200)
+    bench.rest(200)
     assert bench.boxes() == [ONE, TWO]
 
 
@@ -421,7 +421,7 @@ def test_undo_brings_the_selection_back_and_keeps_the_focus(bench):
     bench.click(0.3, 0.3)
     bench.press("Delete")
     bench.undo()
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     assert bench.phrases() == ["red heart", "blue star"]
     assert bench.selected() == [0]
     bench.press("ArrowRight")
