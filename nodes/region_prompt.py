@@ -61,7 +61,8 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                     options=list(get_args(Overlap)),
                     default=COUPLE.overlap,
                     tooltip="Where regions overlap: order = later ones lie on earlier ones; blend = all count, in "
-                    "proportion to their strengths.",
+                    "proportion to their strengths; occlude = later ones stand in front and hide what is "
+                    "behind, each as far as its opacity says.",
                 ),
                 *schema.window_inputs(COUPLE.window),
                 io.DynamicCombo.Input(

@@ -145,7 +145,7 @@ SCHEMAS = {
         "mode=dense cross_weight: FLOAT = 1.0, 0.0 to 2.0",
         "mode=dense self_weight: FLOAT = 0.3, 0.0 to 2.0",
         "strength: FLOAT = 1.0, 0.0 to 1.0",
-        "overlap: COMBO = 'order', of ['order', 'blend']",
+        "overlap: COMBO = 'order', of ['order', 'blend', 'occlude']",
         "start: FLOAT = 0.0, 0.0 to 1.0",
         "end: FLOAT = 1.0, 0.0 to 1.0",
         "bound: COMFY_DYNAMICCOMBO_V3, of ['off', 'coarse', 'all']",
