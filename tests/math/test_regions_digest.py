@@ -19,6 +19,7 @@ COUNT = {
     "feather": 0.1,
     "start_frame": 9,
     "end_frame": 17,
+    "opacity": 0.5,
     "enabled": False,
 }
 DO_NOT = {"extra": {"locked": True}, "color": "#ffffff"}
