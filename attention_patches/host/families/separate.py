@@ -121,6 +121,7 @@ class SeparateAdapter:
     gradients: bool
     own_text: bool
     text: Literal["separate"] = "separate"
+    bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
