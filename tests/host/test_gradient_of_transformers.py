@@ -65,30 +65,36 @@ def in_double(monkeypatch):
 # --- the gradient is right ---
 
 
-@pytest.mark.parametrize("mode", [None, "boxdiff", "attend_excite"])
+MODES = (None, "boxdiff", "attend_excite")
+# Where a kernel takes no float64 the steps are coarse, and only a smooth loss is near its slope.
+EXACT = [(family, mode) for family in TRANSFORMERS for mode in MODES if mode is None or tiny.FAMILIES[family].double]
+
+
 @pytest.mark.parametrize("size", [(16, 24), (15, 21)])
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family, mode", EXACT)
 def test_the_gradient_equals_central_differences(family, size, mode, layout, monkeypatch):
-    in_double(monkeypatch)
+    double = tiny.FAMILIES[family].double
+    if double:
+        in_double(monkeypatch)
     monkeypatch.setattr(attend, "WORK_BYTES", 200_000)  # several pieces, as in a large picture
     guide = guide_of(layout, mode=mode) if mode else GUIDE
 
     def slope(gradient_of, x):
         draw = torch.Generator().manual_seed(3)
-        x = x.double()
-        exact, step = gradient_of(x).values, 1e-4
-        directions = [exact / exact.norm(), torch.randn(x.shape, generator=draw).double()]
+        x = x.double() if double else x
+        exact, step = gradient_of(x).values, 1e-4 if double else 2e-2
+        directions = [exact / exact.norm(), torch.randn(x.shape, generator=draw).to(x)][: 1 + double]
         found = []
         for direction in directions:
             up, down = (gradient_of(x + sign * step * direction).total.sum() for sign in (1, -1))
             found.append((float((up - down) / (2 * step)), float((exact * direction).sum())))
         return found
 
-    model = tiny.build(family, dtype=torch.float64)
+    model = tiny.build(family, dtype=torch.float64 if double else torch.float32)
     _, found = gradients(family, model, layout, guide, then=slope, size=fitting(family, size))
     for numeric, exact in found:
         assert abs(exact) > 1e-6
-        assert numeric == pytest.approx(exact, rel=1e-5)
+        assert numeric == pytest.approx(exact, rel=1e-5 if double else 0.02)
 
 
 @pytest.mark.parametrize("guide", [GUIDE, None])
