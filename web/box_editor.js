@@ -30,6 +30,7 @@ const editors = new Set();
 const owners = new WeakMap(); // element -> the node and editor that it belongs to
 const pictures = new Pictures(() => editors.forEach((each) => each.beat()));
 let lastPicture = null; // of whatever was sampled or shown last, in any node
+let loras = null; // names of files on the server; null = not known yet
 let t = translator();
 
 app.registerExtension({
@@ -48,6 +49,9 @@ app.registerExtension({
     async beforeRegisterNodeDef(type, definition) {
         if (definition.name === NODE) t = translator(await ownWords());
     },
+    refreshComboInNodes() {
+        loras = null;
+    },
     nodeCreated(node) {
         if (node.comfyClass === NODE) tie(node);
         else if (node.subgraph) watchPromotions(node);
@@ -63,6 +67,27 @@ async function ownWords() {
     } catch (error) {
         console.warn("Boxwright: no translations", error);
         return undefined;
+    }
+}
+
+/** The LoRAs on the server, or null until it has told of them. */
+function knownLoras() {
+    if (!loras) {
+        loras = []; // asked for once
+        askForLoras();
+    }
+    return loras.isKnown ? loras : null;
+}
+
+async function askForLoras() {
+    const mine = loras;
+    try {
+        const names = await (await api.fetchApi("/models/loras")).json();
+        mine.push(...(Array.isArray(names) ? names : []).filter((name) => typeof name === "string"));
+        mine.isKnown = true;
+        editors.forEach((each) => each.beat());
+    } catch (error) {
+        console.warn("Boxwright: no list of LoRAs", error);
     }
 }
 
@@ -187,20 +212,22 @@ function preferPrompt(node) {
     };
 }
 
-const gone = new Map(); // node -> {since, focus, lens} of an editor that went away in use: the next one takes over
+const gone = new Map(); // node -> {since, focus, lens, tool, brush} of an editor that went away in use: the next one takes over
 
 function leave(editor, node) {
-    const focus = editor.stage.hadFocus(), lens = editor.isFull ? editor.stage.lens : null;
+    const focus = editor.stage.hadFocus(), lens = editor.isFull ? editor.stage.lens.value : null;
+    const { tool, brush } = editor.stage.freehand;
     editor.setFull(false);
-    if (focus || lens) gone.set(keyOf(node, editor), { since: performance.now(), focus, lens });
+    if (focus || lens || tool !== "box") gone.set(keyOf(node, editor), { since: performance.now(), focus, lens, tool, brush });
 }
 
-/** Take the focus and the full screen of the editor that this one replaces. */
+/** Take the focus, the full screen and the tool of the editor that this one replaces. */
 function comeBack(editor, node) {
     const key = keyOf(node, editor), left = gone.get(key);
     gone.delete(key);
     if (!left || performance.now() - left.since > AFTERLIFE) return;
     if (left.lens) editor.setFull(true, left.lens);
+    editor.stage.freehand.takeUp(left);
     if (left.focus) editor.stage.canvas.focus({ preventScroll: true });
 }
 
@@ -327,6 +354,7 @@ function hostOf(node, name, access) {
         },
         upload,
         fileAt,
+        loras: knownLoras,
         pins: () => pins.get(keyOf(node, { host: { name } })) ?? new Map(),
         keepPins: (parts) => {
             const key = keyOf(node, { host: { name } });
@@ -521,7 +549,7 @@ function beat(editor, node) {
     const theme = isLight(editor) ? "light" : "dark";
     editor.element.classList.toggle("bw-light", theme === "light");
     const facts = JSON.stringify(editor.host.facts()), zoom = Math.round(editor.stage.zoom * 20);
-    const signs = [theme, facts, editor.picture(), zoom, editor.host.read()];
+    const signs = [theme, facts, editor.picture(), zoom, editor.host.read(), knownLoras()];
     if (editor.signs?.every((sign, index) => sign === signs[index])) return;
     editor.signs = signs;
     editor.theme = theme;
