@@ -74,6 +74,7 @@ class Region:
     start: float | None = None  # its own part of the schedule, see StepWindow and window_of
     end: float | None = None
     feather: float | None = None  # width of the ramp outside it, in fractions of the image's width and height
+    opacity: float = 1.0  # what it hides of the regions before it where regions occlude each other: 0 = nothing
     color: str | None = field(default=None, metadata=NOT_IN_KEY)  # "#rrggbb"; None = that of its number
     enabled: bool = True  # what reads regions from text leaves those out that are not; no method sees one
 

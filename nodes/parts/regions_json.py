@@ -22,7 +22,7 @@ COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 # Optional keys of one region, checked here, once. Those of OPTIONS become fields of the Region; absent (or null) means
 # the field's default. Every other key of the user's JSON is kept in Region.extra as it is.
-FRACTIONS = ("start", "end", "feather")  # 0 to 1
+FRACTIONS = ("start", "end", "feather", "opacity")  # 0 to 1
 FLAGS = ("enabled", "locked", "hidden")  # the last two concern the editor only
 
 

@@ -14,18 +14,19 @@ def text(*regions, **more):
 
 
 def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
-    given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "color": "#E69f00", "enabled": True,
-             "locked": True, "hidden": False, "theirs": {"a": [1]}}
+    given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "opacity": 0.5, "color": "#E69f00",
+             "enabled": True, "locked": True, "hidden": False, "theirs": {"a": [1]}}
     [region] = regions_json.parse_regions_json(text(HEART | given))
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
                             ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
-                            color="#E69f00", enabled=True)  # fmt: skip
-    assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 3
+                            opacity=0.5, color="#E69f00", enabled=True)  # fmt: skip
+    assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 4
     assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 
 
 def test_an_option_is_written_under_the_name_of_its_field_and_only_where_it_says_something():
-    values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "color": "#e69f00", "enabled": False}
+    values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "opacity": 0.5, "color": "#e69f00",
+              "enabled": False}  # fmt: skip
     assert set(values) == {option.name for option in OPTIONS}
     for key, value in values.items():
         region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"mine": 1}, **{key: value})
@@ -50,6 +51,10 @@ def test_a_null_option_is_an_absent_one():
     ({"start": -0.1}, "start -0.1 is outside 0 to 1"),
     ({"end": 1.5}, "end 1.5 is outside 0 to 1"),
     ({"feather": "wide"}, "feather must be a number"),
+    ({"opacity": 1.01}, "opacity 1.01 is outside 0 to 1"),
+    ({"opacity": -0.5}, "opacity -0.5 is outside 0 to 1"),
+    ({"opacity": "half"}, "opacity must be a number"),
+    ({"opacity": True}, "opacity must be a number"),
     ({"start": 0.5, "end": 0.5}, "start 0.5 must lie below end 0.5"),
     ({"start": 1.0}, "start 1 must lie below end 1"),
     ({"enabled": 1}, "enabled must be true or false"),

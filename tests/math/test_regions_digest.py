@@ -17,6 +17,7 @@ COUNT = {
     "start": 0.1,
     "end": 0.5,
     "feather": 0.1,
+    "opacity": 0.5,
     "enabled": False,
 }
 DO_NOT = {"extra": {"locked": True}, "color": "#ffffff"}
