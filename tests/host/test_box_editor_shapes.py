@@ -72,7 +72,7 @@ def test_a_polygon_is_drawn_corner_by_corner(bench):
     bench.press("Enter")
     assert bench.rects() == [near([0.2, 0.2, 0.55, 0.6])] and bench.phrases() == ["kite"]
     assert len(shape_of(bench)["points"]) == 8
-    assert covered(bench, 0.5, 0.5) == 1 and covered(bench, 0.72, 0.23) == 0
+    assert covered(bench, 0.5, 0.5) > 0.9 and covered(bench, 0.72, 0.23) < 0.1
     bench.undo()
     assert bench.boxes() == [], "one step for the undo"
     bench.redo()
@@ -108,7 +108,7 @@ def test_an_outline_drawn_by_hand_is_a_polygon_of_few_corners(bench):
     bench.press("Escape")
     assert bench.rects() == [near([0.2, 0.2, 0.55, 0.6])]
     assert 8 <= len(shape_of(bench)["points"]) // 2 <= 16
-    assert covered(bench, 0.5, 0.5) == 1 and covered(bench, 0.22, 0.22) == 0
+    assert covered(bench, 0.5, 0.5) > 0.9 and covered(bench, 0.22, 0.22) < 0.1
 
 
 @pytest.mark.every_version
@@ -150,15 +150,15 @@ def test_a_brush_paints_a_new_region_and_the_eraser_takes_away(bench):
     [[x, y, width, height]] = bench.rects()
     assert [x, x + width] == [pytest.approx(0.26, abs=0.01), pytest.approx(0.74, abs=0.01)]
     assert height == pytest.approx(0.08, abs=0.01)
-    assert covered(bench, 0.5, 0.5) == 1 and covered(bench, 0.5, 0.6) == 0
+    assert covered(bench, 0.5, 0.5) > 0.9 and covered(bench, 0.5, 0.6) < 0.1
     bench.drag((0.5, 0.3), (0.5, 0.7))
-    assert len(bench.boxes()) == 1 and covered(bench, 0.5, 0.65) == 1, "a second stroke goes on with the region"
+    assert len(bench.boxes()) == 1 and covered(bench, 0.5, 0.65) > 0.9, "a second stroke goes on with the region"
     bench.shot("brush")
     choose(bench, "eraser")
     bench.drag((0.5, 0.5), (0.9, 0.5))
-    assert covered(bench, 0.65, 0.5) == 0 and covered(bench, 0.35, 0.5) == 1
+    assert covered(bench, 0.65, 0.5) < 0.1 and covered(bench, 0.35, 0.5) > 0.9
     bench.undo()
-    assert covered(bench, 0.65, 0.5) == 1
+    assert covered(bench, 0.65, 0.5) > 0.9
     bench.press("Escape", "Enter")
     bench.keys.type("river")
     bench.press("Enter")
@@ -184,7 +184,7 @@ def test_painting_on_a_box_keeps_its_fields_and_makes_it_paint(bench):
     bench.drag((0.4, 0.25), (0.7, 0.25))
     [region] = bench.boxes()
     assert (region["phrase"], region["strength"], region["negative"], region["mine"]) == ("wall", 0.5, "door", [1])
-    assert covered(bench, 0.15, 0.15) == 1 and covered(bench, 0.6, 0.25) == 1 and covered(bench, 0.6, 0.35) == 0
+    assert covered(bench, 0.15, 0.15) > 0.9 and covered(bench, 0.6, 0.25) > 0.9 and covered(bench, 0.6, 0.35) < 0.1
     choose(bench, "eraser")
     for y in (0.12, 0.18, 0.24, 0.3, 0.36, 0.4):
         bench.drag((0.0, y), (0.9, y))
