@@ -44,7 +44,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 "Draw boxes and say what belongs in each. Wire regions and prompt to Layout Prompt. Boxes are kept as "
                 "fractions of the image, so they follow when width and height change."
             ),
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,  # connected boxes shall appear even while nothing uses them
             search_aliases=[
                 "box", "draw boxes", "layout to image", "place objects", "bounding box editor", "regional prompt",
@@ -144,7 +144,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
     @classmethod
     def execute(cls, regions_json, width, height, prompt, image_opacity, image=None, boxes=None) -> io.NodeOutput:
         drawing = parse_drawing(regions_json)
-        regions, messages = drawing.regions, {"boxwright_size": [width, height]}
+        regions, messages = drawing.regions, {"boxwright_size": [width, height]} | workflow_of(cls.hidden)
         if boxes is not None:
             incoming = from_anything(boxes, width, height)
             mark = fingerprint(incoming)
@@ -179,6 +179,14 @@ def empty_latent(width: int, height: int) -> dict[str, Any]:
 def fingerprint(regions: Sequence[Region]) -> str:
     """A short text that is the same for the same boxes and phrases."""
     return hashlib.sha256(regions_to_json(regions).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def workflow_of(hidden: io.HiddenHolder | None) -> dict[str, list[str]]:
+    """The number of the workflow that runs, for the browser: by the end of the run it may show another one."""
+    extra = hidden.extra_pnginfo if hidden is not None else None
+    workflow = extra.get("workflow") if isinstance(extra, dict) else None
+    number = workflow.get("id") if isinstance(workflow, dict) else None
+    return {"boxwright_workflow": [number]} if isinstance(number, str) else {}
 
 
 def tell_browser(unique_id: str, messages: dict, refusal: str) -> None:

@@ -244,3 +244,12 @@ def test_a_mask_becomes_paint_and_the_same_mask_again():
     again = run(drawn, width=64, height=64, boxes=ramp[None])
     assert "boxwright_upstream" not in again.ui
     torch.testing.assert_close(again[3][0], ramp, atol=0.011, rtol=0.0)
+
+
+@pytest.mark.parametrize("extra, told", [
+    ({"workflow": {"id": "a-b-c"}}, {"boxwright_workflow": ["a-b-c"]}),
+    ({"workflow": {"id": 5}}, {}), ({"workflow": []}, {}), ({}, {}), (None, {}),
+])  # fmt: skip
+def test_the_browser_is_told_which_workflow_runs(extra, told):
+    assert box_editor.workflow_of(types.SimpleNamespace(extra_pnginfo=extra)) == told
+    assert box_editor.workflow_of(None) == {}

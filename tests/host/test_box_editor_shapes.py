@@ -296,3 +296,32 @@ def test_sixty_regions_with_ten_polygons_and_paint_stay_fluid(bench):
     print(f"paint of 60 regions, ms: median {paints[len(paints) // 2]:.1f}, worst {paints[-1]:.1f}")
     assert paints[len(paints) // 2] < 40
     bench.shot("sixty")
+
+
+@pytest.mark.every_version
+def test_a_run_of_another_open_workflow_is_told_to_that_one(bench):
+    """Both have a node 1; the host hands the run's words to whichever is shown."""
+    bench.load(editor_node([POLYGON]))
+    result = bench.page.evaluate("""async () => {
+        const { runOf } = await import("/extensions/boxwright/host/memory.js");
+        const { workflow, command } = app.extensionManager, first = workflow.activeWorkflow;
+        const mine = (app.rootGraph ?? app.graph).id;
+        nodeOf(1).onExecuted({ boxwright_size: [111, 222], boxwright_workflow: [mine] });
+        const own = runOf(nodeOf(1)).size, copy = JSON.parse(JSON.stringify(app.graph.serialize()));
+        await command.execute("Comfy.NewBlankWorkflow");
+        copy.id = "00000000-1111-4222-8333-444444444444";
+        await app.loadGraphData(copy, true, false, workflow.activeWorkflow);
+        await new Promise((done) => setTimeout(done, 400));
+        const before = runOf(nodeOf(1)).size;
+        nodeOf(1).onExecuted({ boxwright_size: [333, 444], boxwright_workflow: [first.activeState.id] });
+        const after = runOf(nodeOf(1)).size;
+        nodeOf(1).onExecuted({ boxwright_size: [555, 666], boxwright_workflow: [copy.id] });
+        const second = runOf(nodeOf(1)).size;
+        await app.loadGraphData(first.activeState, true, true, first);
+        await new Promise((done) => setTimeout(done, 400));
+        const back = runOf(nodeOf(1)).size;
+        return { own, before, after, second, back, same: mine === first.activeState.id };
+    }""")
+    assert result["same"], "the host keeps a workflow's number"
+    assert (result["own"], result["before"], result["after"]) == ([111, 222], None, None)
+    assert (result["second"], result["back"]) == ([555, 666], [333, 444])

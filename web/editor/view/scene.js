@@ -8,7 +8,7 @@ import { drawCorner, drawFreehand, drawStencil, HANDLE, lineColor, onCanvas, tra
 import { remembering } from "./remembering.js";
 import { stencilOf } from "./stencils.js";
 
-export const MARGIN = 12; // CSS pixels around the image, so that handles at its edge can be grabbed
+export const MARGIN = 8; // CSS pixels around the image, so that handles at its edge can be grabbed
 const FONT = "ui-sans-serif, system-ui, sans-serif";
 const LABEL_ROOM = 96; // CSS pixels a label may take even where its box is narrower
 const LETTERS = 80; // of a label, before it is cut to fit

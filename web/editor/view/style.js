@@ -3,7 +3,7 @@
 
 export const STYLE = `
 .bw-editor { --bw-line: color-mix(in srgb, currentColor 16%, transparent); --bw-soft: color-mix(in srgb, currentColor 8%, transparent);
-    --bw-accent: #3d8fe0; container-type: size; contain-intrinsic-size: 560px 480px; display: flex; flex-direction: column; gap: 6px; box-sizing: border-box;
+    --bw-accent: #3d8fe0; container-type: size; contain-intrinsic-size: 560px 480px; display: flex; flex-direction: column; gap: 4px; box-sizing: border-box;
     width: 100%; height: 100%; min-height: 0; padding: 0; overflow: hidden; position: relative;
     color: var(--input-text, #ddd); font: 12px/1.35 ui-sans-serif, system-ui, sans-serif; text-align: left; user-select: none; }
 .lg-node-widgets:has(> :first-child .bw-editor) { grid-template-rows: minmax(420px, 1fr) !important; }
