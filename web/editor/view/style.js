@@ -51,6 +51,8 @@ export const STYLE = `
 .bw-item kbd { padding: 0 4px; border: 1px solid var(--bw-line); border-radius: 4px; font: inherit; opacity: .7; }
 .bw-item[aria-checked=true] { background: var(--bw-soft); font-weight: 600; }
 .bw-select { flex: 1; min-width: 0; height: 24px; border: 1px solid var(--bw-line); border-radius: 5px; background: var(--comfy-input-bg, #222); }
+.bw-fields > .bw-field:has(.bw-color) > span { width: auto; }
+.bw-field .bw-small { padding: 0 4px; }
 .bw-select + .bw-number { flex: none; width: 52px; }
 .bw-empty { position: absolute; inset: 0; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 4px;
     padding: 12px; text-align: center; pointer-events: none; opacity: .75; }
