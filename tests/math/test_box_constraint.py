@@ -437,3 +437,21 @@ def test_settings_by_hand_are_those_of_the_preset_with_the_same_numbers():
     assert by_hand(BoxConstraint(step_size=100.0, max_change=1.5), "fast") == preset("standard", "fast")
     assert by_hand(BoxConstraint(max_change=0.12), "boxdiff") == preset("standard", "boxdiff")
     assert preset("published", "attend_excite").two_grid_weight == 1.0  # the weight is BoxDiff's
+
+
+def test_a_shape_counts_by_its_cells_and_not_by_the_box_around_it():
+    """A blob in the corner of the box is at its place there, and not in the ellipse inside the box."""
+    y, x = torch.meshgrid(*[(torch.arange(64) + 0.5) / 64] * 2, indexing="ij")
+    ellipse = ((((x - 0.5) / 0.375) ** 2 + ((y - 0.5) / 0.375) ** 2) <= 1.0).float()
+    box = Box(0.125, 0.125, 0.75, 0.75)
+    corner, middle = blob_maps(1.5, 1.5, 2, size=0.5), blob_maps(3.5, 3.5, 2, size=0.5)
+    inner = BoxConstraint(**ONLY | {"inner": 1.0, "top_fraction": 0.01})
+    outer = BoxConstraint(**ONLY | {"outer": 1.0, "top_fraction": 0.02})
+    for settings in (inner, outer):
+        at = {
+            (name, kind): float(of_boxes(maps, (area,), ((2,),), settings).total)
+            for name, maps in (("corner", corner), ("middle", middle))
+            for kind, area in (("ellipse", ellipse), ("box", box))
+        }
+        assert at["corner", "ellipse"] > 1.3 * at["middle", "ellipse"], at
+        assert at["corner", "box"] < 0.9 * at["corner", "ellipse"], at

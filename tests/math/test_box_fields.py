@@ -2,7 +2,6 @@
 import json
 
 import pytest
-import torch
 from pack.attention_patches.core.regions import OPTIONS
 from pack.attention_patches.core.types import Box, BoxwrightError, Moment, Region, StepWindow, holds_in, window_of
 from pack.nodes.parts import boxes, regions_json
@@ -114,18 +113,6 @@ ELEMENT = {"bbox": [125, 250, 375, 750], "desc": "cat"}
 ], ids=range(11))  # fmt: skip
 def test_boxes_are_taken_in_any_form(value):
     assert boxes.from_anything(value, 256, 256) == CAT
-
-
-def test_the_box_around_a_mask():
-    mask = torch.zeros(2, 4, 8)
-    mask[0, 1:3, 2:6] = 1.0
-    mask[1, 3, 7] = 0.5
-    regions = boxes.from_anything(mask, 999, 999)
-    assert [region.area for region in regions] == [Box(0.25, 0.25, 0.5, 0.5), Box(0.875, 0.75, 0.125, 0.25)]
-    painted = (Region("cat", mask[0]), *CAT)
-    assert [region.area for region in boxes.from_anything(painted, 9, 9)] == [Box(0.25, 0.25, 0.5, 0.5), CAT[0].area]
-    with pytest.raises(BoxwrightError, match="Mask 1 has no pixel"):
-        boxes.from_anything(mask[1] * 0.5, 9, 9)
 
 
 @pytest.mark.parametrize("value", [5, [], "", "{", "[1]", [None], {"regions": 1}, [["a"]]], ids=repr)
