@@ -12,6 +12,7 @@ CORE = "attention_patches/core"
 METHODS, SAMPLERS = "attention_patches/methods", "attention_patches/samplers"
 HOST = "attention_patches/host"
 ATTENTION, FAMILIES, TEXT = f"{HOST}/attention", f"{HOST}/families", f"{HOST}/text"
+LAYERS = f"{HOST}/layers"
 RUN, GUIDANCE, LOOPS = f"{HOST}/run", f"{HOST}/guidance", f"{HOST}/samplers"
 ROOMS = {
     ".": {"nodes"},
@@ -22,10 +23,11 @@ ROOMS = {
     ATTENTION: {CORE},
     FAMILIES: {CORE, ATTENTION},
     TEXT: {CORE},
-    RUN: {CORE, ATTENTION, FAMILIES, TEXT},
+    LAYERS: {CORE, ATTENTION, FAMILIES},
+    RUN: {CORE, ATTENTION, FAMILIES, LAYERS, TEXT},
     GUIDANCE: {CORE, ATTENTION, FAMILIES, RUN},
     LOOPS: {CORE, SAMPLERS, ATTENTION, RUN},
-    HOST: {CORE, METHODS, SAMPLERS, ATTENTION, FAMILIES, TEXT, RUN, GUIDANCE, LOOPS},
+    HOST: {CORE, METHODS, SAMPLERS, ATTENTION, FAMILIES, LAYERS, TEXT, RUN, GUIDANCE, LOOPS},
     "nodes/parts": {CORE, METHODS, SAMPLERS},
     "nodes": {"nodes/parts", CORE, METHODS, SAMPLERS, HOST, TEXT, LOOPS},
 }
