@@ -33,7 +33,8 @@ ROOMS = {
 }
 HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "node_helpers"}
 HOST_MODULES |= {"nodes", "server", "latent_preview"}
-IN_NODES = {"comfy_api", "comfy_execution", "nodes", "server"}  # the host's nodes are described, not its models touched
+# The host's nodes are described and its files listed, not its models touched.
+IN_NODES = {"comfy_api", "comfy_execution", "folder_paths", "nodes", "server"}
 SPOKEN = {  # which of the host's modules a room may name
     **{room: {"comfy", "latent_preview"} for room in ROOMS if room.startswith(HOST)},
     **{room: IN_NODES for room in ROOMS if room.startswith("nodes")},

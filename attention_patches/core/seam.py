@@ -122,9 +122,9 @@ class LayerEdit:
     """
 
     name: str
-    changes: tuple[Any, ...]  # one for each unit, and the same object where it is the same change: what the host applies
+    changes: tuple[Any, ...]  # one for each unit, the same object for the same change: what the host applies
     strengths: tuple[float, ...]  # one for each unit, any sign
-    # shares(site) -> float32 [units, h * w] on any grid, of the site alone: at least 0, over the units at most 1 in sum
+    # shares(site) -> float32 [units, h * w] on any grid, of the site alone: at least 0, at most 1 in sum over the units
     shares: Callable[[AttentionSite], Tensor]
     # words(site) -> float32 [units, T]: the share for the layout's own text columns; 0 = not the unit's word
     words: Callable[[AttentionSite], Tensor]

@@ -1,10 +1,10 @@
 """A LoRA for each region, all of them in one pass of the model.
 
-Instead of being added to the weights, a LoRA's change is added to what a layer returns, times the region's share of each
-place: y += sum_r w_r * strength_r * B_r A_r x. With w = 1 everywhere that is the LoRA as it is loaded for the whole
-picture; where w = 0 the layer is the base model's. Masked in this way by the practice of the Stable Diffusion community
-(no paper that we know of describes it for single layers); exact coverage, feather, order or blending of overlaps and
-each region's own time are those of Region Prompt.
+Instead of being added to the weights, a LoRA's change is added to what a layer returns, times the region's share of
+each place: y += sum_r w_r * strength_r * B_r A_r x. With w = 1 everywhere that is the LoRA as it is loaded for the whole
+picture; where w = 0 the layer is the base model's. LoRA: Hu et al., arXiv 2106.09685; masked in this way by the practice
+of the Stable Diffusion community. Coverage, feather, order or blending of overlaps and each region's own time are those
+of Region Prompt.
 """
 
 from __future__ import annotations

@@ -12,7 +12,16 @@ from typing import Any
 from ...attention_patches.core.regions import OPTIONS
 from ...attention_patches.core.types import MAX_LORA, Box, BoxwrightError, Region
 from .checks import (
-    ROUNDING, check_count, check_size, checked_file, checked_phrase, clipped_box, counted, number_of, ranged, shortened,
+    ROUNDING,
+    check_count,
+    check_size,
+    checked_file,
+    checked_phrase,
+    clipped_box,
+    counted,
+    number_of,
+    ranged,
+    shortened,
     shown,
 )  # fmt: skip
 

@@ -21,7 +21,8 @@ def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
     [region] = regions_json.parse_regions_json(text(HEART | given))
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
                             ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
-                            color="#E69f00", enabled=True, lora="inks/blue.safetensors", lora_strength=-2.0)  # fmt: skip
+                            color="#E69f00", enabled=True, lora="inks/blue.safetensors",
+                            lora_strength=-2.0)  # fmt: skip
     assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 3
     assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 

@@ -73,7 +73,7 @@ class LayerChange:
 
 
 def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShape, where: str) -> LayerChange:
-    """A patch of a weight, as the host's load_lora makes it. Raises BoxwrightError for what is not a sum or not fits."""
+    """A patch of a weight, as the host's load_lora makes it. Raises BoxwrightError where it is no sum or does not fit."""
     part = list(shape.weight)
     if offset is not None:
         part[offset[0]] = offset[2]
@@ -109,11 +109,12 @@ def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShap
             second = w2_a.shape[1] * w2_b.shape[1] * math.prod(t2.shape[2:])
         count = first * second
     else:
-        raise _refused(where, f"it is a {getattr(patch, 'name', kind.__name__).upper()}, which is no sum with the layer")
+        name = getattr(patch, "name", kind.__name__).upper()
+        raise _refused(where, f"it is of the kind {name}, which is no sum with the layer")
     if count != math.prod(part):
         raise BoxwrightError(
-            f"{where}: the LoRA is of another size ({count} values for the {math.prod(part)} of the layer). It was made "
-            "for another model; choose one that was made for this one."
+            f"{where}: the LoRA is of another size ({count} values for the {math.prod(part)} of the layer). It was "
+            "made for another model; choose one that was made for this one."
         )
     if kind is comfy.weight_adapter.LoRAAdapter:
         return _low_rank(patch.weights, offset, function, shape)

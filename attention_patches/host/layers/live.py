@@ -28,7 +28,9 @@ Pending = dict[str, tuple[ChangedLayer, Tensor]]
 class LiveLayers:
     """Made when a run starts. Weights of the base model are never touched, nor is any attribute of its modules."""
 
-    def __init__(self, adapter: Adapter, network: torch.nn.Module, items: Sequence[Installed], cache: BiasCache) -> None:
+    def __init__(
+        self, adapter: Adapter, network: torch.nn.Module, items: Sequence[Installed], cache: BiasCache
+    ) -> None:
         edits = [item.edit for item in items if isinstance(item.edit, LayerEdit)]
         changes = list({id(change): change for edit in edits for change in edit.changes}.values())
         self.adapter, self.network, self.cache = adapter, network, cache
@@ -69,8 +71,8 @@ class LiveLayers:
             raise self._lost()
         if self.call is not None and not self.reached:
             raise IncompatiblePatchError(
-                "None of the layers that the regions' LoRAs change was run: another patch computes the model in its own "
-                "way. Remove that patch from this model, or load the LoRA for the whole picture."
+                "None of the layers that the regions' LoRAs change was run: another patch computes the model in its "
+                "own way. Remove that patch from this model, or load the LoRA for the whole picture."
             )
 
     def _enters(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -148,7 +150,7 @@ class LiveLayers:
         """
         call = self.call
         rows, count, _ = attention.shape
-        for layer, x in pending.values():
+        for _, x in pending.values():
             if x.shape[:2] != attention.k.shape[:2] or attention.k.ndim != 3 or call.grid[0] * call.grid[1] != count:
                 raise self._lost()
         terms = self.cache.once(
@@ -164,7 +166,8 @@ class LiveLayers:
         out = self._of_rows(attention, pending, attend, terms[0], True)
         for entry, own in enumerate(terms[1:], 1):  # crops differ, and with them who reads what
             part = slice(entry * call.rows, (entry + 1) * call.rows)
-            out = torch.cat([out[: part.start], self._of_rows(attention, pending, attend, own, True)[part], out[part.stop :]])
+            theirs = self._of_rows(attention, pending, attend, own, True)[part]
+            out = torch.cat([out[: part.start], theirs, out[part.stop :]])
         return out
 
     def _of_rows(
@@ -226,6 +229,6 @@ class LiveLayers:
 
     def _lost(self) -> IncompatiblePatchError:
         return IncompatiblePatchError(
-            "Another patch replaces a cross-attention whose keys or values the regions' LoRAs change, and does not call "
-            "the host's attention with its options and these keys. Remove that patch from this model."
+            "Another patch replaces a cross-attention whose keys or values the regions' LoRAs change, and does not "
+            "call the host's attention with its options and these keys. Remove that patch from this model."
         )

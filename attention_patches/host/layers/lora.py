@@ -56,6 +56,8 @@ def lora_for(model: Any, tensors: dict[str, Tensor], name: str) -> Lora:
                 f"{where} ({attribute}): it is neither a linear layer nor a convolution, so that it cannot change for "
                 "a region alone. Load this LoRA for the whole picture (LoraLoader)."
             )
+        if attribute == "bias" and comfy.utils.get_attr(model.model, module).bias is None:
+            continue  # as the host leaves it out
         if attribute == "bias":
             change = LayerChange(bias=_bias(patch, shape, where))
         else:
@@ -64,8 +66,8 @@ def lora_for(model: Any, tensors: dict[str, Tensor], name: str) -> Lora:
         layers[own] = _joined(layers[own], change) if own in layers else change
     if not layers:
         raise BoxwrightError(
-            f'The LoRA "{name}" has nothing for any layer of this model ({type(model.model).__name__}): it was made for '
-            "another one. Choose a LoRA of the same base model."
+            f'The LoRA "{name}" has nothing for any layer of this model ({type(model.model).__name__}): it was made '
+            "for another one. Choose a LoRA of the same base model."
         )
     return Lora(name, layers, any(key.startswith(OF_TEXT) for key in tensors))
 

@@ -175,6 +175,6 @@ def tokens_of(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
 
 def wrong_tokens(name: str, found: Sequence[int], expected: str) -> IncompatiblePatchError:
     return IncompatiblePatchError(
-        f"Another patch gives the layer {name} the shape {'x'.join(map(str, found))} where {expected} were expected, so "
-        "that Boxwright cannot tell which token lies where. Remove the patch that merges or adds tokens or rows."
+        f"Another patch gives the layer {name} the shape {'x'.join(map(str, found))} where {expected} were expected, "
+        "so that Boxwright cannot tell which token lies where. Remove the patch that merges or adds tokens or rows."
     )

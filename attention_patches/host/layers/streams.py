@@ -8,9 +8,9 @@ from typing import Any, Literal
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-# image: tokens or pixels of the image (and of reference images behind it); text: the prompt's; joint: first the one,
-# then the other; whole: one vector for the picture (time, pooled text, modulation); keys: a cross-attention's projections
-# of the text, which every place of the image reads for itself.
+# image: tokens or pixels of the image (and of reference images behind it); text: the prompt's; joint: first the text,
+# then the image; whole: one vector for the picture (time, pooled text, modulation); keys: a cross-attention's
+# projections of the text, which every place of the image reads for itself.
 Stream = Literal["image", "text", "joint", "whole", "keys"]
 
 _KEYS = re.compile(r"\.attn2\.to_[kv]$")

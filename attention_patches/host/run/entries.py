@@ -22,6 +22,11 @@ class Entry:
     text_length: int
     area: tuple[int, ...] | None  # in latent cells: (height, width, y, x), with frames (T, height, width, t, y, x)
 
+    @property
+    def layouts(self) -> frozenset[str]:
+        """The keys of the layouts that it was encoded with."""
+        return frozenset(item.layout.key for item in self.edits if of_layout(item))
+
     def crop(self, image: tuple[int, int]) -> tuple[int, int, int, int]:
         """(height, width, y, x) of what the model sees for this entry."""
         return crop_of(self.area, image)

@@ -208,7 +208,7 @@ class Run:
         return LayerCall(
             rows=self._rows_each(x, len(uuids)),
             offsets=tuple(crop[2:] for crop in crops),
-            owned=tuple(frozenset(i.layout.key for i in entry.edits if of_layout(i)) if entry else frozenset() for entry in entries),
+            owned=tuple(entry.layouts if entry else frozenset() for entry in entries),
             latent=tuple(x.shape[-2:]),
             image=self.image,
             text_length=0 if context is None else context.shape[1],
