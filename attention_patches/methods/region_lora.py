@@ -1,10 +1,10 @@
 """A LoRA for each region, all of them in one pass of the model.
 
 Instead of being added to the weights, a LoRA's change is added to what a layer returns, times the region's share of
-each place: y += sum_r w_r * strength_r * B_r A_r x. With w = 1 everywhere that is the LoRA as it is loaded for the whole
-picture; where w = 0 the layer is the base model's. LoRA: Hu et al., arXiv 2106.09685; masked in this way by the practice
-of the Stable Diffusion community. Coverage, feather, order or blending of overlaps and each region's own time are those
-of Region Prompt.
+each place: y += sum_r w_r * strength_r * B_r A_r x. With w = 1 everywhere that is the LoRA as it is loaded for the
+whole picture; where w = 0 the layer is the base model's. LoRA: Hu et al., arXiv 2106.09685; masked in this way by the
+practice of the Stable Diffusion community. Coverage, feather, order or blending of overlaps and each region's own time
+are those of Region Prompt.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class RegionLora:
     overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()
+
+    def __post_init__(self) -> None:
+        self._places()  # which checks them
 
     def edits(self, layout: Layout, loras: Mapping[int, tuple[Any, float]]) -> list[LayerEdit]:
         """What to install for the LoRAs of some regions: number of the region, from 0 -> (change, strength).

@@ -73,7 +73,7 @@ class LayerChange:
 
 
 def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShape, where: str) -> LayerChange:
-    """A patch of a weight, as the host's load_lora makes it. Raises BoxwrightError where it is no sum or does not fit."""
+    """A patch of a weight, as the host's load_lora makes it. Raises BoxwrightError where it is no sum or no fit."""
     part = list(shape.weight)
     if offset is not None:
         part[offset[0]] = offset[2]
