@@ -92,7 +92,8 @@ def test_whatever_runs_with_it(models, whole):
             tiny.run(family, patched, positive, **{"steps": 1, **options})
             for patched in (with_loras(model, whole, [file]), loras.merged(model, file, 0.8))
         )
-        same(found, expected)
+        off = 1e-5 if options.get("steps", 1) == 1 else 3e-4  # the tiny models amplify rounding step by step
+        torch.testing.assert_close(found, expected, rtol=0, atol=off * float(expected.abs().max()))
 
 
 def test_a_part_of_a_weight_and_moved_rows(models, whole):
@@ -231,7 +232,8 @@ def test_each_place_reads_the_text_with_its_own_keys_and_values(models, halves):
 
     expected = run("sd15", by_hand(model), halves)
     assert set(names) == set(layers.values())
-    same(run("sd15", with_loras(model, halves, files), halves), expected)
+    found = run("sd15", with_loras(model, halves, files), halves)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     quiet = with_loras(model, halves, [*files], RegionLora(window=StepWindow(0.9, 1.0)))
     assert torch.equal(run("sd15", quiet, halves), run("sd15", model, halves))
 
