@@ -340,7 +340,7 @@ def test_with_the_hosts_hooks(models, whole):
 
 @pytest.mark.parametrize("edits", [
     lambda lay: RegionPrompt(base_ratio=0.2).edits(lay), lambda lay: PUBLISHED.edits(lay),
-    lambda lay: preset("fast", "boxdiff").guides(lay),
+    lambda lay: preset("standard", "boxdiff").guides(lay),
 ], ids=["region prompt", "rectified", "box constraint"])  # fmt: skip
 @pytest.mark.parametrize("first", [True, False])
 def test_with_other_methods(models, edits, first):
