@@ -49,7 +49,7 @@ class BoxwrightRegionLora(io.ComfyNode):
                     max=MAX_LORA,
                     step=0.01,
                     tooltip="Of the LoRAs: 0 = off, 1 = as it was trained. What the layout says for a region is "
-                    "multiplied by it, and each region's own strength multiplies both.",
+                    "multiplied by it. A region's own strength is its share of each place: at 0 it takes no part.",
                 ),
                 io.Int.Input(
                     "region",
