@@ -36,7 +36,7 @@ def folder(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     (tmp_path / "inks").mkdir()
-    own = {key: t.contiguous() for key, t in loras.tensors(toy[0], only=["attn", "ff."], size=0.2).items()}
+    own = {key: t.contiguous() for key, t in loras.tensors(toy[0], only=["attn", "ff."], size=0.05).items()}
     comfy.utils.save_torch_file(own, str(tmp_path / "inks" / "blue.safetensors"))
     keys = comfy.lora.model_lora_keys_clip(toy[1].cond_stage_model, {})
     name = next(key for key in keys if key.endswith("mlp_fc1"))
@@ -85,7 +85,7 @@ def test_a_file_for_the_whole_picture_is_the_hosts_loader(toy, folder):
             expected = draw(toy, merged, positive)
             assert (expected - draw(toy, toy[0], positive)).abs().max() > 0.05
         model, notes = patched(toy, layout, **changes)
-        torch.testing.assert_close(draw(toy, model, positive), expected, rtol=0, atol=2e-4)
+        torch.testing.assert_close(draw(toy, model, positive), expected, rtol=0, atol=1e-3)
         assert 'Region 1 ("red circle"): inks/blue.safetensors at' in notes
 
 
@@ -98,7 +98,7 @@ def test_each_region_has_its_own_and_the_notes_say_so(toy, folder):
         chained, more = BoxwrightRegionLora.execute(chained, layout, **OPTIONS | {"lora": name, "region": region}).args
         said.append(more)
     assert "for the text encoder is left out" in said[1] and "text encoder" not in said[0]
-    torch.testing.assert_close(draw(toy, chained, positive), draw(toy, model, positive), rtol=0, atol=1e-4)
+    torch.testing.assert_close(draw(toy, chained, positive), draw(toy, model, positive), rtol=0, atol=1e-3)
 
 
 def test_the_text_part_is_in_the_regions_own_text_alone(toy, folder):
