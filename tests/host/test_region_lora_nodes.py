@@ -59,7 +59,7 @@ def patched(toy, layout, **changes):
 
 
 def draw(toy, model, positive):
-    return sampling.sample(model, toy[2], positive, sampling.encode(toy[1], ""), [0], steps=2, size=(128, 128))
+    return sampling.sample(model, toy[2], positive, sampling.encode(toy[1], ""), [0], steps=1, size=(128, 128))
 
 
 def loaded(toy, path, strength, clip=False):
