@@ -120,6 +120,24 @@ class ContextEdit:
 
 
 @dataclass(frozen=True)
+class LayerEdit:
+    """Changes of linear and convolution layers (LoRAs) that count by place, in every row of a run.
+
+    A unit is a change, its strength and where it counts. In every layer that one touches, with x its input, y its
+    output: y += sum over units of share_u(place) * strength_u * change_u(x). The layout's rows must be in the run.
+    """
+
+    name: str
+    changes: tuple[Any, ...]  # one for each unit, the same object for the same change: what the host applies
+    strengths: tuple[float, ...]  # one for each unit, any sign
+    # shares(site) -> float32 [units, h * w] on any grid, of the site alone: at least 0, at most 1 in sum over the units
+    shares: Callable[[AttentionSite], Tensor]
+    # words(site) -> float32 [units, T]: the share for the layout's own text columns; 0 = not the unit's word
+    words: Callable[[AttentionSite], Tensor]
+    window: StepWindow = StepWindow()
+
+
+@dataclass(frozen=True)
 class AttentionLoss:
     """How far attention maps are from what is wanted."""
 

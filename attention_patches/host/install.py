@@ -13,7 +13,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
+from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, LayerEdit, TextMix
 from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
@@ -26,7 +26,10 @@ EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 
 
-def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit | LatentGuide | TextMix]) -> Any:
+Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | TextMix
+
+
+def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
     """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
 
     Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
@@ -81,6 +84,7 @@ def _sample_with_edits(
     run.attach(options)
     prediction.attach(run, options)
     tell_idle_guides(run, sigmas)
-    result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    with run.with_layers():
+        result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result
