@@ -21,7 +21,7 @@ from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, 
 from ..attention.edited import edited_attention
 from ..attention.others import replaced_attention
 from ..families.base import Adapter
-from .entries import entries_with_edits, of_layout, part_copies
+from .entries import edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -63,6 +63,11 @@ class Run:
         own = {WRAPPER: before[WRAPPER]} if WRAPPER in before else {}
         order = {RUN: [self.predict], **own}
         around[WrappersMP.PREDICT_NOISE] = order | {key: kept for key, kept in before.items() if key not in order}
+
+    def adopt(self, conds: dict[str, list[dict]]) -> None:
+        """Conditioning that a sampler adds to its run, prepared by the host; it carries edits as the others do."""
+        part_copies(conds)
+        self.entries.update(edits_by_entry(conds, self.installed))
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
