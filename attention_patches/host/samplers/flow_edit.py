@@ -33,7 +33,7 @@ class FlowEditing:
     """
 
     method: Literal["FlowEdit", "FlowAlign", "Uni-Edit"] = "FlowEdit"
-    source_cfg: float = 1.5  # guidance of the source prompt, FlowEdit only
+    source_cfg: float = 1.0  # guidance of the source prompt, FlowEdit only
     draws: int = 1  # of noise in each step, averaged; Uni-Edit has none
     finish: float = 0.0  # share of the steps that are ordinary sampling, FlowEdit only
 
