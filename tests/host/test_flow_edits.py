@@ -8,7 +8,9 @@ import comfy.samplers
 import pytest
 import tiny_models
 import torch
-from pack.attention_patches.core.types import BoxwrightError
+from pack.attention_patches.core.seam import AttentionEdit
+from pack.attention_patches.core.types import BoxwrightError, StepWindow
+from pack.attention_patches.host.install import install
 from pack.attention_patches.host.samplers.flow_edit import METHODS, FlowEditing, edit_by_flow, flow_edit_sampler
 from pack.attention_patches.host.samplers.loops import OTHER_NOISE, levels_of, schedule
 from pack.attention_patches.samplers.noise import seeded
@@ -262,6 +264,53 @@ def test_nothing_stays_on_the_model(models, method):
     flow_edit(models, "sd15", method)
     assert model.model_options == options
     assert torch.equal(tiny_models.run("sd15", model, prompt("sd15", 1)), before)
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_edits_of_attention_reach_the_rows_of_both_prompts(models, family):
+    """The sampler adds the source to a run that has begun; there it must carry what it carries in one run."""
+    layout = tiny_models.layout(tiny_models.text(seed=4))
+    both = tiny_models.conditioning(family, layout.prompt, layout.key, seed=4)
+    seen = []
+
+    def fn(zeros, site):
+        seen.append(site.progress)
+        return zeros + site.layout.columns.any(dim=0) * -4.0
+
+    patched = install(models[family], layout, [AttentionEdit("quiet", "bias", fn, StepWindow())])
+    latent, sigmas, settings = pictures(family), schedule(models[family], "normal", 2, 0.8), editing("FlowEdit")
+
+    def edited(model, source):
+        return edit_by_flow(
+            model, latent, source, both, prompt(family, 2), settings, 1.5, sigmas, None, 5
+        )[0]  # fmt: skip
+
+    sampled = comfy.sample.sample_custom(
+        patched, torch.zeros_like(latent), 1.5, flow_edit_sampler(both, settings), sigmas, both, prompt(family, 2),
+        latent, disable_pbar=True, seed=5,
+    )  # fmt: skip
+    close(sampled, edited(patched, both), 1e-4)
+    # The same prompt on both sides with the same edits and guidance: nothing to change. Without them in the source's
+    # rows there would be.
+    torch.testing.assert_close(sampled, latent, atol=1e-3, rtol=0)
+    unmarked = tiny_models.conditioning(family, layout.prompt, seed=4)
+    assert (edited(patched, unmarked) - latent).abs().mean() > 1e-2
+    assert seen
+
+
+@every_method
+def test_readers_hear_the_target_alone(models, method):
+    """An Attention Recorder is asked for the words of the picture to be."""
+    layout = tiny_models.layout(tiny_models.text(seed=4))
+    both = tiny_models.conditioning("sd15", layout.prompt, layout.key, seed=4)
+    heard = []
+    reader = AttentionEdit("read", "read", lambda probs, site: heard.append((site.layer, site.progress)), StepWindow())
+    patched = install(models["sd15"], layout, [reader])
+    sigmas = schedule(patched, "normal", 3, 0.8)
+    edit_by_flow(
+        patched, pictures("sd15"), both, both, prompt("sd15", 2), editing(method), 3.0, sigmas, None, 5
+    )  # fmt: skip
+    assert len({progress for _, progress in heard}) == 3 and len(heard) == len(set(heard))
 
 
 # What it refuses
