@@ -36,11 +36,14 @@ class Run:
     EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
     ASIDE = "boxwright_aside"  # key in transformer_options of passes that readers are not to hear
 
-    def __init__(self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
+    def __init__(
+        self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor, sigmas: Tensor
+    ) -> None:
         self.adapter = adapter
         self.guider = guider
-        self.progress = progress_of(guider.inner_model.model_sampling)
+        self.progress = progress_of(guider.inner_model.model_sampling, sigmas.tolist())
         self.batch = noise.shape[0]
+        self.pictures = _pictures(_frames(noise), guider.inner_model.latent_format)
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         part_copies(guider.conds)
         self.entries = entries_with_edits(guider.conds, installed)
@@ -186,6 +189,8 @@ class Run:
             further=self._further_texts(chunks, context, x.device),
             others=self.others,
             frames=_frames(x),
+            pictures=self.pictures if _frames(x) == len(self.pictures) else (),
+            inputs=inputs,
         )
 
     def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
@@ -240,6 +245,12 @@ def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
                     own = slice(text.start, text.start + count)
                     context[chunk.rows, own] = item.edit.fn(context[chunk.rows, own], item.layout)
     return context
+
+
+def _pictures(frames: int, latent_format: Any) -> tuple[tuple[int, int], ...]:
+    """The pictures that each frame of a latent makes: the first one, the others as many as the VAE puts into one."""
+    each = getattr(latent_format, "temporal_downscale_ratio", 1)
+    return tuple((max(0, 1 + (k - 1) * each), 1 + k * each) for k in range(frames))
 
 
 def _frames(latent: Tensor) -> int:
