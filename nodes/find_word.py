@@ -6,8 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.samplers.loops import picture_latent
-from ..attention_patches.host.samplers.word_mask import WordMask, attended
 from ..attention_patches.host.text.layout import encode_layout
+from ..attention_patches.host.word_mask import WordMask, attended
 from ..attention_patches.samplers.diff_mask import DiffMask
 from .diff_mask import dilate_input, draw_inputs
 from .parts import editing, schema

@@ -10,14 +10,14 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...core.masks import resized
-from ...core.types import Layout
-from ...methods.recorder import Recording, Records
-from ...samplers.diff_mask import DiffMask
-from ...samplers.noise import noised
-from ..recorder import recorded
-from .diff_mask import Found
-from .loops import check_model, denoiser, levels_of, run
+from ..core.masks import resized
+from ..core.types import Layout
+from ..methods.recorder import Recording, Records
+from ..samplers.diff_mask import DiffMask
+from ..samplers.noise import noised
+from .recorder import recorded
+from .samplers.diff_mask import Found
+from .samplers.loops import check_model, denoiser, levels_of, run
 
 
 @dataclass(frozen=True)
