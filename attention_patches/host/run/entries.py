@@ -74,9 +74,21 @@ def part_copies(conds: dict[str, list[dict]]) -> None:
 def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
     """uuid of a conditioning entry -> its edits, where copies have been parted.
 
+    Raises BoxwrightError where a layout has no conditioning in this run.
+    """
+    found = edits_by_entry(conds, installed)
+    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
+    for item in installed:
+        if item.layout.key not in seen:
+            raise BoxwrightError(_foreign_prompt(item.layout, conds))
+    return found
+
+
+def edits_by_entry(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
+    """The same, for conditionings that need not carry any.
+
     Entries are recognised by the layout they were encoded with, never by their position in the batch; edits of the
-    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it. Raises
-    BoxwrightError where a layout has no conditioning in this run.
+    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it.
     """
     of_input: dict[int, Entry | None] = {}
     found: dict[Any, Entry] = {}
@@ -93,10 +105,6 @@ def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed,
                 of_input[read] = Entry(edits, entry["cross_attn"].shape[1], None) if edits else None
             if of_input[read]:
                 found[entry["uuid"]] = replace(of_input[read], area=entry.get("area"))
-    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
-    for item in installed:
-        if item.layout.key not in seen:
-            raise BoxwrightError(_foreign_prompt(item.layout, conds))
     return found
 
 

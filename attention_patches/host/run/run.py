@@ -24,7 +24,7 @@ from ..attention.others import replaced_attention
 from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
-from .entries import crop_of, entries_with_edits, of_layout, part_copies
+from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -77,6 +77,11 @@ class Run:
         own = {WRAPPER: before[WRAPPER]} if WRAPPER in before else {}
         order = {RUN: [self.predict], **own}
         around[WrappersMP.PREDICT_NOISE] = order | {key: kept for key, kept in before.items() if key not in order}
+
+    def adopt(self, conds: dict[str, list[dict]]) -> None:
+        """Conditioning that a sampler adds to its run, prepared by the host; it carries edits as the others do."""
+        part_copies(conds)
+        self.entries.update(edits_by_entry(conds, self.installed))
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
