@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    arranged_noise,
     attention_heatmap,
     attention_recorder,
     blended_latents,
@@ -47,6 +48,7 @@ class BoxwrightExtension(ComfyExtension):
             *layout_to_prompt.NODES,
             *prompt_to_regions.NODES,
             *rectified_attention.NODES,
+            *arranged_noise.NODES,
             *box_constraint.NODES,
             *region_prompt.NODES,
             *region_conditioning.NODES,

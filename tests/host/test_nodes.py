@@ -106,6 +106,13 @@ SCHEMAS = {
         "end_tokens: COMBO = 'visible', of ['visible', 'hidden', 'own']",
         "-> MODEL",
     ],
+    "BoxwrightArrangedNoise": [
+        "model: MODEL",
+        "layout: BOXWRIGHT_LAYOUT",
+        "strength: FLOAT = 1.0, 0.0 to 1.0",
+        "block: INT = 0, 0 to 64",
+        "-> MODEL",
+    ],
     "BoxwrightBoxConstraint": [
         "model: MODEL",
         "layout: BOXWRIGHT_LAYOUT",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, TextMix
+from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout, View
 from .call import Attention, AttentionCall
 
@@ -26,7 +26,7 @@ class Installed:
     """One edit, and the layout whose rows it changes."""
 
     layout: Layout
-    edit: AttentionEdit | ContextEdit | LatentGuide | LayerEdit | TextMix
+    edit: AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
 
 

@@ -64,7 +64,7 @@ def loss_gradient(
     with what it keeps for its way back in main memory.
     """
     batch, found = x.shape[0], []
-    for entry in _originals(run.conditioning(item.layout)):
+    for entry in originals(run.conditioning(item.layout)):
 
         def attempt(rows: slice, entry: dict[str, Any] = entry) -> Gradient | None:
             own = entry_of_rows(entry, rows, batch)
@@ -106,7 +106,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
-def _originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the copies that the host makes of an entry for the areas of the other side: those share its text."""
     return list({id(entry["model_conds"].get("c_crossattn", entry)): entry for entry in reversed(entries)}.values())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...core.seam import LatentGuide, LayerEdit, TextMix
+from ...core.seam import LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout
 from ..attention.calls import Chunk, Extra, Installed
 from ..text.layout import LAYOUT_KEY
@@ -34,7 +34,7 @@ class Entry:
     def chunk(
         self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool
     ) -> Chunk:
-        edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit)))
+        edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit, NoiseEdit)))
         active = (item for item in edits if item.edit.window.contains(progress))
         kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))
         # A guide asks what the prompt itself does. Where a region reads a text of its own, that holds what the prompt
