@@ -40,14 +40,20 @@ class AttentionSite:
     queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
     progress: float  # same scale as StepWindow
     layout: Layout
+    # The pictures of a film that this block is of: from the first to before the second. None where it is the same in
+    # all of them, because no region of the layout asks, or there is one picture.
+    frames: tuple[int, int] | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
     # The context in which to make what outlives this block of the network; `kept` and stage "read" are in it already.
     lasting: Callable[[], AbstractContextManager] = field(default=nullcontext, repr=False, compare=False)
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` returns, worked out once in a run for this key, grid and view. Name the device in the key."""
+        """What `make` returns, worked out once in a run for this key, grid, view and frames.
+
+        Name the device in the key.
+        """
         # Autograd may not save what was made in inference mode.
-        key = (key, self.grid, self.view, torch.is_inference_mode_enabled())
+        key = (key, self.grid, self.view, self.frames, torch.is_inference_mode_enabled())
         if key not in self.memo:
             with self.lasting():
                 self.memo[key] = make()
@@ -110,6 +116,24 @@ class ContextEdit:
 
     name: str
     fn: Callable[[Tensor, Layout], Tensor]
+    window: StepWindow = StepWindow()
+
+
+@dataclass(frozen=True)
+class LayerEdit:
+    """Changes of linear and convolution layers (LoRAs) that count by place, in every row of a run.
+
+    A unit is a change, its strength and where it counts. In every layer that one touches, with x its input, y its
+    output: y += sum over units of share_u(place) * strength_u * change_u(x). The layout's rows must be in the run.
+    """
+
+    name: str
+    changes: tuple[Any, ...]  # one for each unit, the same object for the same change: what the host applies
+    strengths: tuple[float, ...]  # one for each unit, any sign
+    # shares(site) -> float32 [units, h * w] on any grid, of the site alone: at least 0, at most 1 in sum over the units
+    shares: Callable[[AttentionSite], Tensor]
+    # words(site) -> float32 [units, T]: the share for the layout's own text columns; 0 = not the unit's word
+    words: Callable[[AttentionSite], Tensor]
     window: StepWindow = StepWindow()
 
 
