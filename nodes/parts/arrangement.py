@@ -17,7 +17,7 @@ OPACITY = 0.75  # of the colours over the layout
 def draw_arrangement(plan: Plan, regions: tuple[Region, ...]) -> Tensor:
     """A grid for every picture of the batch, [B, H, W, 3] in [0, 1]: a column for each phrase, before above after.
 
-    In the last column blocks have the grey of the row and column in which they began; those that moved stand out.
+    In the last column the places whose blocks changed, and how far away the blocks that are there now were before.
     """
     height, width = plan.grid
     scale = SIDE / max(plan.grid)
@@ -25,8 +25,7 @@ def draw_arrangement(plan: Plan, regions: tuple[Region, ...]) -> Tensor:
     rows = plan.sources.shape[0]
     paper = draw_layout(regions, *size).expand(rows, -1, -1, -1)
     stays = torch.arange(height * width)
-    went = (plan.sources != stays).double()
-    came = torch.zeros_like(went).scatter(1, plan.sources, went)
+    down, across = (part(plan.sources, width) - part(stays, width) for part in (torch.floor_divide, torch.remainder))
     before, after = [], []
     for number, phrase in enumerate(plan.phrases):
         like = plan.likes[:, number]
@@ -35,6 +34,7 @@ def draw_arrangement(plan: Plan, regions: tuple[Region, ...]) -> Tensor:
             (after, f"{phrase}: after", like.gather(1, plan.sources)),
         ):
             row.append(Tile(label, values.view(rows, height, width).float()))
-    before.append(Tile("blocks that left", came.view(rows, height, width).float()))
-    after.append(Tile("blocks that came", went.view(rows, height, width).float()))
+    distance = (down**2 + across**2).float().sqrt().view(rows, height, width)
+    before.append(Tile("places that changed", (distance > 0).float()))
+    after.append(Tile("from how far", distance))
     return draw_grid(paper, [before, after], OPACITY)

@@ -36,7 +36,7 @@ def test_objects_stand_in_their_boxes(arranged, unpatched):
 
 
 def test_they_stand_in_these_boxes_and_not_in_others(arranged):
-    assert score(arranged, "the same, scored with other boxes", ELSEWHERE)["iou"][0] < 0.08
+    assert score(arranged, "the same, scored with other boxes", ELSEWHERE)["iou"][0] < 0.15
 
 
 def starts(toy, case, count, arrange=True):
