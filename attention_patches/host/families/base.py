@@ -33,6 +33,7 @@ class Adapter(Protocol):
     # Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes something
     # else of it, other embeddings cannot stand in for it: edits of it and further texts are refused.
     own_text: bool
+    frame: int  # pictures that a frame of a film's latent makes, but for the first, which makes one
     bottleneck: bool  # whether it is a UNet, in whose middle H-Space Edit acts
 
     def last_layer(self, level: int) -> str:

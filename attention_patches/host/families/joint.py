@@ -141,6 +141,7 @@ class JointAdapter:
     text: Literal["joint"] = "joint"
     gradients: bool = True
     bottleneck: bool = False
+    frame: int = 4
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]

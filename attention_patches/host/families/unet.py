@@ -82,6 +82,7 @@ class UNetAdapter:
     guided: None = None
     own_text: bool = True
     bottleneck: bool = True
+    frame: int = 1
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]

@@ -43,7 +43,7 @@ class Run:
         self.guider = guider
         self.progress = progress_of(guider.inner_model.model_sampling, sigmas.tolist())
         self.batch = noise.shape[0]
-        self.pictures = _pictures(_frames(noise), guider.inner_model.latent_format)
+        self.pictures = _pictures(_frames(noise), adapter.frame)
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         part_copies(guider.conds)
         self.entries = entries_with_edits(guider.conds, installed)
@@ -242,9 +242,8 @@ def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
     return context
 
 
-def _pictures(frames: int, latent_format: Any) -> tuple[tuple[int, int], ...]:
-    """The pictures that each frame of a latent makes: the first one, the others as many as the VAE puts into one."""
-    each = getattr(latent_format, "temporal_downscale_ratio", 1)
+def _pictures(frames: int, each: int) -> tuple[tuple[int, int], ...]:
+    """The pictures that each frame of a latent makes: the first one, the others `each`."""
     return tuple((max(0, 1 + (k - 1) * each), 1 + k * each) for k in range(frames))
 
 
