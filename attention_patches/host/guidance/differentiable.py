@@ -24,10 +24,11 @@ _ABSENT = object()
 
 
 @contextmanager
-def differentiable(module: torch.nn.Module) -> Iterator[None]:
+def differentiable(module: torch.nn.Module, adds_in_place: bool = False) -> Iterator[None]:
     """Inside, with gradients on, the module can be run on a tensor that requires grad, and differentiated by it.
 
-    Covers forward and backward. Weights get no gradient. The module is restored on the way out.
+    Covers forward and backward. Weights get no gradient. The module is restored on the way out. `adds_in_place`: its
+    blocks go on with `x += ...` behind every norm, not only behind those without weights (the host's CLIP models).
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -42,7 +43,7 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
             if _is_plainly_linear(layer):
                 stack.enter_context(_replaced(layer, "forward", _frozen(layer, layer.forward)))
             elif isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
-                stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward)))
+                stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward, adds_in_place)))
             else:
                 for name in ("weight_function", "bias_function"):
                     functions = [*getattr(layer, name, ()), torch.clone]
@@ -116,11 +117,13 @@ def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable
     return forward
 
 
-def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _normalising(
+    layer: torch.nn.Module, original: Callable[..., Tensor], adds_in_place: bool
+) -> Callable[..., Tensor]:
     """Group and layer normalisation with copies of their few weights, fetched for the call.
 
     One without weights is modulated from outside, as in transformers whose blocks go on with `x += ...`: it gets a copy
-    of its input, which the backward pass needs as it was.
+    of its input, which the backward pass needs as it was; and so does every one where all blocks do that.
     """
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -132,7 +135,7 @@ def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Cal
                 fetched, shift, offloaded = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
             weight, bias = fetched.clone(), None if shift is None else shift.clone()
             comfy.ops.uncast_bias_weight(layer, fetched, shift, offloaded)
-        else:
+        if adds_in_place or weight is None:
             x = x.clone()
         if isinstance(layer, torch.nn.GroupNorm):
             return torch.nn.functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)
