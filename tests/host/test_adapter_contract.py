@@ -437,7 +437,7 @@ def reads_no_references(family):
     return not tiny.FAMILIES[family].references or tiny.FAMILIES[family].reference_method
 
 
-@pytest.mark.parametrize("family", filter(reads_no_references, tiny.JOINT))
+@pytest.mark.parametrize("family", [family for family in tiny.JOINT if reads_no_references(family)])
 def test_reference_images_elsewhere_are_unread_or_refused(models, layout, family):
     """Chroma does not read them, Krea 2 if a method is named; in Z-Image's omni layout they stand before the image."""
     patched = install(models[family], layout, rectified(layout))
@@ -734,6 +734,20 @@ def test_wan_finds_the_image_between_other_pictures(layout, monkeypatch, more, b
         assert mask[before : before + 96].any() and not mask[:before].any() and not mask[before + 96 :].any()
 
 
+@pytest.mark.parametrize("with_picture", [True, False])
+def test_wan_tells_the_text_from_a_picture_as_long(models, layout, with_picture):
+    """Its image-to-video models read the picture's features first; without a picture they read the text there, too."""
+    positive = tiny.conditioning("wan_i2v", layout.prompt, layout.key)
+    if not with_picture:
+        del positive[0][1]["clip_vision_output"]
+    seen = []
+    patched = install(tiny.probe(models["wan_i2v"], seen), layout, rectified(layout))
+    tiny.run("wan_i2v", patched, positive, steps=1, cfg=1.0)
+    masked = [len(args) > 4 and args[4] is not None for args, _, _ in seen]
+    assert masked == [False, not with_picture, True] * 2
+    assert [args[1].shape[1] for args, _, _ in seen] == [96, 77, 77] * 2
+
+
 @pytest.mark.parametrize("family, more", [
     ("hidream", {"concat_latent_image": (16, 24)}),
     ("hunyuan_video", {"ref_latent": (16, 24)}),
@@ -817,7 +831,7 @@ def test_a_slice_of_the_schedule_means_the_same_as_the_whole(models, layout, fam
         return sorted({site.progress for site, _ in seen})
 
     whole = steps_seen()
-    assert len(whole) == 4 and whole[0] == 0.0
+    assert len(whole) == 4 and whole[0] == pytest.approx(0.0, abs=1e-5)
     assert steps_seen(start_step=2) == whole[2:]
     assert steps_seen(last_step=2) == whole[:2]
 
