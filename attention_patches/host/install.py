@@ -38,11 +38,11 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
-    if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint":
+    if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint" and adapter.beside is None:
         raise UnsupportedModelError(
-            f"In {adapter.name} text and image are read together, so that a region cannot have a text of its own in "
-            "the same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
-            "edits scores (Region Prompt in its dense mode, Rectified Attention)."
+            f"In {adapter.name} text and image are read together, and Boxwright does not know yet how the texts of "
+            "regions would stand beside the prompt there. Use Region Conditioning, which takes a pass for each region, "
+            "or a method that edits scores (Region Prompt in its dense mode, Rectified Attention)."
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywher
 from .cache import BiasCache
 from .call import AttentionCall
 from .calls import Chunk, Installed, ModelCall, Place, view_of
+from .company import Company, Seating, Sharing, acting
 from .outside_blocks import outside_blocks
 
 
@@ -33,8 +35,13 @@ class Block:
     mixes: list[Installed] = field(default_factory=list)
 
     @property
+    def coupled(self) -> bool:
+        """Whether further texts stand beside the own one in this very attention."""
+        return bool(self.mixes) and self.place.further is not None
+
+    @property
     def biased(self) -> bool:
-        return bool(self.text_bias or self.image_bias)
+        return bool(self.text_bias or self.image_bias) or self.coupled
 
     @property
     def explicit(self) -> bool:
@@ -59,6 +66,8 @@ class Block:
             queries=tokens,
             progress=self.call.progress,
             layout=item.layout,
+            block=self.place.block,
+            blocks=self.place.blocks,
             memo=self.cache.memo,
             lasting=outside_blocks,
         )
@@ -84,27 +93,77 @@ class Block:
     def bias(self, queries: AttentionCall, part: slice) -> Tensor:
         """The sum of all bias edits for some queries of one frame, [1, 1, n, keys of the call]."""
         place, keys, tokens = self.place, queries.k.shape[queries.token_axis], self.tokens(part)
-        text = self._cached_text_bias(like=queries.q)[:, :, tokens] if self.text_bias else None
-        if text is not None and place.text == slice(0, keys):
+        if self.coupled:
+            text, columns = self._image_bias_of_texts(keys, queries.q)[:, :, tokens], self.company(keys).columns
+        else:
+            columns = place.text
+            text = self._cached_text_bias(like=queries.q)[:, :, tokens] if self.text_bias else None
+        if text is not None and columns == slice(0, keys):
             return text
         total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
         if text is not None:
-            total[..., place.text] = text
+            total[..., columns] = text
         for item in self.image_bias:
             for columns in self.columns(item):
                 zeros = torch.zeros(1, 1, part.stop - part.start, place.tokens, device=queries.q.device)
                 total[..., columns] += item.edit.fn(zeros, self.site(item, tokens)).to(total)
         return total.clamp_min(NEVER)
 
+    def company(self, tokens: int) -> Company:
+        """The texts of a joint attention of so many tokens."""
+        return Company(self.place, self.call.spans, tokens)
+
+    def seating(self, like: AttentionCall) -> Seating:
+        """The queries of a joint attention by what they read, on the device of `like`."""
+        tokens, image_too = like.q.shape[like.token_axis], not (self.explicit or self.image_bias)
+        company = self.company(tokens)
+
+        def work_out() -> Tensor:
+            return torch.cat([self._company_bias(company), self._sharing.texts.T], dim=1)
+
+        def make(found: Tensor) -> Seating:
+            image = company.image(found[:, : len(company.owners)]) if image_too else ()
+            return Seating.of(company.outside(self._sharing), image, self.place, tokens, like.q)
+
+        key = ("seating", *self._company_key(like.q), tokens, image_too)
+        return self.cache.once(key, self.call.progress, work_out, make)
+
+    def _image_bias_of_texts(self, tokens: int, like: Tensor) -> Tensor:
+        """For image tokens, all texts of a joint attention, [1, 1, h * w, columns]."""
+        key = ("texts", *self._company_key(like), tokens)
+        work_out = partial(self._company_bias, self.company(tokens))
+        return self.cache.once(key, self.call.progress, work_out, lambda bias: bias[None, None].to(like))
+
+    def _company_key(self, like: Tensor) -> tuple[Any, ...]:
+        sites = self._mix_sites
+        spans = tuple((span.start, span.stop) for span in self.call.spans)
+        return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acting(self.mixes, sites), spans)
+
+    def _company_bias(self, company: Company) -> Tensor:
+        bias = company.image_bias(self._sharing)
+        bias[:, : self.place.text.stop - self.place.text.start] += self._text_bias()[0, 0]
+        return bias.clamp_min(NEVER)
+
+    @cached_property
+    def _mix_sites(self) -> list[AttentionSite]:
+        return [self.site(item, slice(0, self.place.tokens)) for item in self.mixes]
+
+    @cached_property
+    def _sharing(self) -> Sharing:
+        return Sharing.of(self.mixes, self._mix_sites)
+
     def shares(self, item: Installed, like: Tensor) -> Shares:
         """Who reads which text of a mix at this site, on the device of `like`."""
 
-        def weights() -> Tensor:
-            return item.edit.weigh(self.site(item, slice(0, self.place.tokens))).float()
+        site = self.site(item, slice(0, self.place.tokens))
+        acts = item.edit.where(site)
 
-        return self.cache.once(
-            self._key([item], like), self.call.progress, weights, lambda w: _shares(w, self.place, like.device)
-        )
+        def weights() -> Tensor:
+            found = item.edit.weigh(site).float()
+            return found if acts else torch.zeros_like(found)
+
+        key = (*self._key([item], like), acts)
+        return self.cache.once(key, self.call.progress, weights, lambda w: _shares(w, self.place, like.device))
 
     def _cached_text_bias(self, like: Tensor) -> Tensor:
         """The sum of the bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
@@ -137,7 +196,7 @@ def blocks_of(call: ModelCall, place: Place, cache: BiasCache) -> list[Block]:
 
 def of_own_text(attention: AttentionCall, call: ModelCall, place: Place) -> AttentionCall:
     """The call without the keys of further texts."""
-    if place.text is None or not call.further_length:
+    if place.text is None or place.further is not None or not call.further_length:
         return attention
     return attention.keys(slice(0, attention.shape[2] - call.further_length))
 

@@ -72,6 +72,7 @@ class ModelCall:
     # (text columns of this call, columns of a conditioning entry) -> where copies of the entry's text lie among them
     text_columns: Callable[[int, int], Sequence[slice]]
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
+    spans: tuple[slice, ...] = ()  # where each of them lies among those columns, where it is the same for all rows
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
     notes: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +111,10 @@ class Place:
     text: slice | None  # text tokens on the key axis; None where the call has none
     image: slice | None  # image tokens on the key axis; None where the call has none
     chunks: tuple[Chunk, ...] | None = None  # whose the rows are where another patch made more of them
+    further: slice | None = None  # further texts on both axes of a joint attention, right behind the text
+    filling: slice | None = None  # what the model fills its text up with, behind them
+    block: int = 0  # see AttentionSite
+    blocks: int = 1
 
     @property
     def tokens(self) -> int:

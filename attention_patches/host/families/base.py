@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from ..attention.call import AttentionCall
 from ..attention.calls import ModelCall, Place, Replaced
+from .beside import Beside
 
 
 class Family(Protocol):
@@ -30,6 +33,10 @@ class Adapter(Protocol):
     gradients: bool  # whether autograd passes the model here; then the next two can be asked
     guided: tuple[str, ...] | None  # names of the layers whose maps guides read, in order; None = all of a grid
     factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
+    multiple: int  # of tokens, to which the model fills up its text; 1 = it does not
+    # How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused there.
+    # Then the two methods at the end are never asked.
+    beside: Beside | None
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""
@@ -45,6 +52,12 @@ class Adapter(Protocol):
 
     def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
         """Where the edits of this call's chunks find their blocks in this attention call; None if it holds none."""
+
+    def texts_alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        """An attention call without a Place in which texts attend to themselves: each alone. None if it is none."""
+
+    def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
+        """The attention call with every further text where it would stand if it were alone."""
 
     def finish(self, call: ModelCall) -> None:
         """After the model call; raises IncompatiblePatchError if an edit found no place."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import comfy.model_base
@@ -11,9 +11,11 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from torch import Tensor
 
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced, names_of
+from .beside import Beside, filled, texts_alone, turned, with_texts
 
 _REPLACED, _REACHED = "blocks replaced", "layers reached"  # keys in ModelCall.notes
 References = Literal["behind the image", "unread", "refused"]
@@ -32,6 +34,7 @@ class JointFamily:
     references: References = "behind the image"  # what becomes of reference latents
     guided: tuple[float, float] = (0.25, 0.5)  # the part of its first kind of blocks whose maps guides read
     padding: str | None = None  # the network's attribute with the multiple to which it fills up text and image
+    beside: Beside | None = None  # how further texts stand beside the own one; None = not known, so refused
 
     def supports(self, base_model: Any) -> bool:
         return type(base_model) is self.base and type(base_model.diffusion_model) is self.network
@@ -49,29 +52,34 @@ class JointFamily:
             announced=self.announced,
             references=self.references,
             multiple=(self.padding and getattr(network, self.padding)) or 1,
+            beside=self.beside,
+            network=network,
         )
 
 
 FAMILIES = (
     JointFamily(
         "Flux.1 (dev, schnell, Fill, Kontext)", comfy.model_base.Flux, Flux,
-        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0),
+        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0), beside=Beside(),
     ),
     JointFamily(
         "Chroma", comfy.model_base.Chroma, Chroma,
         {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0), references="unread",
+        beside=Beside(),
     ),
     JointFamily(
         "Qwen-Image (and Edit)", comfy.model_base.QwenImage, QwenImageTransformer2DModel,
-        {"double": "transformer_blocks"},
+        {"double": "transformer_blocks"}, beside=Beside(axes=(0, 1, 2)),
     ),
     JointFamily(
         "Z-Image, Lumina 2", comfy.model_base.Lumina2, NextDiT,
         {"double": "layers"}, references="refused", padding="pad_tokens_multiple",
+        beside=Beside(axes=(0,), rotary="rope_embedder", image_behind=True, refiner="context_refiner"),
     ),
     JointFamily(
         "Stable Diffusion 3 and 3.5", comfy.model_base.SD3, OpenAISignatureMMDITWrapper,
         {"joint": "joint_blocks"}, announced=False, references="unread",
+        beside=Beside(),
     ),
 )  # fmt: skip
 
@@ -87,6 +95,8 @@ class JointAdapter:
     references: References
     multiple: int  # to which the model fills up text and image with tokens of its own; 1 = it does not
     guided: tuple[str, ...]
+    beside: Beside | None
+    network: Any = field(repr=False)
     text: Literal["joint"] = "joint"
     gradients: bool = True
 
@@ -128,8 +138,8 @@ class JointAdapter:
         else:
             layer = f"joint.{call.counted('joint')}"
         call.notes.setdefault(_REACHED, set()).add(layer)
-        start = _filled(text, self.multiple)
-        expected = start + _filled(image, self.multiple)
+        start = filled(text + call.further_length, self.multiple)
+        expected = start + filled(image, self.multiple)
         if self.references == "behind the image":
             expected += sum(height * width for height, width in (_tokens(size, patch) for size in call.references))
         if attention.shape != (call.rows, expected, expected):
@@ -141,7 +151,19 @@ class JointAdapter:
                 "or adds tokens or rows."
             )
         pixels = slice(start, start + image)
-        return Place(layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels)
+        place = Place(
+            layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels,
+            block=self.layers.index(layer), blocks=len(self.layers),
+        )  # fmt: skip
+        return with_texts(place, call, self.multiple)
+
+    def texts_alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        return texts_alone(attention, call, self.beside, self.network, self.multiple)
+
+    def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
+        if place.further is None:
+            return attention
+        return turned(attention, call, self.beside, self.network, self.multiple)
 
     def finish(self, call: ModelCall) -> None:
         """A block whose attention never came by is one that another pack computes, or leaves out, all run long."""
@@ -161,7 +183,3 @@ class JointAdapter:
 def _tokens(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Tokens down and across: the model fills up the last ones."""
     return -(-size[0] // patch), -(-size[1] // patch)
-
-
-def _filled(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -80,6 +80,8 @@ class UNetAdapter:
     text: Literal["separate"] = "separate"
     gradients: bool = True
     guided: None = None
+    multiple: int = 1
+    beside: None = None
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]

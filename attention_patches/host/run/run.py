@@ -21,6 +21,8 @@ from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, 
 from ..attention.edited import edited_attention
 from ..attention.others import replaced_attention
 from ..families.base import Adapter
+from ..families.beside import filled
+from .apart import rows_of, with_longer_mask
 from .entries import entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
@@ -109,10 +111,19 @@ class Run:
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
-        call = self._call(x, t, c_crossattn, {**kwargs, "transformer_options": options})
+        inputs = {**kwargs, "transformer_options": options}
+        groups = self._rows_with_equal_texts(x, t, inputs) if self.adapter.text == "joint" else ()
+        if len(groups) > 1:
+            given = (x, t, c_concat, c_crossattn, control, options, *args), kwargs
+            parts = [rows_of(given, group, x.shape[0], options) for group in groups]
+            return torch.cat([self.apply_model(executor, *some, **named) for some, named in parts])
+        call = self._call(x, t, c_crossattn, inputs)
         if call is None:
             return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
         context = _edit_context(c_crossattn, call)
+        if call.further is not None and self.adapter.text == "joint":
+            context = torch.cat([context.to(call.further), call.further], dim=1)
+            kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
         inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
         output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
         self.adapter.finish(call)
@@ -127,6 +138,11 @@ class Run:
             return host(*args, **kwargs)
         attention = AttentionCall.of(host, args, kwargs)
         place = self.adapter.locate(call, attention, options)
+        if call.further is not None and self.adapter.text == "joint":
+            if place is None:
+                alone = self.adapter.texts_alone(call, attention)
+                return host(*args, **kwargs) if alone is None else alone
+            attention = self.adapter.turned(call, attention, place)
         if place is None:
             return host(*args, **kwargs)
         return edited_attention(attention, call, place, self.cache, previous is not None, func)
@@ -153,14 +169,11 @@ class Run:
                     "size or enlarges it as a whole."
                 )
         progress = self.progress(float(t.flatten()[0]))
-        extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
-        aside = extra.aside or self.ASIDE in inputs["transformer_options"]
-        rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
+        aside = self._aside(inputs)
         chunks = tuple(
-            entry.chunk(part, progress, self.image, extra, key, aside or key in self.heard)
-            if entry
-            else Chunk(part, (), context.shape[1], (0, 0))
-            for part, entry, key in zip(rows, entries, uuids, strict=True)
+            self._chunk(slice(i * size, (i + 1) * size), key, progress, inputs)
+            or Chunk(slice(i * size, (i + 1) * size), (), context.shape[1], (0, 0))
+            for i, key in enumerate(uuids)
         )
         if not aside:
             self.heard.update(uuids)
@@ -169,6 +182,7 @@ class Run:
         references = tuple(
             tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or () for _ in range(_frames(latent))
         )
+        further, spans = self._further_texts(chunks, context, x.device)
         return ModelCall(
             chunks=chunks,
             latent=latent,
@@ -178,20 +192,56 @@ class Run:
             progress=progress,
             levels=len(self.adapter.factors),
             text_columns=self.adapter.text_columns,
-            further=self._further_texts(chunks, context, x.device),
+            further=further,
+            spans=spans,
             others=self.others,
             frames=_frames(x),
         )
 
-    def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
+    def _aside(self, inputs: dict[str, Any]) -> bool:
+        options = inputs["transformer_options"]
+        return options.get(self.EXTRA, NOTHING).aside or self.ASIDE in options
+
+    def _chunk(self, rows: slice, key: Any, progress: float, inputs: dict[str, Any]) -> Chunk | None:
+        """The rows of one conditioning entry with the edits that act now; None for an entry without."""
+        entry, extra = self.entries.get(key), inputs["transformer_options"].get(self.EXTRA, NOTHING)
+        heard = self._aside(inputs) or key in self.heard
+        return entry and entry.chunk(rows, progress, self.image, extra, key, heard)
+
+    def _rows_with_equal_texts(self, x: Tensor, t: Tensor, inputs: dict[str, Any]) -> list[slice]:
+        """Which conditioning entries of a call go together: one attention has one number of text tokens.
+
+        Rows without further texts run as if the others were not there, and those are no longer for their sake.
+        """
+        progress, groups, before = self.progress(float(t.flatten()[0])), [], None
+        for number, key in enumerate(inputs["transformer_options"].get("uuids", ())):
+            chunk = self._chunk(slice(0, 0), key, progress, inputs)
+            texts = [*map(id, _texts_of(chunk))] if chunk else []
+            if groups and texts == before:
+                groups[-1] = slice(groups[-1].start, number + 1)
+            else:
+                groups.append(slice(number, number + 1))
+            before = texts
+        return groups
+
+    def _further_texts(
+        self, chunks: Sequence[Chunk], context: Tensor, device: torch.device
+    ) -> tuple[Tensor | None, tuple[slice, ...]]:
         """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
 
-        Rows with fewer end in zeros that nobody reads.
+        Rows with fewer end in zeros that nobody reads. And where the longest row's lie, each from a multiple of what
+        the model fills up texts to.
         """
-        texts = [[t for i in chunk.edits if isinstance(i.edit, TextMix) for t in i.edit.texts] for chunk in chunks]
-        longest = max(sum(text.shape[1] for text in own) for own in texts)
+        texts = [_texts_of(chunk) for chunk in chunks]
+        spans, longest = (), 0
+        for own in texts:
+            found, start = [], 0
+            for text in own:
+                found.append(slice(start, start + text.shape[1]))
+                start = filled(start + text.shape[1], self.adapter.multiple)
+            spans, longest = max((spans, longest), (tuple(found), start), key=lambda made: made[1])
         if not longest:
-            return None
+            return None, ()
         rows = tuple((chunk.rows.start, *map(id, own)) for chunk, own in zip(chunks, texts, strict=True))
         # Autograd may not save what was made in inference mode.
         key = ("further texts", rows, context.shape[0], device, torch.is_inference_mode_enabled())
@@ -201,9 +251,9 @@ class Run:
                 start = 0
                 for text in own:
                     further[chunk.rows, start : start + text.shape[1]] = text.to(context)
-                    start += text.shape[1]
+                    start = filled(start + text.shape[1], self.adapter.multiple)
             self.cache.memo[key] = further.to(device)
-        return self.cache.memo[key]
+        return self.cache.memo[key], spans
 
     def report_unheard(self) -> None:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
@@ -223,6 +273,10 @@ def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iter
     for source in sources:
         for slots in source.get("patches_replace", {}).values():
             yield from slots.values()
+
+
+def _texts_of(chunk: Chunk) -> list[Tensor]:
+    return [text for item in chunk.edits if isinstance(item.edit, TextMix) for text in item.edit.texts]
 
 
 def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
