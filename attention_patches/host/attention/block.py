@@ -113,19 +113,22 @@ class Block:
         """The texts of a joint attention of so many tokens."""
         return Company(self.place, self.call.spans, tokens)
 
-    def seating(self, like: AttentionCall) -> Seating:
-        """The queries of a joint attention by what they read, on the device of `like`."""
-        tokens, image_too = like.q.shape[like.token_axis], not (self.explicit or self.image_bias)
+    def seating(self, like: AttentionCall, image: bool = True) -> Seating:
+        """The queries of a joint attention by what they read, on the device of `like`.
+
+        Those of the image only with `image`, and not where each of them has scores or a bias of its own.
+        """
+        tokens, image = like.q.shape[like.token_axis], image and not (self.explicit or self.image_bias)
         company = self.company(tokens)
 
         def work_out() -> Tensor:
             return torch.cat([self._company_bias(company), self._sharing.texts.T], dim=1)
 
         def make(found: Tensor) -> Seating:
-            image = company.image(found[:, : len(company.owners)]) if image_too else ()
-            return Seating.of(company.outside(self._sharing), image, self.place, tokens, like.q)
+            parts = company.image(found[:, : len(company.owners)]) if image else ()
+            return Seating.of(company.outside(self._sharing), parts, self.place, like.q)
 
-        key = ("seating", *self._company_key(like.q), tokens, image_too)
+        key = ("seating", *self._company_key(like.q), tokens, image)
         return self.cache.once(key, self.call.progress, work_out, make)
 
     def _image_bias_of_texts(self, tokens: int, like: Tensor) -> Tensor:

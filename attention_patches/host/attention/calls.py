@@ -72,7 +72,8 @@ class ModelCall:
     # (text columns of this call, columns of a conditioning entry) -> where copies of the entry's text lie among them
     text_columns: Callable[[int, int], Sequence[slice]]
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
-    spans: tuple[slice, ...] = ()  # where each of them lies among those columns, where it is the same for all rows
+    spans: tuple[slice, ...] = ()  # where each of them lies among those columns with what fills it up; the longest row's
+    lengths: tuple[int, ...] = ()  # ... and how many of these columns are its own
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
     notes: dict[str, Any] = field(default_factory=dict)

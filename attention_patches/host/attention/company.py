@@ -33,8 +33,9 @@ class Sharing:
 
     @classmethod
     def of(cls, items: Sequence[Installed], sites: Sequence[AttentionSite]) -> Sharing:
-        """What the mixes of some rows make of it. A text sees its place also where nobody reads it."""
-        image, seen = (_shares(items, sites, everywhere) for everywhere in (False, True))
+        """What the mixes of some rows make of it. Further texts see their places also in blocks that do not read them."""
+        image, always = (_shares(items, sites, everywhere) for everywhere in (False, True))
+        seen = torch.cat([image[:1], always[1:]])
         return cls(image, seen / seen.amax(dim=1, keepdim=True).clamp_min(_SMALLEST))
 
 
@@ -149,6 +150,18 @@ class Part:
 
     run: slice | None = None  # the queries as a slice, if they are one
 
+    def over_all(self, tokens: int) -> Tensor:
+        """The bias of queries that are alike over all keys, [1, tokens]."""
+        if self.keys is None:
+            return self.bias if self.bias is not None else torch.zeros(1, tokens, device=self.queries.device)
+        row = torch.full((1, tokens), NEVER, device=self.queries.device)
+        first = 0
+        for run in self.keys:
+            width = run.stop - run.start
+            row[:, run] = 0.0 if self.bias is None else self.bias[:, first : first + width].to(row)
+            first += width
+        return row
+
     def to(self, like: Tensor) -> Part:
         first, last = int(self.queries[0]), int(self.queries[-1])
         run = slice(first, last + 1) if last - first == len(self.queries) - 1 else None
@@ -185,7 +198,7 @@ class Seating:
     order: Tensor  # int64: brings the groups' results, one behind the other, back to the query axis
 
     @classmethod
-    def of(cls, outside: list[Part], image: Sequence[Part], place: Place, tokens: int, like: Tensor) -> Seating:
+    def of(cls, outside: list[Part], image: Sequence[Part], place: Place, like: Tensor) -> Seating:
         parts = (*outside, *image)
         places = [part.queries for part in parts]
         if not image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -35,7 +36,7 @@ class Adapter(Protocol):
     factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
     multiple: int  # of tokens, to which the model fills up its text; 1 = it does not
     # How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused there.
-    # Then the two methods at the end are never asked.
+    # Then `prepared`, `alone` and `turned` are never asked.
     beside: Beside | None
 
     def last_layer(self, level: int) -> str:
@@ -53,11 +54,14 @@ class Adapter(Protocol):
     def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
         """Where the edits of this call's chunks find their blocks in this attention call; None if it holds none."""
 
-    def texts_alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
-        """An attention call without a Place in which texts attend to themselves: each alone. None if it is none."""
+    def alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        """What an attention call without a Place returns, of texts each to itself alone; None if it stays as it is."""
 
     def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
         """The attention call with every further text where it would stand if it were alone."""
+
+    def prepared(self, call: ModelCall) -> AbstractContextManager:
+        """The context in which the model is called with further texts."""
 
     def finish(self, call: ModelCall) -> None:
         """After the model call; raises IncompatiblePatchError if an edit found no place."""

@@ -7,6 +7,8 @@ keys of the texts once more puts every text at the distance from the image that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +27,10 @@ class Beside:
 
     axes: tuple[int, ...] = ()  # of the rotary positions, those that number the text's tokens; () = none do
     rotary: str = "pe_embedder"  # the network's module that makes rotations of positions [1, tokens, axes]
-    image_behind: bool = False  # the image's position on these axes follows the filled up text
+    # The image's position on these axes follows the filled up text; what fills up the image stands at 0.
+    image_behind: bool = False
+    # The network's module that reads a text, and its parameter [1, channels] with which it then fills that up.
+    filled_with: tuple[str, str] | None = None
     refiner: str | None = None  # the network's list of blocks in which texts, all in one call, attend to themselves
     every: int = 1  # in which blocks image tokens read further texts unless the user says otherwise: 1 = all
 
@@ -44,41 +49,90 @@ def with_texts(place: Place, call: ModelCall, multiple: int) -> Place:
     return replace(place, further=slice(place.text.stop, stop), filling=filling)
 
 
-def turned(attention: AttentionCall, call: ModelCall, beside: Beside, network: Any, multiple: int) -> AttentionCall:
-    """The attention call with the queries and keys of all texts turned to where they belong."""
+def turned(
+    attention: AttentionCall, call: ModelCall, beside: Beside, network: Any, multiple: int, texts: bool, image: int
+) -> AttentionCall:
+    """The attention call, of all `texts` or none and `image` tokens, with queries and keys turned to where they belong."""
     if not beside.axes:
         return attention
-    key = ("turns", attention.q.device)
-    if key not in call.notes:
-        shifts = _shifts(call, beside, multiple).to(attention.q.device)
-        embedder = getattr(network, beside.rotary)
-        positions = shifts.new_zeros(1, len(shifts), len(embedder.axes_dim))
-        positions[..., list(beside.axes)] = shifts[:, None]
-        call.notes[key] = embedder(positions)
-    q, k = (_turned(t, call.notes[key], attention.token_axis) for t in (attention.q, attention.k))
+    shifts = _shifts(call, beside, multiple)
+    own, behind = len(shifts), filled(image, multiple) - image
+    if not texts:
+        shifts = shifts[:0]
+    turns = _turns(call, shifts, beside, network, attention.q.device)
+    more = None
+    if behind and beside.image_behind:
+        moved = torch.full((behind,), float(own - filled(call.text_length, multiple)))
+        more = _turns(call, moved, beside, network, attention.q.device)
+    start = len(shifts) + image
+    q, k = (_turned(_turned(t, turns, 0, attention), more, start, attention) for t in (attention.q, attention.k))
     return replace(attention, q=q, k=k)
 
 
-def texts_alone(
-    attention: AttentionCall, call: ModelCall, beside: Beside, network: Any, multiple: int
+def alone(
+    attention: AttentionCall, call: ModelCall, beside: Beside, network: Any, multiple: int, image: int
 ) -> Tensor | None:
-    """An attention of all texts to themselves before the blocks, each to itself alone; None where the call is none."""
-    if beside.refiner is None or call.counted("texts") >= len(getattr(network, beside.refiner)):
+    """An attention before the blocks: of all texts, each to itself alone, or of the image. None where it stays as it is."""
+    if beside.refiner is None:
         return None
+    if call.counted("refiner") >= len(getattr(network, beside.refiner)):
+        return turned(attention, call, beside, network, multiple, texts=False, image=image).fused()
     tokens = attention.q.shape[attention.token_axis]
     nothing, text = slice(0, 0), slice(0, call.text_length)
     place = with_texts(Place("texts", (0, 0), (0, 0), 0, nothing, text, nothing), call, multiple)
     mask = Company(place, call.spans, tokens).every_text_alone().to(attention.q)
-    return turned(attention, call, beside, network, multiple).exact(mask[None, None])
+    return turned(attention, call, beside, network, multiple, texts=True, image=0).exact(mask[None, None])
 
 
-def _turned(t: Tensor, turns: Tensor, axis: int) -> Tensor:
-    """[rows, heads, tokens, channels] (or tokens before heads), the first tokens turned by [1, 1, n, channels / 2, 2, 2]."""
-    count = turns.shape[2]
-    texts, rest = t.narrow(axis, 0, count), t.narrow(axis, count, t.shape[axis] - count)
-    if axis == 1:
-        turns = turns.transpose(1, 2)
-    return torch.cat([apply_rope1(texts, turns).to(t), rest], dim=axis)
+def _turns(call: ModelCall, shifts: Tensor, beside: Beside, network: Any, device: torch.device) -> Tensor | None:
+    """Rotations by so many positions, [1, 1, tokens, channels / 2, 2, 2]; None for no tokens."""
+    key = ("turns", tuple(shifts.tolist()), device)
+    if key not in call.notes:
+        embedder = getattr(network, beside.rotary)
+        positions = torch.zeros(1, len(shifts), len(embedder.axes_dim), device=device)
+        positions[..., list(beside.axes)] = shifts.to(device)[:, None]
+        call.notes[key] = embedder(positions) if len(shifts) else None
+    return call.notes[key]
+
+
+def _turned(t: Tensor, turns: Tensor | None, start: int, attention: AttentionCall) -> Tensor:
+    """[rows, heads, tokens, channels] (or tokens before heads), the tokens from `start` on turned."""
+    if turns is None:
+        return t
+    axis, count = attention.token_axis, turns.shape[2]
+    before, some = t.narrow(axis, 0, start), t.narrow(axis, start, count)
+    rest = t.narrow(axis, start + count, t.shape[axis] - start - count)
+    return torch.cat([before, apply_rope1(some, turns if axis == 2 else turns.transpose(1, 2)).to(t), rest], dim=axis)
+
+
+@contextmanager
+def filled_up(call: ModelCall, beside: Beside | None, network: Any) -> Iterator[None]:
+    """A model call in which every further text is filled up as if it stood alone.
+
+    What the model fills up with exists only behind the module that reads the text, so that it is put there.
+    """
+    blanks = [
+        column
+        for span, length in zip(call.spans, call.lengths, strict=True)
+        for column in range(call.text_length + span.start + length, call.text_length + span.stop)
+    ]
+    if beside is None or beside.filled_with is None or not blanks:
+        yield
+        return
+    module, token = (getattr(network, name) for name in beside.filled_with)
+
+    def fill(module: Any, args: Any, texts: Tensor) -> Tensor:
+        if texts.shape[1] != call.text_length + call.further_length:
+            return texts  # of a reference
+        texts = texts.clone()
+        texts[:, blanks] = token.to(texts)
+        return texts
+
+    hook = module.register_forward_hook(fill)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _shifts(call: ModelCall, beside: Beside, multiple: int) -> Tensor:

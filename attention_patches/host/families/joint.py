@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced, names_of
-from .beside import Beside, filled, texts_alone, turned, with_texts
+from .beside import Beside, alone, filled, filled_up, turned, with_texts
 
 _REPLACED, _REACHED = "blocks replaced", "layers reached"  # keys in ModelCall.notes
 References = Literal["behind the image", "unread", "refused"]
@@ -74,7 +75,8 @@ FAMILIES = (
     JointFamily(
         "Z-Image, Lumina 2", comfy.model_base.Lumina2, NextDiT,
         {"double": "layers"}, references="refused", padding="pad_tokens_multiple",
-        beside=Beside(axes=(0,), rotary="rope_embedder", image_behind=True, refiner="context_refiner"),
+        beside=Beside(axes=(0,), rotary="rope_embedder", image_behind=True, refiner="context_refiner",
+                      filled_with=("cap_embedder", "cap_pad_token")),
     ),
     JointFamily(
         "Stable Diffusion 3 and 3.5", comfy.model_base.SD3, OpenAISignatureMMDITWrapper,
@@ -157,13 +159,21 @@ class JointAdapter:
         )  # fmt: skip
         return with_texts(place, call, self.multiple)
 
-    def texts_alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
-        return texts_alone(attention, call, self.beside, self.network, self.multiple)
+    def prepared(self, call: ModelCall) -> AbstractContextManager:
+        return filled_up(call, self.beside, self.network)
+
+    def alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        return alone(attention, call, self.beside, self.network, self.multiple, self._image_tokens(call))
 
     def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
         if place.further is None:
             return attention
-        return turned(attention, call, self.beside, self.network, self.multiple)
+        image = place.image.stop - place.image.start
+        return turned(attention, call, self.beside, self.network, self.multiple, texts=True, image=image)
+
+    def _image_tokens(self, call: ModelCall) -> int:
+        height, width = _tokens(call.latent, *self.factors)
+        return height * width * call.frames
 
     def finish(self, call: ModelCall) -> None:
         """A block whose attention never came by is one that another pack computes, or leaves out, all run long."""

@@ -6,6 +6,7 @@ Everything with state is made when a run starts, lives in the options of that ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -121,11 +122,13 @@ class Run:
         if call is None:
             return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
         context = _edit_context(c_crossattn, call)
-        if call.further is not None and self.adapter.text == "joint":
+        beside = self._beside(call)
+        if beside:
             context = torch.cat([context.to(call.further), call.further], dim=1)
             kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
         inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
-        output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
+        with self.adapter.prepared(call) if beside else nullcontext():
+            output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
         self.adapter.finish(call)
         return output
 
@@ -138,9 +141,9 @@ class Run:
             return host(*args, **kwargs)
         attention = AttentionCall.of(host, args, kwargs)
         place = self.adapter.locate(call, attention, options)
-        if call.further is not None and self.adapter.text == "joint":
+        if self._beside(call):
             if place is None:
-                alone = self.adapter.texts_alone(call, attention)
+                alone = self.adapter.alone(call, attention)
                 return host(*args, **kwargs) if alone is None else alone
             attention = self.adapter.turned(call, attention, place)
         if place is None:
@@ -182,7 +185,7 @@ class Run:
         references = tuple(
             tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or () for _ in range(_frames(latent))
         )
-        further, spans = self._further_texts(chunks, context, x.device)
+        texts = max(map(_texts_of, chunks), key=lambda own: sum(text.shape[1] for text in own))
         return ModelCall(
             chunks=chunks,
             latent=latent,
@@ -192,11 +195,16 @@ class Run:
             progress=progress,
             levels=len(self.adapter.factors),
             text_columns=self.adapter.text_columns,
-            further=further,
-            spans=spans,
+            further=self._further_texts(chunks, context, x.device),
+            spans=self._spans(texts),
+            lengths=tuple(text.shape[1] for text in texts),
             others=self.others,
             frames=_frames(x),
         )
+
+    def _beside(self, call: ModelCall) -> bool:
+        """Whether further texts are part of the text that the model is given."""
+        return call.further is not None and self.adapter.text == "joint"
 
     def _aside(self, inputs: dict[str, Any]) -> bool:
         options = inputs["transformer_options"]
@@ -224,36 +232,33 @@ class Run:
             before = texts
         return groups
 
-    def _further_texts(
-        self, chunks: Sequence[Chunk], context: Tensor, device: torch.device
-    ) -> tuple[Tensor | None, tuple[slice, ...]]:
+    def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
         """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
 
-        Rows with fewer end in zeros that nobody reads. And where the longest row's lie, each from a multiple of what
-        the model fills up texts to.
+        Rows with fewer end in zeros that nobody reads.
         """
         texts = [_texts_of(chunk) for chunk in chunks]
-        spans, longest = (), 0
-        for own in texts:
-            found, start = [], 0
-            for text in own:
-                found.append(slice(start, start + text.shape[1]))
-                start = filled(start + text.shape[1], self.adapter.multiple)
-            spans, longest = max((spans, longest), (tuple(found), start), key=lambda made: made[1])
+        longest = max(spans[-1].stop if spans else 0 for spans in map(self._spans, texts))
         if not longest:
-            return None, ()
+            return None
         rows = tuple((chunk.rows.start, *map(id, own)) for chunk, own in zip(chunks, texts, strict=True))
         # Autograd may not save what was made in inference mode.
         key = ("further texts", rows, context.shape[0], device, torch.is_inference_mode_enabled())
         if key not in self.cache.memo:
             further = context.new_zeros(context.shape[0], longest, context.shape[2])
             for chunk, own in zip(chunks, texts, strict=True):
-                start = 0
-                for text in own:
-                    further[chunk.rows, start : start + text.shape[1]] = text.to(context)
-                    start = filled(start + text.shape[1], self.adapter.multiple)
+                for text, span in zip(own, self._spans(own), strict=True):
+                    further[chunk.rows, span.start : span.start + text.shape[1]] = text.to(context)
             self.cache.memo[key] = further.to(device)
-        return self.cache.memo[key], spans
+        return self.cache.memo[key]
+
+    def _spans(self, texts: Sequence[Tensor]) -> tuple[slice, ...]:
+        """Where texts lie side by side, each filled up as the model does it with a text that stands alone."""
+        found, start = [], 0
+        for text in texts:
+            found.append(slice(start, start + filled(text.shape[1], self.adapter.multiple)))
+            start = found[-1].stop
+        return tuple(found)
 
     def report_unheard(self) -> None:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
