@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .seam import AttentionSite
-from .types import Box, Region, View
+from .types import Box, Region, View, holds_in
 
 WHOLE_IMAGE = View()
 
@@ -35,7 +35,9 @@ def coverage(area: Box | Tensor, grid: tuple[int, int], view: View = WHOLE_IMAGE
 
 
 def covered(region: Region, site: AttentionSite) -> Tensor:
-    """Coverage of the region at this site, [h, w]; worked out once for each grid of a run."""
+    """Coverage of the region at this site, [h, w]; worked out once for each grid of a run. 0 in frames it is not in."""
+    if not holds_in(region, site.frames):
+        return torch.zeros(site.grid)
     return site.kept(("covered", id(region.area)), lambda: coverage(region.area, site.grid, site.view))
 
 

@@ -42,14 +42,20 @@ class AttentionSite:
     layout: Layout
     block: int = 0  # which of the model's blocks that see text and image, in the order they run; for joint attention
     blocks: int = 1  # ... of how many
+    # The pictures of a film that this block is of: from the first to before the second. None where it is the same in
+    # all of them, because no region of the layout asks, or there is one picture.
+    frames: tuple[int, int] | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
     # The context in which to make what outlives this block of the network; `kept` and stage "read" are in it already.
     lasting: Callable[[], AbstractContextManager] = field(default=nullcontext, repr=False, compare=False)
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` returns, worked out once in a run for this key, grid and view. Name the device in the key."""
+        """What `make` returns, worked out once in a run for this key, grid, view and frames.
+
+        Name the device in the key.
+        """
         # Autograd may not save what was made in inference mode.
-        key = (key, self.grid, self.view, torch.is_inference_mode_enabled())
+        key = (key, self.grid, self.view, self.frames, torch.is_inference_mode_enabled())
         if key not in self.memo:
             with self.lasting():
                 self.memo[key] = make()

@@ -38,6 +38,13 @@ def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextE
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
+    if any(isinstance(edit, (TextMix, ContextEdit)) for edit in edits) and not adapter.own_text:
+        raise UnsupportedModelError(
+            f"{adapter.name} makes more of a prompt than its conditioning holds, so that no other text can stand in "
+            "for a part of it. Use Region Conditioning, which takes a pass for each region, or a method that leaves "
+            "the text as it is: Rectified Attention with its end tokens visible or hidden, or Region Prompt in its "
+            "mode dense without own phrases."
+        )
     if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint" and adapter.beside is None:
         raise UnsupportedModelError(
             f"In {adapter.name} text and image are read together, and Boxwright does not know yet how the texts of "
@@ -70,7 +77,7 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
-    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
+    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise, sigmas)
     run.attach(options)
     prediction.attach(run, options)
     tell_idle_guides(run, sigmas)

@@ -19,7 +19,10 @@ FORMATS = {form.name: form for form in (FLUX3, IDEOGRAM, MING)}
 NAMED = re.compile(r'"id"\s{0,9}:\s{0,9}"[a-z][a-z0-9]{0,60}_[0-9]')  # an id of FLUX.3; detectors count
 
 # Keys that change how a method draws. No prompt has a place for them.
-METHOD_KEYS = {"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0}
+METHOD_KEYS = {
+    **{"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0},
+    **{"start_frame": 0, "end_frame": None},
+}
 EDITOR_KEYS = ("enabled", "locked", "hidden", "color")  # of no concern to a model
 
 

@@ -21,7 +21,9 @@ COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 # Optional keys of one region, checked here, once. Those of OPTIONS become fields of the Region; absent (or null) means
 # the field's default. Every other key of the user's JSON is kept in Region.extra as it is.
-FRACTIONS = ("start", "end", "feather")  # 0 to 1
+FRACTIONS = ("start", "end", "feather", "opacity")  # 0 to 1
+FRAMES = ("start_frame", "end_frame")
+MAX_FRAMES = 1_000_000
 FLAGS = ("enabled", "locked", "hidden")  # the last two concern the editor only
 
 
@@ -240,6 +242,17 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
     if start >= end:
         raise BoxwrightError(
             f"{where}: start {start:g} must lie below end {end:g}; 0 is the first step, 1 after the last."
+        )
+    for key in set(FRAMES) & extra.keys():
+        value = extra[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
+            raise BoxwrightError(
+                f"{where}: {key} must be a whole number of frames from 0 to {MAX_FRAMES}; it is {shown(value)}."
+            )
+    if extra.get("start_frame", 0) >= extra.get("end_frame", MAX_FRAMES + 1):
+        raise BoxwrightError(
+            f"{where}: start_frame {extra.get('start_frame', 0)} must lie below end_frame {extra['end_frame']}; frames "
+            "count from 0, and the region ends before end_frame."
         )
     for key in set(FLAGS) & extra.keys():
         if not isinstance(extra[key], bool):

@@ -119,7 +119,7 @@ def draw_and_run(bench):
         app.canvas.ds.offset[0] = 100 - pos[0]; app.canvas.ds.offset[1] = 80 - pos[1];
         app.canvas.setDirty(true, true);
     }""", editor["pos"])
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     bench.settled(number)
     drawn = {"large striped red heart": (0.04, 0.06, 0.44, 0.42), "blue star": (0.56, 0.54, 0.36, 0.36)}
     for phrase, (x, y, width, height) in drawn.items():

@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "tools"))
 
 from wb_common import Failure
 from wb_demo import execute, load_workflow, save_pictures
-from wb_graph import NOTES, to_api
+from wb_graph import NOTES, declared_inputs, to_api, widget_values
 
 PATCHED = {"prompt_to_prompt": 2}  # pictures of one seed where there are several: source and target
 FEWER = {"steps": (20, 8), "batch_size": (4, 1), "draws": (10, 2)}  # input -> (as saved, as run here)
@@ -39,12 +39,11 @@ def test_sockets_are_saved_as_the_nodes_declare_them(path, object_info):
         if node["type"] in NOTES:
             continue
         info = object_info[node["type"]]
-        declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        sockets = {name for name, spec in declared.items() if not (len(spec) > 1 and spec[1].get("socketless"))}
+        declared = declared_inputs(info, widget_values(node, info))
+        sockets = {name for name, (_, options) in declared.items() if not options.get("socketless")}
         assert {slot["name"] for slot in node["inputs"]} == sockets, node["type"]
         for slot in node["inputs"]:
-            kind = declared[slot["name"]][0]
-            assert slot["type"] == ("COMBO" if isinstance(kind, list) else kind), (node["type"], slot["name"])
+            assert slot["type"] == declared[slot["name"]][0], (node["type"], slot["name"])
         saved = [slot["type"] for slot in node["outputs"]]
         assert saved == info["output"][: len(saved)], node["type"]  # newer hosts may add outputs behind
 

@@ -62,11 +62,9 @@ def cond_and_uncond(family, model, layout, negative=None, **options):
 @pytest.mark.parametrize("length", [64, 96, 77])
 def test_one_region_over_everything_is_its_text_alone(models, family, length):
     layout, alone = tiny.layout(areas=(WHOLE,)), tiny.text(length, seed=44)
-    found = run(family, coupled(models[family], layout, texts=[alone.embedding]), layout, noise=tiny.latent(family, (15, 23), 2))
-    expected = tiny.run(
-        family, models[family], tiny.conditioning(family, alone), steps=1, noise=tiny.latent(family, (15, 23), 2)
-    )
-    close(found, expected)
+    noise = tiny.latent(family, (15, 23), 2)
+    found = run(family, coupled(models[family], layout, texts=[alone.embedding]), layout, noise=noise)
+    close(found, tiny.run(family, models[family], tiny.conditioning(family, alone), steps=1, noise=noise))
 
 
 @every_family
@@ -74,7 +72,7 @@ def test_texts_that_are_the_prompt_change_nothing_where_they_see_the_same(models
     """A region over everything that reads the prompt, by any share."""
     layout = tiny.layout(areas=(WHOLE,))
     plain, texts = run(family, models[family], layout), [layout.prompt.embedding]
-    for method in (NO_BASE, RegionPrompt(base_ratio=0.3, confine_end=0.0), RegionPrompt(strength=0.5, base_ratio=0.0, confine_end=0.0)):
+    for method in (NO_BASE, replace(NO_BASE, base_ratio=0.3), replace(NO_BASE, strength=0.5)):
         close(run(family, coupled(models[family], layout, method, texts=texts), layout), plain)
     assert not torch.allclose(run(family, coupled(models[family], layout), layout), plain, atol=1e-2)
 
@@ -88,7 +86,8 @@ def test_strength_0_is_the_unpatched_picture_to_the_last_bit(models, layout):
 @every_family
 def test_outside_its_window_nothing_changes(models, layout, family):
     late = coupled(models[family], layout, RegionPrompt(window=StepWindow(0.9, 1.0)))
-    assert torch.equal(run(family, late, layout), run(family, models[family], layout))
+    first = {"steps": 4, "last_step": 2}
+    assert torch.equal(run(family, late, layout, **first), run(family, models[family], layout, **first))
 
 
 # --- who reads whom ---
@@ -110,7 +109,7 @@ def test_tokens_read_each_other_as_promised(models, family):
     lengths, layout = (40, 77), tiny.layout()
     texts = [tiny.text(n, seed=50 + n).embedding for n in lengths]
     seen = []
-    patched = coupled(tiny.probe(models[family], seen), layout, RegionPrompt(base_ratio=0.25, confine_end=0.0), texts=texts)
+    patched = coupled(tiny.probe(models[family], seen), layout, replace(NO_BASE, base_ratio=0.25), texts=texts)
     run(family, patched, layout, cfg=1.0)
     adapter = adapter_for(models[family])
     starts, sizes = [0], [77]
@@ -267,7 +266,7 @@ def test_a_mask_of_the_texts_own_tokens_lets_the_regions_texts_through(models):
 
 @every_family
 def test_elsewhere_the_image_reads_the_prompt_alone(models, layout, family):
-    """Every second block, from its first on: two blocks of four, or one of two."""
+    """Every second block, from the first on; and in none, all is as it was."""
     seen = []
     method = replace(NO_BASE, every=2)
     run(family, coupled(tiny.probe(models[family], seen), layout, method), layout, cfg=1.0)
@@ -305,7 +304,8 @@ def test_an_override_that_ignores_masks_is_left_out(models, layout):
 
     model.model_options["transformer_options"]["optimized_attention_override"] = override
     for method in (RegionPrompt(), NO_BASE):
-        close(run("flux", coupled(model, layout, method), layout), run("flux", coupled(models["flux"], layout, method), layout))
+        expected = run("flux", coupled(models["flux"], layout, method), layout)
+        close(run("flux", coupled(model, layout, method), layout), expected)
 
 
 EDITS = {
@@ -323,7 +323,8 @@ def test_edits_of_the_prompt_compose_and_pieces_of_any_size_are_the_same(models,
     assert not torch.allclose(both, run(family, coupled(models[family], layout, soft), layout), atol=1e-3)
     monkeypatch.setattr(attend, "WORK_BYTES", 40_000)
     close(run(family, patched, layout), both)
-    close(run(family, install(install(models[family], layout, EDITS[name](layout)), layout, soft.edits(layout)), layout), both)
+    other_order = install(install(models[family], layout, EDITS[name](layout)), layout, soft.edits(layout))
+    close(run(family, other_order, layout), both)
 
 
 @every_family

@@ -17,6 +17,9 @@ COUNT = {
     "start": 0.1,
     "end": 0.5,
     "feather": 0.1,
+    "opacity": 0.5,
+    "start_frame": 9,
+    "end_frame": 17,
     "enabled": False,
 }
 DO_NOT = {"extra": {"locked": True}, "color": "#ffffff"}

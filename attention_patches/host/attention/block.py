@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
+from ...core.types import Layout, is_timed
 from .cache import BiasCache
 from .call import AttentionCall
-from .calls import Chunk, Installed, ModelCall, Place, view_of
+from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, view_of
 from .company import Company, Seating, Sharing, acting
 from .outside_blocks import outside_blocks
 
@@ -55,7 +56,8 @@ class Block:
     def changes(self) -> bool:
         return self.edited or bool(self.mixes)
 
-    def site(self, item: Installed, tokens: slice) -> AttentionSite:
+    def site(self, item: Installed, tokens: slice, frame: int = 0) -> AttentionSite:
+        """Of these tokens of one frame. Its number counts where a region holds in some frames only."""
         return AttentionSite(
             kind=item.edit.kind,
             layer=self.place.layer,
@@ -68,6 +70,7 @@ class Block:
             layout=item.layout,
             block=self.place.block,
             blocks=self.place.blocks,
+            frames=self._pictures(item.layout, frame),
             memo=self.cache.memo,
             lasting=outside_blocks,
         )
@@ -75,6 +78,21 @@ class Block:
     def frames(self) -> Iterator[slice]:
         """The frames on the query axis; a picture has one."""
         return _every(self.place.queries, self.place.tokens)
+
+    def _pictures(self, layout: Layout, frame: int) -> tuple[int, int] | None:
+        if self.call.frames == 1 or not is_timed(layout):
+            return None
+        if not self.call.pictures:
+            raise IncompatiblePatchError(
+                f"The model runs on a part of the film ({self.call.frames} latent frames), and nobody says which, so "
+                "that start_frame and end_frame of regions cannot be followed. Remove them from the regions, or the "
+                "context windows from the model."
+            )
+        return self.call.pictures[frame]
+
+    def frame(self, part: slice) -> int:
+        """Which frame a part of the query axis is of."""
+        return (part.start - self.place.queries.start) // self.place.tokens
 
     def tokens(self, part: slice) -> slice:
         """Which tokens of its frame a part of the query axis holds."""
@@ -93,11 +111,14 @@ class Block:
     def bias(self, queries: AttentionCall, part: slice) -> Tensor:
         """The sum of all bias edits for some queries of one frame, [1, 1, n, keys of the call]."""
         place, keys, tokens = self.place, queries.k.shape[queries.token_axis], self.tokens(part)
+        frame = self.frame(part)
         if self.coupled:
-            text, columns = self._image_bias_of_texts(keys, queries.q)[:, :, tokens], self.company(keys).columns
+            columns, of_texts = self.company(keys).columns, self._image_bias_of_texts(keys, queries.q)
+            first = tokens.start + frame * place.tokens % of_texts.shape[2]
+            text = of_texts[:, :, first : first + tokens.stop - tokens.start]
         else:
             columns = place.text
-            text = self._cached_text_bias(like=queries.q)[:, :, tokens] if self.text_bias else None
+            text = self._cached_text_bias(queries.q, frame)[:, :, tokens] if self.text_bias else None
         if text is not None and columns == slice(0, keys):
             return text
         total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
@@ -106,7 +127,7 @@ class Block:
         for item in self.image_bias:
             for columns in self.columns(item):
                 zeros = torch.zeros(1, 1, part.stop - part.start, place.tokens, device=queries.q.device)
-                total[..., columns] += item.edit.fn(zeros, self.site(item, tokens)).to(total)
+                total[..., columns] += item.edit.fn(zeros, self.site(item, tokens, frame)).to(total)
         return total.clamp_min(NEVER)
 
     def company(self, tokens: int) -> Company:
@@ -132,57 +153,66 @@ class Block:
         return self.cache.once(key, self.call.progress, work_out, make)
 
     def _image_bias_of_texts(self, tokens: int, like: Tensor) -> Tensor:
-        """For image tokens, all texts of a joint attention, [1, 1, h * w, columns]."""
+        """For image tokens of all different frames, all texts of a joint attention, [1, 1, frames * h * w, columns]."""
         key = ("texts", *self._company_key(like), tokens)
         work_out = partial(self._company_bias, self.company(tokens))
         return self.cache.once(key, self.call.progress, work_out, lambda bias: bias[None, None].to(like))
 
     def _company_key(self, like: Tensor) -> tuple[Any, ...]:
-        sites = self._mix_sites
         spans = tuple((span.start, span.stop) for span in self.call.spans)
-        return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acting(self.mixes, sites), spans)
+        acts = acting(self.mixes, self._mix_sites[0])
+        return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acts, spans, len(self._mix_sites))
 
     def _company_bias(self, company: Company) -> Tensor:
         bias = company.image_bias(self._sharing)
-        bias[:, : self.place.text.stop - self.place.text.start] += self._text_bias()[0, 0]
+        own = torch.cat([self._text_bias(frame)[0, 0] for frame in range(len(self._mix_sites))])
+        bias[:, : own.shape[1]] += own
         return bias.clamp_min(NEVER)
 
     @cached_property
-    def _mix_sites(self) -> list[AttentionSite]:
-        return [self.site(item, slice(0, self.place.tokens)) for item in self.mixes]
+    def _mix_sites(self) -> list[list[AttentionSite]]:
+        """Of every mix in every frame; one frame where all are the same."""
+        timed = any(self._pictures(item.layout, 0) for item in (*self.mixes, *self.text_bias))
+        whole = slice(0, self.place.tokens)
+        frames = range(self.call.frames if timed else 1)
+        return [[self.site(item, whole, frame) for item in self.mixes] for frame in frames]
 
     @cached_property
     def _sharing(self) -> Sharing:
         return Sharing.of(self.mixes, self._mix_sites)
 
-    def shares(self, item: Installed, like: Tensor) -> Shares:
-        """Who reads which text of a mix at this site, on the device of `like`."""
-
-        site = self.site(item, slice(0, self.place.tokens))
-        acts = item.edit.where(site)
+    def shares(self, item: Installed, rows: AttentionCall) -> Shares:
+        """Who reads which text of a mix at this site, in every frame."""
+        count = rows.q.shape[rows.token_axis]
+        acts = item.edit.where(self.site(item, slice(0, self.place.tokens)))
 
         def weights() -> Tensor:
-            found = item.edit.weigh(site).float()
-            return found if acts else torch.zeros_like(found)
+            whole = slice(0, self.place.tokens)
+            different = self.call.frames if self._pictures(item.layout, 0) else 1
+            each = [item.edit.weigh(self.site(item, whole, frame)).float() for frame in range(different)]
+            return torch.cat(each * (self.call.frames // different), dim=1) * float(acts)
 
-        key = (*self._key([item], like), acts)
-        return self.cache.once(key, self.call.progress, weights, lambda w: _shares(w, self.place, like.device))
+        key = (*self._key([item], rows.q), self.place.queries.start, self.call.frames, count, acts)
+        return self.cache.once(
+            key, self.call.progress, weights, lambda w: _shares(w, self.place, count, rows.q.device)
+        )
 
-    def _cached_text_bias(self, like: Tensor) -> Tensor:
+    def _cached_text_bias(self, like: Tensor, frame: int) -> Tensor:
         """The sum of the bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
         columns = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
-        key = (*self._key(self.text_bias, like), *columns, like.dtype)
-        return self.cache.once(key, self.call.progress, self._text_bias, lambda bias: bias.to(like))
+        pictures = [self._pictures(item.layout, frame) for item in self.text_bias]
+        key = (*self._key(self.text_bias, like), *columns, *pictures, like.dtype)
+        return self.cache.once(key, self.call.progress, lambda: self._text_bias(frame), lambda bias: bias.to(like))
 
     def _key(self, items: list[Installed], like: Tensor) -> tuple[Any, ...]:
         edits = tuple(id(item.edit) for item in items)
         return edits, self.place.grid, self.place.extent, self.chunk.offset, like.device
 
-    def _text_bias(self) -> Tensor:
+    def _text_bias(self, frame: int) -> Tensor:
         text, count = self.place.text, self.place.tokens
         total = torch.zeros(1, 1, count, text.stop - text.start)
         for item in self.text_bias:
-            site = self.site(item, slice(0, count))
+            site = self.site(item, slice(0, count), frame)
             values = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
             for columns in self.columns(item):
                 total[..., columns.start - text.start : columns.stop - text.start] += values
@@ -232,12 +262,13 @@ class Shares:
     readers: tuple[tuple[Tensor | None, Tensor], ...]  # for each text: places (None = everywhere), their weights [n, 1]
 
 
-def _shares(weights: Tensor, place: Place, device: torch.device) -> Shares:
-    readers = []
+def _shares(weights: Tensor, place: Place, count: int, device: torch.device) -> Shares:
+    """Of weights [texts, image tokens], on a query axis of `count`: what is no image token reads its own text alone."""
+    own, readers = torch.ones(count, 1), []
+    own[place.queries] = (1.0 - weights.sum(dim=0)).clamp_min(0.0)[:, None]
     for weight in weights:
         index = weight.nonzero()[:, 0]
-        everywhere = len(index) == len(weight) and place.queries.start == 0
+        everywhere = len(index) == count
         where = None if everywhere else (index + place.queries.start).to(device)
         readers.append((where, weight[index, None].to(device)))
-    own = (1.0 - weights.sum(dim=0)).clamp_min(0.0)[:, None]
     return Shares(own.to(device), tuple(readers))

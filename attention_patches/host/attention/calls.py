@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -76,6 +76,9 @@ class ModelCall:
     lengths: tuple[int, ...] = ()  # ... and how many of these columns are its own
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
+    # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
+    pictures: tuple[tuple[int, int], ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # what else the model is given, by the host's names
     notes: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # attention calls met so far, by kind
 

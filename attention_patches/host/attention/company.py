@@ -28,13 +28,19 @@ _LEAST = 32  # a sort of image tokens that read alike has a call of its own if i
 class Sharing:
     """How texts and image read each other; the row's own text first, then those of its mixes in order."""
 
-    image: Tensor  # float32 [texts, h * w]: by what image tokens read each text; sums to 1 over the texts
-    texts: Tensor  # float32 [texts, h * w]: how far each text reads them; at most 1
+    # Both float32 [texts, n], n = h * w image tokens of every frame, or of one where all frames are the same.
+    image: Tensor  # by what image tokens read each text; sums to 1 over the texts
+    texts: Tensor  # how far each text reads them; at most 1
 
     @classmethod
-    def of(cls, items: Sequence[Installed], sites: Sequence[AttentionSite]) -> Sharing:
-        """What the mixes of some rows make of it. Further texts see their places also in blocks that do not read them."""
-        image, always = (_shares(items, sites, everywhere) for everywhere in (False, True))
+    def of(cls, items: Sequence[Installed], sites: Sequence[Sequence[AttentionSite]]) -> Sharing:
+        """`sites`: of every item, in every frame.
+
+        Further texts see their places also in blocks that do not read them.
+        """
+        image, always = (
+            torch.cat([_shares(items, frame, everywhere) for frame in sites], dim=1) for everywhere in (False, True)
+        )
         seen = torch.cat([image[:1], always[1:]])
         return cls(image, seen / seen.amax(dim=1, keepdim=True).clamp_min(_SMALLEST))
 
@@ -86,7 +92,7 @@ class Company:
         return torch.where(owners[:, None] == self.owners[None], 0.0, NEVER)
 
     def image_bias(self, sharing: Sharing) -> Tensor:
-        """What is added to the scores of image tokens, float32 [h * w, columns]."""
+        """What is added to the scores of image tokens, float32 [n, columns]."""
         return self._by_owner(_log(sharing.image).T)
 
     def _by_owner(self, values: Tensor) -> Tensor:
@@ -109,14 +115,14 @@ class Company:
                 row[columns] = self._by_owner(_log(sharing.image.mean(dim=1)))
             else:
                 row[columns] = torch.where(self.owners == sort, 0.0, NEVER)
-                frames = (place.image.stop - place.image.start) // place.tokens
-                row[place.image] = _log(sharing.texts[sort]).repeat(frames)
+                seen = _log(sharing.texts[sort])
+                row[place.image] = seen.repeat((place.image.stop - place.image.start) // len(seen))
             parts.append(_alike((sorts == sort).nonzero()[:, 0], row))
         return parts
 
     def image(self, bias: Tensor) -> list[Part]:
-        """The image's queries, sorted by equal rows of their bias [h * w, columns]."""
-        place, count = self.place, self.place.tokens
+        """The image's queries, sorted by equal rows of their bias [n, columns]."""
+        place, count = self.place, len(bias)
         frames = (place.queries.stop - place.queries.start) // count
         first = place.queries.start + count * torch.arange(frames)[:, None]
         mark = torch.rand(bias.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """Which models are supported, and how edits reach their attention.
 
-A new model family is one row of the table in `joint.py`, or one file beside `unet.py` and one line in `FAMILIES`.
+A new model family is one row of the table in `joint.py` or `separate.py`, or one file beside them and one line in
+`FAMILIES`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.types import UnsupportedModelError
-from . import joint, unet
+from . import joint, separate, unet
 from .base import Adapter, Family
 
-FAMILIES: tuple[Family, ...] = (unet.FAMILY, *joint.FAMILIES)
+FAMILIES: tuple[Family, ...] = (unet.FAMILY, *joint.FAMILIES, *separate.FAMILIES)
 
 
 def adapter_for(model: Any) -> Adapter:

@@ -38,6 +38,9 @@ class Adapter(Protocol):
     # How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused there.
     # Then `prepared`, `alone` and `turned` are never asked.
     beside: Beside | None
+    # Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes something
+    # else of it, other embeddings cannot stand in for it: edits of it and further texts are refused.
+    own_text: bool
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""

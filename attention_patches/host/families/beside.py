@@ -19,6 +19,7 @@ from torch import Tensor
 from ..attention.call import AttentionCall
 from ..attention.calls import ModelCall, Place
 from ..attention.company import Company
+from .blocks import filled
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,6 @@ class Beside:
     filled_with: tuple[str, str] | None = None
     refiner: str | None = None  # the network's list of blocks in which texts, all in one call, attend to themselves
     every: int = 1  # in which blocks image tokens read further texts unless the user says otherwise: 1 = all
-
-
-def filled(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 def with_texts(place: Place, call: ModelCall, multiple: int) -> Place:

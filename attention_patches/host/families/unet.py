@@ -82,6 +82,7 @@ class UNetAdapter:
     guided: None = None
     multiple: int = 1
     beside: None = None
+    own_text: bool = True
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]

@@ -106,6 +106,12 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
                 f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "
                 "shortened it. Wire `positive` of Layout Prompt to the sampler without that node."
             )
+        if text.shape[1] != expected.shape[1] != len(layout.prompt.tokens):
+            raise BoxwrightError(
+                f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "
+                "added text, and this model reads more behind it, which then lies elsewhere. Wire `positive` of Layout "
+                "Prompt to the sampler without that node."
+            )
         return True
     # A layout without regions (of a recorder) is of its text alone, whatever else that was encoded for.
     free = key is None or not layout.regions
@@ -113,7 +119,7 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
 
 
 def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
-    own = len(layout.prompt.tokens)
+    own = layout.prompt.embedding.shape[1]
     lengths = {e["cross_attn"].shape[1] for e in conds.get("positive", ()) if e.get("cross_attn") is not None}
     counts = "" if own in lengths else f" ({own} text tokens; the run has {', '.join(map(str, sorted(lengths)))})"
     return (

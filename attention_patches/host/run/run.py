@@ -22,7 +22,7 @@ from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, 
 from ..attention.edited import edited_attention
 from ..attention.others import replaced_attention
 from ..families.base import Adapter
-from ..families.beside import filled
+from ..families.blocks import filled
 from .apart import rows_of, with_longer_mask
 from .entries import entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
@@ -39,11 +39,14 @@ class Run:
     EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
     ASIDE = "boxwright_aside"  # key in transformer_options of passes that readers are not to hear
 
-    def __init__(self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
+    def __init__(
+        self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor, sigmas: Tensor
+    ) -> None:
         self.adapter = adapter
         self.guider = guider
-        self.progress = progress_of(guider.inner_model.model_sampling)
+        self.progress = progress_of(guider.inner_model.model_sampling, sigmas.tolist())
         self.batch = noise.shape[0]
+        self.pictures = _pictures(_frames(noise), guider.inner_model.latent_format)
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         part_copies(guider.conds)
         self.entries = entries_with_edits(guider.conds, installed)
@@ -200,6 +203,8 @@ class Run:
             lengths=tuple(text.shape[1] for text in texts),
             others=self.others,
             frames=_frames(x),
+            pictures=self.pictures if _frames(x) == len(self.pictures) else (),
+            inputs=inputs,
         )
 
     def _beside(self, call: ModelCall) -> bool:
@@ -294,6 +299,12 @@ def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
                     own = slice(text.start, text.start + count)
                     context[chunk.rows, own] = item.edit.fn(context[chunk.rows, own], item.layout)
     return context
+
+
+def _pictures(frames: int, latent_format: Any) -> tuple[tuple[int, int], ...]:
+    """The pictures that each frame of a latent makes: the first one, the others as many as the VAE puts into one."""
+    each = getattr(latent_format, "temporal_downscale_ratio", 1)
+    return tuple((max(0, 1 + (k - 1) * each), 1 + k * each) for k in range(frames))
 
 
 def _frames(latent: Tensor) -> int:
