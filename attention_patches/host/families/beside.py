@@ -49,7 +49,7 @@ def with_texts(place: Place, call: ModelCall, multiple: int) -> Place:
 def turned(
     attention: AttentionCall, call: ModelCall, beside: Beside, network: Any, multiple: int, texts: bool, image: int
 ) -> AttentionCall:
-    """The attention call, of all `texts` or none and `image` tokens, with queries and keys turned to where they belong."""
+    """The attention call, of all `texts` or none and `image` tokens, with queries and keys where they belong."""
     if not beside.axes:
         return attention
     shifts = _shifts(call, beside, multiple)
@@ -69,7 +69,7 @@ def turned(
 def alone(
     attention: AttentionCall, call: ModelCall, beside: Beside, network: Any, multiple: int, image: int
 ) -> Tensor | None:
-    """An attention before the blocks: of all texts, each to itself alone, or of the image. None where it stays as it is."""
+    """An attention before the blocks: of all texts, each to itself alone, or of the image. None: as it is."""
     if beside.refiner is None:
         return None
     if call.counted("refiner") >= len(getattr(network, beside.refiner)):

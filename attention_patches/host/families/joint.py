@@ -153,6 +153,7 @@ class JointAdapter:
     beside: Beside | None
     text: Literal["joint"] = "joint"
     gradients: bool = True
+    bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]

@@ -83,6 +83,7 @@ class UNetAdapter:
     multiple: int = 1
     beside: None = None
     own_text: bool = True
+    bottleneck: bool = True
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]
