@@ -25,6 +25,13 @@ from .occlusion import occluded, unhidden
 from .rectified_attention import RectifiedAttention
 
 Overlap = Literal["order", "blend", "occlude"]
+# In which blocks of a model with one joint attention -> RegionPrompt's `every` and `blocks`.
+BLOCKS: dict[str, tuple[int, StepWindow]] = {
+    "all": (1, StepWindow()),
+    "every second": (2, StepWindow()),
+    "first half": (1, StepWindow(0.0, 0.5)),
+    "second half": (1, StepWindow(0.5, 1.0)),
+}
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,9 @@ class ModelCall:
     # (text columns of this call, columns of a conditioning entry) -> where copies of the entry's text lie among them
     text_columns: Callable[[int, int], Sequence[slice]]
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
-    spans: tuple[slice, ...] = ()  # where each of them lies among those columns with what fills it up; the longest row's
-    lengths: tuple[int, ...] = ()  # ... and how many of these columns are its own
+    # Of the longest row: where each of them lies among those columns with what fills it up, how many are its own.
+    spans: tuple[slice, ...] = ()
+    lengths: tuple[int, ...] = ()
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
     # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.

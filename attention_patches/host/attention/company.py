@@ -1,7 +1,7 @@
 """Several texts in one joint attention: who reads whom, and each group of queries with only the keys that it reads.
 
-A mask of all tokens by all tokens would say the same in N x N numbers. Most of it says nothing: the image reads all of
-itself, tokens of one text read alike, and of the image's tokens a few sorts do (inside a region, outside, along an edge).
+A mask of all tokens by all tokens would say the same in N x N numbers. Most of it says nothing: the image reads all
+of itself, tokens of one text read alike, and so do a few sorts of image tokens (inside a region, outside, at an edge).
 """
 
 from __future__ import annotations

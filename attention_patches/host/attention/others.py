@@ -81,7 +81,8 @@ def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list
             mask[block.chunk.rows, :, part.queries] = part.over_all(keys)
     out = whole.fused(mask)
     for block in blocks:
-        ignored = (block.coupled or not block.explicit) and block.biased and _ignores_masks(whole, plain, block, mask, out)
+        ignored = block.biased and (block.coupled or not block.explicit)
+        ignored = ignored and _ignores_masks(whole, plain, block, mask, out)
         if not block.explicit and not ignored:
             continue
         rows = plain.rows(block.chunk.rows)

@@ -34,7 +34,6 @@ class Adapter(Protocol):
     gradients: bool  # whether autograd passes the model here; then the next two can be asked
     guided: tuple[str, ...] | None  # names of the layers whose maps guides read, in order; None = all of a grid
     factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
-    multiple: int  # of tokens, to which the model fills up its text; 1 = it does not
     # How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused there.
     # Then `prepared`, `alone` and `turned` are never asked.
     beside: Beside | None
@@ -45,6 +44,9 @@ class Adapter(Protocol):
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""
+
+    def room(self, length: int) -> tuple[int, int]:
+        """Columns that a text of `length` takes with what fills it up, and how many of those lie in front of it."""
 
     def text_columns(self, length: int, own: int) -> Sequence[slice]:
         """Where a conditioning entry's text of `own` columns lies among the `length` of a call: every copy of it."""

@@ -32,8 +32,8 @@ class Beside:
     image_behind: bool = False
     # The network's module that reads a text, and its parameter [1, channels] with which it then fills that up.
     filled_with: tuple[str, str] | None = None
-    refiner: str | None = None  # the network's list of blocks in which texts, all in one call, attend to themselves
-    every: int = 1  # in which blocks image tokens read further texts unless the user says otherwise: 1 = all
+    # Name of the network's list of blocks before the others in which texts, all in one call, attend to themselves.
+    refiner: str | None = None
 
 
 def with_texts(place: Place, call: ModelCall, multiple: int) -> Place:
@@ -72,9 +72,12 @@ def alone(
     """An attention before the blocks: of all texts, each to itself alone, or of the image. None: as it is."""
     if beside.refiner is None:
         return None
-    if call.counted("refiner") >= len(getattr(network, beside.refiner)):
+    tokens = filled(call.text_length + call.further_length, multiple)
+    of_texts = attention.shape == (call.rows, tokens, tokens)
+    if not of_texts or call.counted("texts") >= len(network.get_submodule(beside.refiner)):
+        if attention.shape != (call.rows, *2 * (filled(image, multiple),)):
+            return None
         return turned(attention, call, beside, network, multiple, texts=False, image=image).fused()
-    tokens = attention.q.shape[attention.token_axis]
     nothing, text = slice(0, 0), slice(0, call.text_length)
     place = with_texts(Place("texts", (0, 0), (0, 0), 0, nothing, text, nothing), call, multiple)
     mask = Company(place, call.spans, tokens).every_text_alone().to(attention.q)
@@ -85,7 +88,7 @@ def _turns(call: ModelCall, shifts: Tensor, beside: Beside, network: Any, device
     """Rotations by so many positions, [1, 1, tokens, channels / 2, 2, 2]; None for no tokens."""
     key = ("turns", tuple(shifts.tolist()), device)
     if key not in call.notes:
-        embedder = getattr(network, beside.rotary)
+        embedder = network.get_submodule(beside.rotary)
         positions = torch.zeros(1, len(shifts), len(embedder.axes_dim), device=device)
         positions[..., list(beside.axes)] = shifts.to(device)[:, None]
         call.notes[key] = embedder(positions) if len(shifts) else None

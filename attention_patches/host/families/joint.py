@@ -84,7 +84,7 @@ FAMILIES = (
     ),
     JointFamily(
         "Flux.2 (dev, Klein)", "Flux2", "flux.model.Flux", _FLUX_BLOCKS, guided=(0.0, 0.2), guided_kind="single",
-        left=512,
+        left=512, beside=Beside(axes=(3,)),
     ),
     JointFamily(
         "Chroma", "Chroma", "chroma.model.Chroma", _FLUX_BLOCKS, guided=(0.5, 1.0), references="unread",
@@ -104,7 +104,7 @@ FAMILIES = (
     ),
     JointFamily(
         "Krea 2", "Krea2", "krea2.model.SingleStreamDiT", {"single": "blocks"},
-        references="behind the image if a method is named",
+        references="behind the image if a method is named", beside=Beside(refiner="txtfusion.refiner_blocks"),
     ),
     JointFamily(
         "Stable Diffusion 3 and 3.5", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",
@@ -113,7 +113,7 @@ FAMILIES = (
     JointFamily(
         "AuraFlow", "AuraFlow", "aura.mmdit.MMDiT", {"double": "double_layers", "single": "single_layers"},
         announced=False, references="unread", guided=(0.2, 0.45), guided_kind="single",
-        around=lambda network, inputs: (network.register_tokens.shape[1], 0),
+        around=lambda network, inputs: (network.register_tokens.shape[1], 0), beside=Beside(),
     ),
     JointFamily(
         "HunyuanImage 2.1", "HunyuanImage21", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
@@ -157,6 +157,11 @@ class JointAdapter:
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
+
+    def room(self, length: int) -> tuple[int, int]:
+        if length < self.family.left:
+            return self.family.left, self.family.left - length
+        return filled(length, self.multiple), 0
 
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text, which would change what the model reads."""

@@ -120,13 +120,15 @@ class SeparateAdapter:
     guided: tuple[str, ...]
     gradients: bool
     own_text: bool
-    multiple: int = 1
     beside: None = None
     text: Literal["separate"] = "separate"
     bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
+
+    def room(self, length: int) -> tuple[int, int]:
+        return length, 0
 
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text."""

@@ -5,7 +5,7 @@ Everything with state is made when a run starts, lives in the options of that ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.seam import ContextEdit, LayerEdit, TextMix
+from ...core.seam import ContextEdit, LayerEdit
 from ...core.types import Layout
 from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
@@ -22,10 +22,9 @@ from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, 
 from ..attention.edited import edited_attention
 from ..attention.others import replaced_attention
 from ..families.base import Adapter
-from ..families.blocks import filled
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
-from .apart import rows_of, with_longer_mask
+from .apart import further_texts, rows_of, spans_of, texts_of, with_longer_mask
 from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
@@ -206,7 +205,7 @@ class Run:
             self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
-        texts = max(map(_texts_of, chunks), key=lambda own: sum(text.shape[1] for text in own))
+        texts = max(map(texts_of, chunks), key=lambda own: sum(text.shape[1] for text in own))
         return ModelCall(
             chunks=chunks,
             latent=latent,
@@ -216,8 +215,8 @@ class Run:
             progress=progress,
             levels=len(self.adapter.factors),
             text_columns=self.adapter.text_columns,
-            further=self._further_texts(chunks, context, x.device),
-            spans=self._spans(texts),
+            further=further_texts(chunks, context, x.device, self.adapter, self.cache.memo),
+            spans=spans_of(texts, self.adapter),
             lengths=tuple(text.shape[1] for text in texts),
             others=self.others,
             frames=_frames(x),
@@ -247,7 +246,7 @@ class Run:
         progress, groups, before = self.progress(float(t.flatten()[0])), [], None
         for number, key in enumerate(inputs["transformer_options"].get("uuids", ())):
             chunk = self._chunk(slice(0, 0), key, progress, inputs)
-            texts = [*map(id, _texts_of(chunk))] if chunk else []
+            texts = [*map(id, texts_of(chunk))] if chunk else []
             if groups and texts == before:
                 groups[-1] = slice(groups[-1].start, number + 1)
             else:
@@ -286,34 +285,6 @@ class Run:
             )
         return size
 
-    def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
-        """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
-
-        Rows with fewer end in zeros that nobody reads.
-        """
-        texts = [_texts_of(chunk) for chunk in chunks]
-        longest = max(spans[-1].stop if spans else 0 for spans in map(self._spans, texts))
-        if not longest:
-            return None
-        rows = tuple((chunk.rows.start, *map(id, own)) for chunk, own in zip(chunks, texts, strict=True))
-        # Autograd may not save what was made in inference mode.
-        key = ("further texts", rows, context.shape[0], device, torch.is_inference_mode_enabled())
-        if key not in self.cache.memo:
-            further = context.new_zeros(context.shape[0], longest, context.shape[2])
-            for chunk, own in zip(chunks, texts, strict=True):
-                for text, span in zip(own, self._spans(own), strict=True):
-                    further[chunk.rows, span.start : span.start + text.shape[1]] = text.to(context)
-            self.cache.memo[key] = further.to(device)
-        return self.cache.memo[key]
-
-    def _spans(self, texts: Sequence[Tensor]) -> tuple[slice, ...]:
-        """Where texts lie side by side, each filled up as the model does it with a text that stands alone."""
-        found, start = [], 0
-        for text in texts:
-            found.append(slice(start, start + filled(text.shape[1], self.adapter.multiple)))
-            start = found[-1].stop
-        return tuple(found)
-
     def report_unheard(self) -> None:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
         heard = {id(item) for key, entry in self.entries.items() if key in self.met for item in entry.edits}
@@ -332,10 +303,6 @@ def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iter
     for source in sources:
         for slots in source.get("patches_replace", {}).values():
             yield from slots.values()
-
-
-def _texts_of(chunk: Chunk) -> list[Tensor]:
-    return [text for item in chunk.edits if isinstance(item.edit, TextMix) for text in item.edit.texts]
 
 
 def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
