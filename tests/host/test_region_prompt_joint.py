@@ -12,6 +12,7 @@ from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.install import install
+from pack.attention_patches.host.run.apart import rows_of
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
@@ -30,7 +31,7 @@ WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in COUPLED}
+    return tiny.Built()
 
 
 @pytest.fixture
@@ -264,6 +265,18 @@ def test_a_mask_of_the_texts_own_tokens_lets_the_regions_texts_through(models):
         tiny.run("flux", coupled(models["flux"], layout), positive, steps=1)
 
 
+def test_rows_that_run_apart_take_their_inputs_with_them():
+    rows, options = torch.arange(6), {"uuids": ["a", "b", "c"], "cond_or_uncond": [0, 1, 0], "sigmas": torch.ones(2)}
+    control = {"input": [rows[:, None], None], "output": [torch.ones(1, 6)]}
+    given = (rows, control, options), {"references": [rows], "n": 3}
+    (x, passed, fewer), named = rows_of(given, slice(1, 3), 6, options)
+    assert x.tolist() == [2, 3, 4, 5] == named["references"][0].tolist() and named["n"] == 3
+    assert passed["input"][0][:, 0].tolist() == [2, 3, 4, 5] and passed["input"][1] is None
+    assert passed["output"][0].shape == (1, 6)  # of no row
+    assert fewer["uuids"] == ["b", "c"] and fewer["cond_or_uncond"] == [1, 0] and len(fewer["sigmas"]) == 2
+    assert options["uuids"] == ["a", "b", "c"]
+
+
 # --- which blocks ---
 
 
@@ -377,3 +390,29 @@ def test_the_model_is_left_as_it_was(models, layout, family):
         run(family, coupled(broken, layout, RegionPrompt(), texts=[tiny.text(40).embedding] * 2), layout)
     assert torch.equal(run(family, models[family], layout), plain) and torch.equal(run(family, patched, layout), first)
     assert not any(module._forward_hooks for module in models[family].model.diffusion_model.modules())
+
+
+# --- dense and bound, on every model with joint attention ---
+
+
+@pytest.mark.parametrize("family", tiny.JOINT)
+def test_dense_in_pieces_of_any_size(models, layout, family, monkeypatch):
+    dense = DenseDiffusion(own_phrases=adapter_for(models[family]).own_text)
+    patched = install(models[family], layout, dense.edits(layout))
+    whole = run(family, patched, layout, cfg=1.0)
+    assert not torch.allclose(whole, run(family, models[family], layout, cfg=1.0), atol=1e-3)
+    monkeypatch.setattr(attend, "WORK_BYTES", 100_000)
+    close(run(family, patched, layout, cfg=1.0), whole)
+
+
+@pytest.mark.parametrize("family", tiny.JOINT)
+def test_bounded_regions_do_not_see_each_other(models, layout, family):
+    """Readers see probabilities of exactly 0 from the one half to the other, in every layer."""
+    seen = []
+    look = AttentionEdit("look", "read", lambda p, s: seen.append((s, p.clone())), kind="image_image")
+    edits = [*BoundedAttention(StepWindow(), "all").edits(layout), look]
+    run(family, install(models[family], layout, edits), layout, cfg=1.0)
+    assert {site.layer for site, _ in seen} >= tiny.FAMILIES[family].layers
+    for site, probs in seen:
+        left = torch.arange(site.grid[0] * site.grid[1]) % site.grid[1] < site.grid[1] // 2
+        assert probs[..., left[site.queries], :][..., ~left].max() == 0 and probs[..., left].max() > 0

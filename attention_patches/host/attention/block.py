@@ -160,8 +160,9 @@ class Block:
 
     def _company_key(self, like: Tensor) -> tuple[Any, ...]:
         spans = tuple((span.start, span.stop) for span in self.call.spans)
-        acts = acting(self.mixes, self._mix_sites[0])
-        return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acts, spans, len(self._mix_sites))
+        acts, frames = acting(self.mixes, self._mix_sites[0]), len(self._mix_sites)
+        own = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
+        return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acts, frames, *own, *spans)
 
     def _company_bias(self, company: Company) -> Tensor:
         bias = company.image_bias(self._sharing)
