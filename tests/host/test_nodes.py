@@ -158,6 +158,7 @@ SCHEMAS = {
         "bound: COMFY_DYNAMICCOMBO_V3, of ['off', 'coarse', 'all']",
         "bound=coarse bound_end: FLOAT = 0.5, 0.01 to 1.0",
         "bound=all bound_end: FLOAT = 0.5, 0.01 to 1.0",
+        "blocks: COMBO? = 'all', of ['all', 'every second', 'first half', 'second half']",
         "-> MODEL",
         "-> STRING",
     ],

@@ -130,7 +130,7 @@ def test_what_is_refused(toy, encoded):
     with pytest.raises(BoxwrightError, match="dense_end 0.2 is not after start 0.5"):
         run_node(toy, layout, mode="dense", start=0.5, dense_end=0.2)
     with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
-        BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **inputs())
+        BoxwrightRegionPrompt.execute(tiny.build("hunyuan_video"), tiny.layout(), **inputs())
 
 
 @pytest.mark.parametrize("wrong, words", [

@@ -124,11 +124,15 @@ class SeparateAdapter:
     gradients: bool
     own_text: bool
     frame: int
+    beside: None = None
     text: Literal["separate"] = "separate"
     bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
+
+    def room(self, length: int) -> tuple[int, int]:
+        return length, 0
 
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text."""
