@@ -36,6 +36,7 @@ class Extra:
 
     items: dict[Any, tuple[Installed, ...]]  # uuid of a conditioning entry -> edits of its rows
     aside: bool  # a call beside the run's own, for a gradient: without the run's readers and further texts
+    plain: bool = False  # without any edit of the run's own attention: what the model itself makes of the prompt
 
 
 @dataclass(frozen=True)
