@@ -19,7 +19,7 @@ from toyworld import sampling
 STEPS = 20
 SEED = 1
 STRENGTH = 0.8
-METHODS = {"FlowEdit": 5.0, "FlowAlign": 7.0, "Uni-Edit": 1.5}  # -> cfg, tuned on edits 1 to 15, the odd ones
+METHODS = {"FlowEdit": 5.0, "FlowAlign": 7.0, "Uni-Edit": 1.0}  # -> cfg, tuned on edits 1 to 15, the odd ones
 
 
 @dataclass(frozen=True)
