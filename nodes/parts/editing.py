@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...attention_patches.core.masks import on_latent
+from ...attention_patches.core.masks import check_mask, on_latent
 from ...attention_patches.core.types import BoxwrightError
 from ...attention_patches.samplers.drawn import nothing_drawn
 from .checks import rgb
@@ -35,6 +35,17 @@ def seed_input(tooltip: str) -> io.Input:
     return io.Int.Input(
         "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
     )
+
+
+def one_mask(mask: Tensor) -> Tensor:
+    """The one mask of a MASK [H, W] or [1, H, W], float32 [H, W]. Raises BoxwrightError for several, and for none."""
+    masks = mask[None] if mask.ndim == 2 else mask
+    if masks.shape[0] != 1:
+        raise BoxwrightError(f"There are {masks.shape[0]} masks; wire one, for all pictures.")
+    check_mask(masks)
+    if float(masks.max()) <= 0.0:
+        raise BoxwrightError("The mask is empty: nothing in it is white. Paint something, or leave it out.")
+    return masks[0].float().cpu().clamp(0.0, 1.0)
 
 
 def encoded(vae: Any, image: Tensor) -> Tensor:

@@ -10,8 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...attention_patches.core.regions import OPTIONS
-from ...attention_patches.core.types import Box, BoxwrightError, Region
-from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
+from ...attention_patches.core.types import MAX_LORA, Box, BoxwrightError, Region
+from .checks import (
+    ROUNDING,
+    check_count,
+    check_size,
+    checked_file,
+    checked_phrase,
+    clipped_box,
+    counted,
+    number_of,
+    ranged,
+    shortened,
+    shown,
+)  # fmt: skip
+from .shapes import BOX_KEYS, area_of, checked_shape, outline_of
 
 FORMAT_TYPE = "boxwright.regions"
 FORMAT_VERSION = 1
@@ -73,12 +86,9 @@ def parse_drawing(text: str) -> Drawing:
 def regions_to_json(regions: Sequence[Region]) -> str:
     """The text that parse_regions_json reads back as the same regions; one line per region.
 
-    Raises BoxwrightError for a painted region: masks are too big to be text.
+    A mask that no shape of ours has made becomes paint: cells of 52 levels, at most 512 each way.
     """
-    rows = [
-        json.dumps(_region_to_json(region, number), ensure_ascii=False, allow_nan=False)
-        for number, region in enumerate(regions, 1)
-    ]
+    rows = [json.dumps(_region_to_json(region), ensure_ascii=False, allow_nan=False) for region in regions]
     body = ",\n  ".join(rows)
     return f'{{"type": "{FORMAT_TYPE}", "version": {FORMAT_VERSION}, "regions": [\n  {body}\n]}}'
 
@@ -226,7 +236,13 @@ def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
         raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
     _check_options(extra, where)
     options = {option.name: extra.pop(option.name) for option in OPTIONS if option.name in extra}
-    return Region(phrase, _box_inside_image(x, y, width, height, where), strength, extra, **options)
+    area = box = _box_inside_image(x, y, width, height, where)
+    if extra.get("shape") is not None:
+        area = area_of(checked_shape(extra["shape"], where), box, where)
+        extra |= {key: getattr(box, key) for key in BOX_KEYS}  # see shapes.outline_of
+    else:
+        extra.pop("shape", None)
+    return Region(phrase, area, strength, extra, **options)
 
 
 def _check_options(extra: dict[str, Any], where: str) -> None:
@@ -261,6 +277,12 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
         extra["negative"] = checked_phrase(extra["negative"], f"{where}: negative")
     elif extra.get("negative", "") != "":
         raise BoxwrightError(f"{where}: negative must be text; it is {shown(extra['negative'])}.")
+    if extra.get("lora"):
+        extra["lora"] = checked_file(extra["lora"], f"{where}: lora")
+    elif extra.get("lora", "") != "":
+        raise BoxwrightError(f"{where}: lora must be the name of a file; it is {shown(extra['lora'])}.")
+    if "lora_strength" in extra:
+        extra["lora_strength"] = ranged(extra["lora_strength"], f"{where}: lora_strength", -MAX_LORA, MAX_LORA)
     if "color" in extra and not (isinstance(extra["color"], str) and COLOR.fullmatch(extra["color"])):
         raise BoxwrightError(
             f'{where}: color must look like "#e69f00"; it is {shown(extra["color"])}. Take it away '
@@ -280,13 +302,8 @@ def _box_inside_image(x: float, y: float, width: float, height: float, where: st
     return clipped_box(x, y, width, height, where)
 
 
-def _region_to_json(region: Region, number: int) -> dict[str, Any]:
-    if not isinstance(region.area, Box):
-        raise BoxwrightError(
-            f'Region {number} ("{shortened(region.phrase, 40)}") is a painted mask, which cannot be written as JSON. '
-            "Use a box for it, or pass the regions on by wire."
-        )
-    box = region.area
+def _region_to_json(region: Region) -> dict[str, Any]:
+    shape, box = outline_of(region)
     known = {
         "phrase": region.phrase,
         "x": box.x,
@@ -295,6 +312,9 @@ def _region_to_json(region: Region, number: int) -> dict[str, Any]:
         "height": box.height,
         "strength": region.strength,
     }
+    if shape is not None:
+        known["shape"] = shape
     options = ((option, getattr(region, option.name)) for option in OPTIONS)
     known |= {option.name: value for option, value in options if value != option.default}
-    return known | dict(region.extra) | known  # our keys first and last: their order, and never overruled
+    others = {key: value for key, value in region.extra.items() if key != "shape"}
+    return known | others | known  # our keys first and last: their order, and never overruled

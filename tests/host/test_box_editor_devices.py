@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from browser import box, editor_node, open_bench, run
 from PIL import Image
+from templates import for_toy, template
 from toyworld import scorer
 from wb_demo import load_workflow
 
@@ -104,7 +105,7 @@ def muted(graph, title):
 
 
 def draw_and_run(bench):
-    graph = muted(load_workflow(ROOT / "example_workflows" / "rectified_attention.json"), "KSampler (unpatched)")
+    graph = muted(for_toy(load_workflow(template("rectified_attention"))), "KSampler (unpatched)")
     for each in graph["nodes"]:
         if each["type"] == "BoxwrightBoxEditor":
             number = each["id"]

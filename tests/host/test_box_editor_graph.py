@@ -650,6 +650,6 @@ def test_the_templates_open_without_a_warning_and_every_node_lies_in_its_group(b
             const low = y - 30 + (element?.offsetHeight ?? 0);
             const out = app.graph.groups.some(({ _bounding: [left, top, width, height] }) => x >= left
                 && x < left + width && y > top && y < top + height && low > top + height + 1);
-            return [...(editor?.flags().values() ?? []), ...(out ? [`${node.title} sticks out`] : [])];
+            return [...(editor?.knowledge.flags().values() ?? []), ...(out ? [`${node.title} sticks out`] : [])];
         })""")
         assert found == [], path.stem
