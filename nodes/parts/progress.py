@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from server import PromptServer
 
@@ -13,3 +14,8 @@ def progress_reporter(node_id: str | None) -> Callable[[str], None] | None:
     if server is None or node_id is None:
         return None
     return lambda line: server.send_progress_text(line, node_id)
+
+
+def reporter_of(node: Any) -> Callable[[str], None] | None:
+    """The same for a node class that is being executed and has asked for its hidden unique_id; None outside a run."""
+    return progress_reporter(node.hidden.unique_id if node.hidden else None)
