@@ -252,17 +252,18 @@ def test_a_crop_has_its_part_of_the_regions(models, halves):
     same(right(with_loras(model, halves, files)), right(loras.merged(model, files[1], 0.8)))
 
 
-def test_two_crops_in_one_call(models):
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_two_crops_in_one_call(models, family):
     """Cond and uncond on crops of other places share a batch: each row has the regions of its own crop."""
     lay = tiny.layout(areas=(tiny.LEFT,))
-    model, file = models["sd15"], loras.tensors(models["sd15"])
+    model, file = models[family], loras.tensors(models[family])
     entries = {
-        "left": tiny.conditioning("sd15", lay.prompt, lay.key, area=(16, 12, 0, 0), strength=1.0),
-        "right": tiny.conditioning("sd15", tiny.text(seed=2), seed=6, area=(16, 12, 0, 12), strength=1.0),
+        "left": tiny.conditioning(family, lay.prompt, lay.key, area=(16, 12, 0, 0), strength=1.0),
+        "right": tiny.conditioning(family, tiny.text(seed=2), seed=6, area=(16, 12, 0, 12), strength=1.0),
     }
 
     def draw(patched):
-        return tiny.run("sd15", patched, entries["left"] + entries["right"], steps=1, cfg=1.0)
+        return tiny.run(family, patched, entries["left"] + entries["right"], steps=1, cfg=1.0)
 
     found = draw(with_loras(model, lay, [file]))
     same(found[..., :12], draw(loras.merged(model, file, 0.8))[..., :12])

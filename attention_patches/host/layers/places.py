@@ -121,15 +121,12 @@ class Weights:
 
     def _sequence(self, call: LayerCall, grid: Size, start: int, length: int) -> Tensor:
         """[entries or 1, length, LoRAs]: text up to `start`, then the image frame by frame, then what has no place."""
-        image = self._image(call, grid).repeat(1, call.frames, 1)
-        parts = [image]
-        if start:
-            text = self._text(call, grid, start)
-            parts = [text, image.expand(text.shape[0], -1, -1) if image.shape[0] == 1 else image]
-        entries, behind = parts[0].shape[0], length - start - image.shape[1]
-        if behind:
-            parts.append(self._common(call, grid).expand(entries, behind, -1))
-        return torch.cat(parts, dim=1)
+        parts = [self._text(call, grid, start)] if start else []
+        parts.append(self._image(call, grid).repeat(1, call.frames, 1))
+        behind = length - sum(part.shape[1] for part in parts)
+        parts.append(self._common(call, grid).expand(-1, behind, -1))
+        entries = max(len(part) for part in parts)
+        return torch.cat([part.expand(entries, -1, -1) for part in parts], dim=1)
 
     def _text(self, call: LayerCall, grid: Size, length: int) -> Tensor:
         """[entries, length, LoRAs]: each region's LoRA at its own words; elsewhere as much as all places have of it."""
