@@ -62,7 +62,7 @@ def same(a, b):
 @pytest.mark.parametrize("family, kind", [
     *((family, "lora") for family in FAMILIES), ("sd15", "tucker"), ("sdxl", "tucker"), ("flux", "lokr"),
     *((family, "lokr") for family in ("sd15", "sdxl", "zimage")), ("sd15", "loha"), ("flux", "loha"),
-    ("sd15", "diff"), ("flux", "bias"), ("sd15", "bias"),
+    ("sd15", "diff"), ("flux", "bias"), ("sd15", "bias"), ("sd15", "dora"), ("flux", "dora"), ("sdxl", "loha dora"),
 ])  # fmt: skip
 def test_a_whole_image_region_is_the_hosts_loader(models, whole, family, kind):
     model, file = models[family], loras.tensors(models[family], kind)
@@ -391,7 +391,7 @@ def test_weights_of_other_types(whole, family, dtype):
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("kind, words", [("dora", "is a DoRA"), ("oft", "of the kind OFT")])
+@pytest.mark.parametrize("kind, words", [("input dora", "is a DoRA that.*its input"), ("oft", "of the kind OFT")])
 def test_what_is_no_sum_is_refused_by_name(models, kind, words):
     file = loras.tensors(models["sd15"], kind, only=["input_blocks.1.1.transformer_blocks.0.ff.net.2"])
     with pytest.raises(BoxwrightError, match=words) as refused:

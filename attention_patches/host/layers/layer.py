@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.outside_blocks import outside_blocks
 from .change import LayerChange, LayerShape
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The tensors of all LoRAs of a layer on one device, in one type; in the order of their inner channels."""
+
+    down: Tensor | None
+    up: Tensor | None
+    columns: Tensor  # which LoRA each inner channel is of
+    biases: list[tuple[int, Tensor]]
+    factors: dict[int, Tensor]  # of DoRAs: [out], by how much the length of a row grows
+    own_bias: Tensor  # of the layer; read with factors alone
 
 
 class ChangedLayer:
@@ -20,23 +34,27 @@ class ChangedLayer:
     [rows, n], pixels [rows, h, w], or [rows] for what has no place; 1 stands for all.
     """
 
-    def __init__(self, shape: LayerShape, changes: Sequence[tuple[int, LayerChange]]) -> None:
-        self.shape = shape
+    def __init__(self, module: torch.nn.Module, changes: Sequence[tuple[int, LayerChange]]) -> None:
+        self.module, self.shape = module, LayerShape.of(module)
         self.changes = changes  # (number of the LoRA, what it does here)
-        self.numbers = [number for number, _ in changes]
         self._ready: dict[Any, tuple[Any, ...]] = {}
 
     def changed(self, x: Tensor, out: Tensor, weights: Tensor) -> Tensor:
         """`out`, which the layer made of x, with the changes; in place where no autograd graph is."""
-        down, up, columns, biases = self._on(x)
-        if down is not None:
-            out = self._thin(x, out, weights.index_select(-1, columns), down, up)
+        ready = self._on(x)
+        base = out - self._channels(ready.own_bias) if ready.factors else out  # before anything is added in place
+        if ready.down is not None:
+            out = self._thin(x, out, weights.index_select(-1, ready.columns), ready.down, ready.up)
         for number, change in self.changes:
             if change.whole:
-                out = out + self._plain(x, change.weight(self.shape.weight, x)) * self._placed(weights, [number])
-        for number, bias in biases:
-            own = bias.view(-1, 1, 1) if self.shape.is_convolution else bias
-            out = out + own * self._placed(weights, [number])
+                added = self._plain(x, change.weight(self.shape.weight, x))
+                if number in ready.factors:
+                    added = added * self._channels(ready.factors[number])
+                out = out + added * self._placed(weights, number)
+        for number, factor in ready.factors.items():
+            out = out + base * self._channels(factor - 1.0) * self._placed(weights, number)
+        for number, bias in ready.biases:
+            out = out + self._channels(bias) * self._placed(weights, number)
         return out
 
     def _thin(self, x: Tensor, out: Tensor, weights: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -61,28 +79,55 @@ class ChangedLayer:
             return F.linear(x, weight)
         return F.conv2d(x, weight, None, self.shape.stride, self.shape.padding, self.shape.dilation)
 
-    def _placed(self, weights: Tensor, numbers: list[int]) -> Tensor:
+    def _placed(self, weights: Tensor, number: int) -> Tensor:
         """The weights of one LoRA beside the channels of the output."""
-        return weights[..., numbers].movedim(-1, -3) if self.shape.is_convolution else weights[..., numbers]
+        one = weights[..., number : number + 1]
+        return one.movedim(-1, -3) if self.shape.is_convolution else one
 
-    def _on(self, x: Tensor) -> tuple[Any, ...]:
-        """(down, up, which LoRA each of their inner channels is of, biases) where x is; made once in a run."""
+    def _channels(self, values: Tensor) -> Tensor:
+        """A value for each channel of the output, beside its places."""
+        return values.view(-1, 1, 1) if self.shape.is_convolution else values
+
+    def _on(self, x: Tensor) -> Ready:
+        """The tensors where x is; made once in a run."""
         key = (x.device, x.dtype)
         if key not in self._ready:
             # Autograd may not save what was made in inference mode.
             with outside_blocks(), torch.inference_mode(False), torch.no_grad():
-                self._ready[key] = self._made(x.device, x.dtype)
+                self._ready[key] = self._made(x)
         return self._ready[key]
 
-    def _made(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    def _made(self, x: Tensor) -> Ready:
         def here(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype, copy=True)
+            return tensor.to(device=x.device, dtype=x.dtype, copy=True)
 
-        biases = [(number, here(change.bias)) for number, change in self.changes if change.bias is not None]
-        thin = [(n, up, down) for n, change in self.changes for up, down in zip(change.up, change.down, strict=True)]
-        if not thin:
-            return None, None, None, biases
-        down = torch.cat([here(down) for _, _, down in thin])
-        up = torch.cat([here(up) for _, up, _ in thin], dim=1)
-        columns = [number for number, _, down in thin for _ in range(down.shape[0])]
-        return down, up, torch.tensor(columns, device=device), biases
+        norms, own_bias = None, x.new_zeros(self.shape.weight[0])
+        if any(change.lengths is not None for _, change in self.changes):
+            norms, own_bias = self._fetched(x)
+        factors = {
+            n: change.lengths.to(norms) / norms for n, change in self.changes if change.lengths is not None
+        }  # fmt: skip
+        thin = [
+            (n, up * factors[n].to(up)[:, None] if n in factors else up, down)
+            for n, change in self.changes for up, down in zip(change.up, change.down, strict=True)
+        ]  # fmt: skip
+        columns = [n for n, _, down in thin for _ in range(down.shape[0])]
+        return Ready(
+            down=torch.cat([here(down) for _, _, down in thin]) if thin else None,
+            up=torch.cat([here(up) for _, up, _ in thin], dim=1) if thin else None,
+            columns=torch.tensor(columns, device=x.device),
+            biases=[(n, here(change.bias)) for n, change in self.changes if change.bias is not None],
+            factors={n: here(factor) for n, factor in factors.items()},
+            own_bias=own_bias,
+        )
+
+    def _fetched(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How long the rows of the layer's own weight are, float32 [out], and its bias; with what the host patches."""
+        weight, bias, offloaded = comfy.ops.cast_bias_weight(self.module, x, offloadable=True)
+        try:
+            plain = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
+            plain = plain.float().flatten(1)
+            norms = plain.norm(dim=1) + torch.finfo(plain.dtype).eps
+            return norms, norms.new_zeros(norms.shape).to(x) if bias is None else bias.clone()
+        finally:
+            comfy.ops.uncast_bias_weight(self.module, weight, bias, offloaded)

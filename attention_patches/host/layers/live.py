@@ -16,7 +16,6 @@ from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..families.base import Adapter
-from .change import LayerShape
 from .layer import ChangedLayer
 from .places import LayerCall, Weights, tokens_of, wrong_tokens
 from .streams import Stream, stream_of
@@ -38,7 +37,7 @@ class LiveLayers:
         self.layers: dict[str, ChangedLayer] = {}
         for name in dict.fromkeys(name for change in changes for name in change.layers):
             of_layer = [(n, change.layers[name]) for n, change in enumerate(changes) if name in change.layers]
-            self.layers[name] = ChangedLayer(LayerShape.of(network.get_submodule(name)), of_layer)
+            self.layers[name] = ChangedLayer(network.get_submodule(name), of_layer)
         self.call: LayerCall | None = None
         self.pending: Pending = {}
         self.reached = False
