@@ -173,6 +173,18 @@ def test_outside_its_region_a_layer_returns_what_it_did(models, noted, family):
         assert grid[:, :, : width // 2].abs().amax(dim=(0, 3)).min() > 0
 
 
+def test_the_time_counts_for_each_pixel_of_a_unet_with_its_own_lora(models, noted):
+    """A residual block adds one vector to all of its pixels; inside the region another one."""
+    lay = tiny.layout(areas=(tiny.LEFT,))
+    file = loras.tensors(models["sd15"], only=["emb_layers"])
+    run("sd15", with_loras(models["sd15"], lay, [file]), lay, noise=tiny.latent("sd15", batch=2))
+    assert len(noted) == len(file) // 3
+    for layer, x, before, after in noted:
+        middle = before.shape[2] // 2
+        assert torch.equal(after[:, :, middle:], before[:, :, middle:])
+        same(after[:, :, :middle], (before + 0.8 * change_by_hand(layer, 0, x))[:, :, :middle])
+
+
 def test_text_tokens_have_the_lora_of_the_region_whose_words_they_are(models, halves, noted):
     """In joint models, and only in the rows of the layout's prompt."""
     files = [loras.tensors(models["sd3"], seed=seed, only=["context_block.attn.qkv"]) for seed in (1, 2)]

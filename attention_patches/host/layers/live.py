@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
 from ...core.seam import LayerEdit
@@ -53,6 +54,8 @@ class LiveLayers:
             for module in self.network.modules():
                 if isinstance(module, SpatialTransformer):
                     handles.append(module.register_forward_pre_hook(self._enters))
+                elif isinstance(module, ResBlock):
+                    handles.append(module.in_layers[-1].register_forward_hook(self._resolves))
             yield
         finally:
             for handle in handles:
@@ -78,6 +81,11 @@ class LiveLayers:
         if self.call is not None:
             self.call.grid = tuple(args[0].shape[-2:])
 
+    def _resolves(self, module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        """The convolution of a residual block before its vector for the picture is added."""
+        if self.call is not None:
+            self.call.pixels = tuple(out.shape[-2:])
+
     def _hook(self, name: str, layer: ChangedLayer, stream: Stream) -> Callable[..., Tensor | None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
             call = self.call
@@ -90,10 +98,20 @@ class LiveLayers:
                     raise self._lost()
                 self.pending[name[-1]] = layer, x
                 return None
+            if stream == "spread":
+                return self._spread(layer, call, x, out)
             weights = self._weights(name, stream, call, x, out)
             return None if weights is None else layer.changed(x, out, weights)
 
         return hook
+
+    def _spread(self, layer: ChangedLayer, call: LayerCall, x: Tensor, out: Tensor) -> Tensor | None:
+        """A vector [rows, channels] that is added to all pixels, as one for each of them, [rows, channels, h, w]."""
+        weights = self.weights.of_pixels(call, call.pixels, out)
+        if weights is None:
+            return None
+        everywhere = out[:, None, None].expand(-1, *call.pixels, -1).contiguous()
+        return layer.changed(x[:, None, None], everywhere, weights).movedim(-1, 1)
 
     def _weights(self, name: str, stream: Stream, call: LayerCall, x: Tensor, out: Tensor) -> Tensor | None:
         """For the output of a layer, as ChangedLayer wants them; None where they are all 0."""

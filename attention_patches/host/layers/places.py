@@ -33,6 +33,7 @@ class LayerCall:
     frames: int
     progress: float
     grid: Size | None = None  # of the transformer of a UNet that runs now
+    pixels: Size | None = None  # of its residual block that runs now
 
 
 class Weights:
