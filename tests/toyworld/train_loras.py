@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 STYLES = {"stripes": "striped", "dots": "dotted"}
-RANK, BATCH, RATE, EXAMPLES = 3, 4, 6e-3, 40
+RANK, BATCH, RATE, EXAMPLES = 3, 2, 8e-3, 12
 LAYERS = (".attn1.", ".attn2.", ".ff.")
 
 
@@ -104,4 +104,4 @@ if __name__ == "__main__":
 
     conftest.prepare_host(os.environ["COMFYUI_PATH"])
     for each in chosen:
-        train(each, int(os.environ.get("STEPS", 120)))
+        train(each, int(os.environ.get("STEPS", 50)))
