@@ -19,8 +19,8 @@ from toyworld import sampling, scorer
 from toyworld.scorer import MIN_AREA, box_mask
 from toyworld.train_loras import STYLES, file_of
 
-LEFT, RIGHT = (0.04, 0.2, 0.44, 0.6), (0.52, 0.2, 0.44, 0.6)
-TOP, BOTTOM = (0.2, 0.04, 0.6, 0.44), (0.2, 0.52, 0.6, 0.44)
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)
+TOP, BOTTOM = (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,16 @@ class Case:
         return f"a {self.things[0]} and a {self.things[1]} on a {self.background} background"
 
 
-PLACES = (("red circle", "blue square", (LEFT, RIGHT), "white"), ("green heart", "purple house", (TOP, BOTTOM), "gray"))
-CASES = [Case((a, b), boxes, background, styles) for a, b, boxes, background in PLACES
-         for styles in (("stripes", "dots"), ("dots", "stripes"))]  # fmt: skip
+# Large things: on small ones the toy's own dots can hardly be seen.
+PLACES = (
+    ("large red circle", "large blue square", (LEFT, RIGHT), "white"),
+    ("large green heart", "large purple house", (TOP, BOTTOM), "gray"),
+)
+CASES = [
+    Case((a, b), boxes, background, styles)
+    for a, b, boxes, background in PLACES
+    for styles in (("stripes", "dots"), ("dots", "stripes"))
+]
 
 
 def tensors():
@@ -87,6 +94,8 @@ def plans(toy, case, positive, layout, files):
     couple = coupled(clip, case, layout)
     return {
         "no LoRA": lambda: (model, positive),
+        "stripes alone, everywhere": lambda: (everywhere(model, {"stripes": files["stripes"]}), positive),
+        "dots alone, everywhere": lambda: (everywhere(model, {"dots": files["dots"]}), positive),
         "both LoRAs everywhere": lambda: (everywhere(model, files), positive),
         "Region LoRA": lambda: (in_regions(model, layout, case, files), positive),
         "couple, both LoRAs everywhere": lambda: (install(everywhere(model, files), layout, couple), positive),
@@ -96,7 +105,8 @@ def plans(toy, case, positive, layout, files):
 
 
 NAMES = (
-    "no LoRA", "both LoRAs everywhere", "Region LoRA", "couple, both LoRAs everywhere", "couple + Region LoRA",
+    "no LoRA", "stripes alone, everywhere", "dots alone, everywhere", "both LoRAs everywhere", "Region LoRA",
+    "couple, both LoRAs everywhere", "couple + Region LoRA",
     "the host's hooks, a pass for each",
 )  # fmt: skip
 HEAD = "| | boxes filled | own style | the other's | plain | strange pixels | s per picture |"
