@@ -140,8 +140,10 @@ def change_by_hand(layer, number, x):
             return F.conv2d(x, weight, None, layer.shape.stride, layer.shape.padding)
 
 
-def test_each_half_has_its_own_lora_in_every_layer_and_nothing_of_the_other(models, halves, noted):
-    """Image layers of a UNet, before attention mixes what they return; in the rest of the picture not a bit changes."""
+@pytest.mark.parametrize("sparse", [0.0, 2.0])
+def test_each_half_has_its_own_lora_in_every_layer(models, halves, noted, monkeypatch, sparse):
+    """Image layers of a UNet, before attention mixes what they return; all LoRAs at once, and each at its tokens."""
+    monkeypatch.setattr(changed_layers, "SPARSE", sparse)
     model = models["sd15"]
     image = ["attn1.to", "to_q", "to_out", "ff.", "proj_", "in_layers", "out_layers", "op", "conv"]
     files = [loras.tensors(model, seed=seed, only=image) for seed in (1, 2)]
@@ -159,8 +161,9 @@ def test_each_half_has_its_own_lora_in_every_layer_and_nothing_of_the_other(mode
         same(found[..., middle:], right[..., middle:])
 
 
-@pytest.mark.parametrize("family", ["sd15", "flux"])
-def test_outside_its_region_a_layer_returns_what_it_did(models, noted, family):
+@pytest.mark.parametrize("family, sparse", [("sd15", 0.0), ("flux", 0.0), ("sd15", 2.0)])
+def test_outside_its_region_a_layer_returns_what_it_did(models, noted, monkeypatch, family, sparse):
+    monkeypatch.setattr(changed_layers, "SPARSE", sparse)
     lay = tiny.layout(areas=(tiny.LEFT,))
     file = loras.tensors(models[family], only=["ff.", "img_mlp", "img_attn"])
     run(family, with_loras(models[family], lay, [file]), lay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import comfy.ops
@@ -14,6 +15,30 @@ from torch import Tensor
 from ..attention.outside_blocks import outside_blocks
 from .change import LayerChange, LayerShape
 
+# On a CPU, a LoRA's tokens are taken out where that leaves less than this share of the work. Elsewhere the many small
+# calls would cost more than the work they save (no card has been measured).
+SPARSE = 0.4
+
+
+@dataclass(frozen=True)
+class PlaceWeights:
+    """What every LoRA weighs at every place of a layer's output.
+
+    `all`: float [..., LoRAs], whose leading axes go with those of the output without its channels: tokens [rows, n],
+    pixels [rows, h, w], or [rows] for what has no place; 1 stands for all.
+    """
+
+    all: Tensor
+    # Of every LoRA: the tokens at which it counts, and its weights there, [n] and [n, 1]; None where that is not known.
+    sparse: tuple[tuple[Tensor, Tensor], ...] | None = None
+
+    @classmethod
+    def of(cls, weights: Tensor) -> PlaceWeights:
+        if weights.ndim != 3 or weights.shape[0] != 1 or weights.device.type != "cpu":
+            return cls(weights)
+        places = [one.nonzero()[:, 0] for one in weights[0].unbind(-1)]
+        return cls(weights, tuple((own, weights[0, own, n, None]) for n, own in enumerate(places)))
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -22,29 +47,26 @@ class Ready:
     down: Tensor | None
     up: Tensor | None
     columns: Tensor  # which LoRA each inner channel is of
+    parts: list[tuple[int, slice]]  # the same by LoRA
     biases: list[tuple[int, Tensor]]
     factors: dict[int, Tensor]  # of DoRAs: [out], by how much the length of a row grows
     own_bias: Tensor  # of the layer; read with factors alone
 
 
 class ChangedLayer:
-    """For one run: the matrices of all LoRAs side by side, so that two products serve them all.
-
-    `weights` are float [..., LoRAs], and their leading axes go with those of the output without its channels: tokens
-    [rows, n], pixels [rows, h, w], or [rows] for what has no place; 1 stands for all.
-    """
+    """For one run: the matrices of all LoRAs side by side, so that two products serve them all."""
 
     def __init__(self, module: torch.nn.Module, changes: Sequence[tuple[int, LayerChange]]) -> None:
         self.module, self.shape = module, LayerShape.of(module)
         self.changes = changes  # (number of the LoRA, what it does here)
         self._ready: dict[Any, tuple[Any, ...]] = {}
 
-    def changed(self, x: Tensor, out: Tensor, weights: Tensor) -> Tensor:
+    def changed(self, x: Tensor, out: Tensor, placed: PlaceWeights) -> Tensor:
         """`out`, which the layer made of x, with the changes; in place where no autograd graph is."""
-        ready = self._on(x)
+        ready, weights = self._on(x), placed.all
         base = out - self._channels(ready.own_bias) if ready.factors else out  # before anything is added in place
         if ready.down is not None:
-            out = self._thin(x, out, weights.index_select(-1, ready.columns), ready.down, ready.up)
+            out = self._thin(x, out, placed, ready)
         for number, change in self.changes:
             if change.whole:
                 added = self._plain(x, change.weight(self.shape.weight, x))
@@ -57,9 +79,19 @@ class ChangedLayer:
             out = out + self._channels(bias) * self._placed(weights, number)
         return out
 
-    def _thin(self, x: Tensor, out: Tensor, weights: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def _thin(self, x: Tensor, out: Tensor, placed: PlaceWeights, ready: Ready) -> Tensor:
         """out + up (weights * down x): the weight of a place counts where the fewest channels are."""
+        down, up = ready.down, ready.up
         graph = torch.is_grad_enabled() and (x.requires_grad or out.requires_grad)
+        if placed.sparse is not None and x.ndim == 3 and not graph:
+            work = sum(len(placed.sparse[n][0]) * (own.stop - own.start) for n, own in ready.parts)
+            if work < SPARSE * x.shape[1] * down.shape[0]:
+                for n, own in ready.parts:
+                    where, weight = placed.sparse[n]
+                    inner = F.linear(x.index_select(1, where), down[own]) * weight
+                    out.index_add_(1, where, F.linear(inner, up[:, own]))
+                return out
+        weights = placed.all.index_select(-1, ready.columns)
         if self.shape.is_convolution:
             inner = self._plain(x, down) * weights.movedim(-1, -3)
             if graph or not out.is_contiguous():
@@ -112,10 +144,12 @@ class ChangedLayer:
             for n, change in self.changes for up, down in zip(change.up, change.down, strict=True)
         ]  # fmt: skip
         columns = [n for n, _, down in thin for _ in range(down.shape[0])]
+        ends = [*accumulate(down.shape[0] for _, _, down in thin)]
         return Ready(
             down=torch.cat([here(down) for _, _, down in thin]) if thin else None,
             up=torch.cat([here(up) for _, up, _ in thin], dim=1) if thin else None,
             columns=torch.tensor(columns, device=x.device),
+            parts=[(n, slice(end - down.shape[0], end)) for (n, _, down), end in zip(thin, ends, strict=True)],
             biases=[(n, here(change.bias)) for n, change in self.changes if change.bias is not None],
             factors={n: here(factor) for n, factor in factors.items()},
             own_bias=own_bias,

@@ -17,7 +17,7 @@ from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..families.base import Adapter
-from .layer import ChangedLayer
+from .layer import ChangedLayer, PlaceWeights
 from .places import LayerCall, Weights, tokens_of, wrong_tokens
 from .streams import Stream, stream_of
 
@@ -113,12 +113,11 @@ class LiveLayers:
         everywhere = out[:, None, None].expand(-1, *call.pixels, -1).contiguous()
         return layer.changed(x[:, None, None], everywhere, weights).movedim(-1, 1)
 
-    def _weights(self, name: str, stream: Stream, call: LayerCall, x: Tensor, out: Tensor) -> Tensor | None:
+    def _weights(self, name: str, stream: Stream, call: LayerCall, x: Tensor, out: Tensor) -> PlaceWeights | None:
         """For the output of a layer, as ChangedLayer wants them; None where they are all 0."""
         convolution, count = self.layers[name].shape.is_convolution, call.rows * len(call.offsets)
         if stream == "whole":
-            weights = self.weights.of_whole(call, out)
-            return weights if weights is None or out.ndim == 2 else weights[:, None]
+            return self.weights.of_whole(call, out)
         if convolution and out.ndim == 4 and stream == "image":
             weights, expected = self.weights.of_pixels(call, tuple(out.shape[-2:]), out), f"{count} rows"
         elif out.ndim != 3:
@@ -131,11 +130,11 @@ class LiveLayers:
             weights = self.weights.of_image(call, grid, length, out)
         else:
             weights, expected = self._of_joint(name, stream, call, out)
-        if weights is not None and weights.shape[0] != 1 and out.shape[0] != count:
+        if weights is not None and weights.all.shape[0] != 1 and out.shape[0] != count:
             raise wrong_tokens(name, out.shape, expected)
         return weights
 
-    def _of_joint(self, name: str, stream: Stream, call: LayerCall, out: Tensor) -> tuple[Tensor | None, str]:
+    def _of_joint(self, name: str, stream: Stream, call: LayerCall, out: Tensor) -> tuple[PlaceWeights | None, str]:
         grid, start, image = tokens_of(call, self.adapter)
         length, least = out.shape[1], grid[0] * grid[1] * call.frames
         if stream == "text":
@@ -209,10 +208,10 @@ class LiveLayers:
         k, v = attention.k, attention.v
         if "k" in pending:
             layer, x = pending["k"]
-            k = layer.changed(x, k.clone(), strengths.to(k.dtype))
+            k = layer.changed(x, k.clone(), PlaceWeights(strengths.to(k.dtype)))
         if "v" in pending:
             layer, x = pending["v"]
-            v = layer.changed(x, v.clone(), strengths.to(v.dtype))
+            v = layer.changed(x, v.clone(), PlaceWeights(strengths.to(v.dtype)))
         return replace(attention, k=k, v=v)
 
     def _terms(self, shares: Tensor, like: Tensor) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
