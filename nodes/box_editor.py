@@ -19,10 +19,12 @@ from .parts.boxes import from_anything
 from .parts.boxes import to_bounding_boxes as pixel_boxes
 from .parts.drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
 from .parts.regions_json import parse_drawing, regions_to_json
+from .parts.shapes import covered_pixels
 from .parts.sized_regions import SizedRegions
 from .regions import BoundingBoxes, Elements
 
 MAX_PICTURE = 8192  # pixels each way
+FEATHER_CELLS = 256  # each way, of the soft edge of a shape
 MAX_MASK_VALUES = 2**27  # of all masks together: half a gigabyte
 
 REGIONS_SLOT, MASKS_SLOT = 0, 3  # outputs that need boxes with words
@@ -42,7 +44,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 "Draw boxes and say what belongs in each. Wire regions and prompt to Layout Prompt. Boxes are kept as "
                 "fractions of the image, so they follow when width and height change."
             ),
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,  # connected boxes shall appear even while nothing uses them
             search_aliases=[
                 "box", "draw boxes", "layout to image", "place objects", "bounding box editor", "regional prompt",
@@ -103,7 +105,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                     [BoundingBoxes, Elements, schema.Regions, io.Mask, io.String],
                     optional=True,
                     tooltip=(
-                        "Boxes to start from: bounding boxes, elements, regions, masks (the box around each), or JSON "
+                        "Boxes to start from: bounding boxes, elements, regions, masks (as painted shapes), or JSON "
                         "text. They replace the drawing once; your edits then win until this input changes."
                     ),
                 ),
@@ -114,8 +116,11 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 ),
                 io.String.Output("prompt", tooltip="The prompt, unchanged."),
                 BoundingBoxes.Output("bboxes", tooltip="The boxes in pixels of width x height, as one frame."),
-                io.Mask.Output("masks", tooltip="One mask per box, with its feather. Very many or very large ones "
-                                                "come at half the size or less."),
+                io.Mask.Output(
+                    "masks",
+                    tooltip="One mask per box or shape, with its feather. Very many or very large ones come at half "
+                    "the size or less.",
+                ),
                 io.Image.Output("preview", tooltip="A picture of the layout."),
                 io.Int.Output("width", tooltip="The width, for whatever else needs it."),
                 io.Int.Output("height", tooltip="The height, for whatever else needs it."),
@@ -139,7 +144,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
     @classmethod
     def execute(cls, regions_json, width, height, prompt, image_opacity, image=None, boxes=None) -> io.NodeOutput:
         drawing = parse_drawing(regions_json)
-        regions, messages = drawing.regions, {"boxwright_size": [width, height]}
+        regions, messages = drawing.regions, {"boxwright_size": [width, height]} | workflow_of(cls.hidden)
         if boxes is not None:
             incoming = from_anything(boxes, width, height)
             mark = fingerprint(incoming)
@@ -174,6 +179,14 @@ def empty_latent(width: int, height: int) -> dict[str, Any]:
 def fingerprint(regions: Sequence[Region]) -> str:
     """A short text that is the same for the same boxes and phrases."""
     return hashlib.sha256(regions_to_json(regions).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def workflow_of(hidden: io.HiddenHolder | None) -> dict[str, list[str]]:
+    """The number of the workflow that runs, for the browser: by the end of the run it may show another one."""
+    extra = hidden.extra_pnginfo if hidden is not None else None
+    workflow = extra.get("workflow") if isinstance(extra, dict) else None
+    number = workflow.get("id") if isinstance(workflow, dict) else None
+    return {"boxwright_workflow": [number]} if isinstance(number, str) else {}
 
 
 def tell_browser(unique_id: str, messages: dict, refusal: str) -> None:
@@ -218,15 +231,19 @@ def box_masks(regions: Sequence[Region], width: int, height: int) -> Tensor:
 
 
 def _mask(region: Region, width: int, height: int) -> Tensor:
-    share = coverage(region.area, (height, width))
-    feather = feather_of(region, 0.0)
+    share, feather = covered_pixels(region, height, width), feather_of(region, 0.0)
     if not feather:
         return share
-    # A box is the product of its sides, and the ramp works along one axis at a time.
-    box = region.area
-    down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), (feather * height, 0.0))
-    across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), (0.0, feather * width))
-    return (down + across - 1.0).clamp_min(0.0)
+    if isinstance(region.area, Box):
+        # A box is the product of its sides, and the ramp works along one axis at a time.
+        box = region.area
+        down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), (feather * height, 0.0))
+        across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), (0.0, feather * width))
+        return (down + across - 1.0).clamp_min(0.0)
+    rows, columns = min(height, FEATHER_CELLS), min(width, FEATHER_CELLS)  # a ramp is smooth: few cells hold it
+    soft = feathered(coverage(region.area, (rows, columns)), (feather * rows, feather * columns))
+    ramp = torch.nn.functional.interpolate(soft[None, None], (height, width), mode="bilinear", align_corners=False)
+    return torch.maximum(share, ramp[0, 0])
 
 
 def preview_size(width: int, height: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from ..attention_patches.core.types import BoxwrightError
 from .parts import schema
 from .parts.checks import counted
 from .parts.layout_document import Document
-from .parts.layout_formats import FORMATS, left_out, parse_style, written
+from .parts.layout_formats import FORMATS, boxes_only, left_out, parse_style, written
 from .parts.layout_template import EXAMPLE, template_format, write_template
 from .parts.sized_regions import size_of
 
@@ -119,7 +119,8 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
         if format == TEMPLATE:
             if source is not None:
                 raise BoxwrightError("A template has no place for source boxes. Disconnect source, or use FLUX.3.")
-            notes = left_out(document, template_format(template), unsupported == "leave out")
+            document, boxed = boxes_only(document)
+            notes = boxed + left_out(document, template_format(template), unsupported == "leave out")
             text = write_template(template, document, size)
         else:
             text, notes = written(document, format, size, unsupported == "leave out")

@@ -5,7 +5,8 @@ The host's own frontend does this conversion in the browser; these are its rules
 
 from wb_common import Failure
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
 # Nodes that exist in the browser only.
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
@@ -48,15 +49,33 @@ def _api_node(node: dict, nodes: dict, links: dict, object_info: dict) -> dict:
     return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title") or node["type"]}}
 
 
+def declared_inputs(info: dict, values: dict) -> dict:
+    """Name -> (type, options) of the inputs that a node shows with these values, in order.
+
+    A dynamic combo is followed by the inputs of its choice, whose names begin with its own.
+    """
+    found, waiting = {}, _inputs(info["input"])
+    while waiting:
+        name, kind, options = waiting.pop(0)
+        found[name] = kind, options
+        waiting[:0] = _inputs_of_choice(name, kind, options, values.get(name))
+    return found
+
+
 def widget_values(node: dict, info: dict) -> dict:
     """Widget name -> value. The values are saved by position, in the order the node declares its widgets."""
     saved = node.get("widgets_values") or []
     if isinstance(saved, dict):
-        return {name: saved[name] for name, _, _ in _widgets(info) if name in saved}
-    values, position = {}, 0
-    for name, kind, options in _widgets(info):
+        return {name: saved[name] for name, spec in declared_inputs(info, saved).items()
+                if name in saved and _is_widget(*spec)}
+    values, position, waiting = {}, 0, _inputs(info["input"])
+    while waiting:
+        name, kind, options = waiting.pop(0)
+        if not _is_widget(kind, options):
+            continue
         if position < len(saved):
             values[name] = saved[position]
+            waiting[:0] = _inputs_of_choice(name, kind, options, saved[position])
         position += 1 + _extra_values(name, kind, options)
     if position != len(saved):
         raise Failure(f'node {node["id"]} ("{node["type"]}") has {len(saved)} saved widget values, but this server\'s '
@@ -64,13 +83,24 @@ def widget_values(node: dict, info: dict) -> dict:
     return values
 
 
-def _widgets(info: dict):
-    """(name, type, options) of each input that is a widget, in declared order: required ones, then optional ones."""
-    for group in ("required", "optional"):
-        for name, spec in (info["input"].get(group) or {}).items():
-            kind, options = spec[0], spec[1] if len(spec) > 1 else {}
-            if (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput"):
-                yield name, "COMBO" if isinstance(kind, list) else kind, options
+def _inputs(declared: dict, prefix: str = "") -> list[tuple[str, str, dict]]:
+    """(name, type, options) of each input, in declared order: required ones, then optional ones."""
+    return [
+        (prefix + name, "COMBO" if isinstance(spec[0], list) else spec[0], spec[1] if len(spec) > 1 else {})
+        for group in ("required", "optional") for name, spec in (declared.get(group) or {}).items()
+    ]
+
+
+def _inputs_of_choice(name: str, kind: str, options: dict, choice) -> list[tuple[str, str, dict]]:
+    """The same of what a dynamic combo adds for a choice."""
+    if kind != DYNAMIC_COMBO:
+        return []
+    inputs = next((option["inputs"] for option in options["options"] if option["key"] == choice), {})
+    return _inputs(inputs, f"{name}.")
+
+
+def _is_widget(kind: str, options: dict) -> bool:
+    return kind in WIDGET_TYPES and not options.get("forceInput")
 
 
 def _extra_values(name: str, kind: str, options: dict) -> int:

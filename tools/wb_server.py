@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from templates import for_toy, written
 from wb_common import ROOT, WINDOWS, Failure, child, clean_environment, last_lines, log_file, remove_tree
+from wb_demo import load_workflow
 from wb_environment import Host
 from wb_http import Server
 
@@ -33,8 +35,8 @@ def base_directory(root: Path = ROOT) -> Iterator[Path]:
         link_file(root / "tests" / "toyworld" / "toyworld.safetensors", checkpoints / "toyworld.safetensors")
         for lora in sorted((root / "tests" / "toyworld").glob("lora_*.safetensors")):
             link_file(lora, loras / lora.name.replace("lora_", "toyworld_"))
-        for workflow in sorted((root / "example_workflows").glob("*.json")):
-            shutil.copy(workflow, workflows)
+        for path in sorted((root / "example_workflows").glob("*.json")):
+            (workflows / path.name).write_text(written(for_toy(load_workflow(path))), "utf-8")
         yield base
     finally:
         remove_tree(base)

@@ -27,6 +27,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from templates import for_toy, template
 from wb_browser import apt_install, browser_environment
 from wb_common import ROOT, WINDOWS, Failure, Stopped, cache_directory, child, clean_environment, stage, stop_on_signals
 from wb_demo import clear, execute, load_workflow, save_pictures
@@ -34,12 +35,14 @@ from wb_environment import HOSTS, Host, choose_host, environment_for, fetch_host
 from wb_graph import to_api
 from wb_server import running_server
 
-DEMO_WORKFLOW = ROOT / "example_workflows" / "region_prompt_with_box_constraint.json"
+DEMO_WORKFLOW = template("region_prompt_with_box_constraint")
 DEMO_FOLDER = ROOT / "demo"
 # The tests that run on the oldest host as well: whatever calls the host, and nothing that needs its newer models.
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
-EVERY_HOST = ("host_names", "adapter_contract", "gradient", "guidance", "layout_prompt", "attention_recorder",
-              "region_lora")
+EVERY_HOST = (
+    "host_names", "adapter_contract", "gradient", "guidance", "layout_prompt", "attention_recorder",
+    "recorder_in_graphs", "region_lora",
+)
 QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
 # Options of pytest whose next argument may look like a path and is none.
 VALUED = ("-k", "-m", "-c", "-p", "-o", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir", "--basetemp")
@@ -137,7 +140,7 @@ def started_server(python: Path, host: Host, options, extra: list[str]):
 def demo(python: Path, host: Host, options, extra: list[str]) -> int:
     """Draw the example's pictures on a real server, score them and show both."""
     started = time.monotonic()
-    workflow = load_workflow(DEMO_WORKFLOW)
+    workflow = for_toy(load_workflow(DEMO_WORKFLOW))
     clear(DEMO_FOLDER)
     with started_server(python, host, options, extra) as server:
         graph = to_api(workflow, server.get_json("/object_info"))

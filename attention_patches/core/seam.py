@@ -40,14 +40,20 @@ class AttentionSite:
     queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
     progress: float  # same scale as StepWindow
     layout: Layout
+    # The pictures of a film that this block is of: from the first to before the second. None where it is the same in
+    # all of them, because no region of the layout asks, or there is one picture.
+    frames: tuple[int, int] | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # lives as long as the run
     # The context in which to make what outlives this block of the network; `kept` and stage "read" are in it already.
     lasting: Callable[[], AbstractContextManager] = field(default=nullcontext, repr=False, compare=False)
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` returns, worked out once in a run for this key, grid and view. Name the device in the key."""
+        """What `make` returns, worked out once in a run for this key, grid, view and frames.
+
+        Name the device in the key.
+        """
         # Autograd may not save what was made in inference mode.
-        key = (key, self.grid, self.view, torch.is_inference_mode_enabled())
+        key = (key, self.grid, self.view, self.frames, torch.is_inference_mode_enabled())
         if key not in self.memo:
             with self.lasting():
                 self.memo[key] = make()
@@ -166,3 +172,30 @@ class LatentGuide:
     smallest_side: int = 16  # cells the shorter side of the coarsest grid should have; of other grids, half as many
     early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves
     report: Callable[[str], None] | None = None  # told once for each step how far each phrase is
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a NoiseEdit knows of the run that is about to start."""
+
+    # Of each grid that was read, finest first: image-to-text probabilities before any edit, float32 [B, T, h, w], mean
+    # over heads and layers, and where they are from.
+    maps: tuple[tuple[Tensor, AttentionSite], ...]
+    size: tuple[int, int]  # (H, W) of the latent
+    free: Tensor | None = None  # bool [B, H, W]: cells that are drawn anew; None = all of them
+
+
+@dataclass(frozen=True)
+class NoiseEdit:
+    """Changes the noise that a run starts from, once, before the sampler scales it.
+
+    fn(noise [B, C, H, W] or [B, C, F, H, W], start) -> (same shape, one line of text for the user). The maps are those
+    of one model call on the layout's own rows with the noise as it came. A run without noise, or one that begins when
+    more than `latest` of its schedule is over, is left as it is.
+    """
+
+    name: str
+    fn: Callable[[Tensor, Start], tuple[Tensor, str]]
+    latest: float = 0.5
+    smallest_side: int = 16  # cells the shorter side of the coarsest grid that is read should have; see LatentGuide
+    report: Callable[[str], None] | None = None  # told once in a run what was done, or why nothing was

@@ -75,7 +75,11 @@ class Region:
     start: float | None = None  # its own part of the schedule, see StepWindow and window_of
     end: float | None = None
     feather: float | None = None  # width of the ramp outside it, in fractions of the image's width and height
+    opacity: float = 1.0  # what it hides of the regions before it where regions occlude each other: 0 = nothing
     color: str | None = field(default=None, metadata=NOT_IN_KEY)  # "#rrggbb"; None = that of its number
+    # The pictures of a film that it holds in, counted from 0: from start_frame to before end_frame; None = no limit.
+    start_frame: int | None = None
+    end_frame: int | None = None
     enabled: bool = True  # what reads regions from text leaves those out that are not; no method sees one
     lora: str = ""  # a LoRA of its own: a file as the host lists it; "" = none
     lora_strength: float = 1.0  # of that LoRA, -MAX_LORA to MAX_LORA
@@ -114,9 +118,24 @@ class Layout:
     region_negatives: tuple[EncodedText | None, ...] = ()  # length R, None for regions without; () = no region has one
 
 
+class Moment(float):
+    """A fraction of the denoising schedule at which a run of few steps evaluates the model, and where the next lies."""
+
+    until: float
+
+    def __new__(cls, value: float, until: float) -> Moment:
+        moment = super().__new__(cls, value)
+        moment.until = until
+        return moment
+
+
 @dataclass(frozen=True)
 class StepWindow:
-    """Fraction of the denoising schedule, half-open: 0 = the noisiest sigma, 1 = after the last."""
+    """Fraction of the denoising schedule, half-open: 0 = the noisiest sigma, 1 = after the last.
+
+    Where a run has no step inside, because it takes few (4 steps of a distilled model), the step before counts: the one
+    that goes from before the window to behind it.
+    """
 
     start: float = 0.0
     end: float = 1.0
@@ -129,7 +148,8 @@ class StepWindow:
             )
 
     def contains(self, progress: float) -> bool:
-        return self.start <= progress < self.end
+        until = getattr(progress, "until", progress)
+        return self.start <= progress < self.end or (progress < self.start and self.end <= until)
 
 
 def window_of(region: Region, default: StepWindow) -> StepWindow:
@@ -143,6 +163,19 @@ def window_of(region: Region, default: StepWindow) -> StepWindow:
         return StepWindow(start, end)
     except BoxwrightError as error:
         raise BoxwrightError(f'Region "{region.phrase}": {error}') from error
+
+
+def is_timed(layout: Layout) -> bool:
+    """Whether some region holds in some frames of a film only."""
+    return any(region.start_frame is not None or region.end_frame is not None for region in layout.regions)
+
+
+def holds_in(region: Region, frames: tuple[int, int] | None) -> bool:
+    """Whether the region holds in some of the frames from frames[0] to before frames[1]; None: a picture, or all."""
+    if frames is None:
+        return True
+    start = 0 if region.start_frame is None else region.start_frame
+    return start < frames[1] and (region.end_frame is None or frames[0] < region.end_frame)
 
 
 def feather_of(region: Region, default: float) -> float:

@@ -13,20 +13,20 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, LayerEdit, TextMix
+from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
-from .guidance import latent, prediction
+from .guidance import latent, prediction, start
 from .guidance.foreign import refuse_without_gradient
 from .guidance.guides import tell_idle_guides
-from .run.run import WRAPPER, Run
+from .run.run import RUN, WRAPPER, Run
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 
 
-Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | TextMix
+Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
 
 
 def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
@@ -41,6 +41,13 @@ def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
     options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
+    if any(isinstance(edit, (TextMix, ContextEdit)) for edit in edits) and not adapter.own_text:
+        raise UnsupportedModelError(
+            f"{adapter.name} makes more of a prompt than its conditioning holds, so that no other text can stand in "
+            "for a part of it. Use Region Conditioning, which takes a pass for each region, or a method that leaves "
+            "the text as it is: Rectified Attention with its end tokens visible or hidden, or Region Prompt in its "
+            "mode dense without own phrases."
+        )
     if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint":
         raise UnsupportedModelError(
             f"In {adapter.name} text and image are read together, so that a region cannot have a text of its own in "
@@ -73,11 +80,15 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
-    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise)
+    nested = RUN in options
+    run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise, sigmas)
     run.attach(options)
     prediction.attach(run, options)
     tell_idle_guides(run, sigmas)
     with run.with_layers():
+        noise = start.edited_noise(
+            run, executor.class_obj, sigmas, extra_args["model_options"], noise, nested, *args, **kw
+        )
         result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result

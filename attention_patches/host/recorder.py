@@ -46,7 +46,7 @@ def _record_run(
     factors = adapter_for(guider.model_patcher).factors
     height, width = noise.shape[-2:]
     grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
-    schedule = [*map(progress_of(model.model_sampling), sigmas[:-1].tolist())]
+    schedule = [*map(progress_of(model.model_sampling, sigmas.tolist()), sigmas[:-1].tolist())]
     record = records.begin(schedule, noise.shape[0], grids)
     extra_args["model_options"]["transformer_options"][MEMO][records] = record
     result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)

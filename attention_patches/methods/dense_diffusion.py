@@ -11,8 +11,9 @@ of the prompt only.
 Departures: t / 1000 is 1 minus the progress of the schedule; a is at most 1, so that a row keeps its range whatever w;
 what no region covers is a segment of its own, to which the words of no region belong (the paper wants a phrase for it),
 and where there are no such words, its scores for other tokens stay; in overlaps the later region has the cells, or both
-have them ("blend", s_q being the sum of their areas, at most 1); a region's strength scales a in its segment; a model
-that joins text and image in one row (Flux) has the range of each part by itself.
+have them ("blend", s_q being the sum of their areas, at most 1), or each has the share of a cell that the opacity of
+those in front leaves it ("occlude"), and scores go to a place between the row's ends; a region's strength scales a in
+its segment; a model that joins text and image in one row (Flux) has the range of each part by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from torch import Tensor
 from ..core.grids import covered, visible_cells
 from ..core.seam import AttentionEdit, AttentionSite, ContextEdit
 from ..core.types import BoxwrightError, Layout, StepWindow, widest_window, window_of
-from .region_prompt import Overlap, regions_at_work
+from .occlusion import occluded
+from .region_prompt import Overlap, opacities, regions_at_work
 
 FADING = 5  # the power of t / 1000
 
@@ -79,9 +81,10 @@ class DenseDiffusion:
             amount = (weight * fading(site.progress) * reach).clamp(max=1.0)[site.queries, None]
             here = segments[:, site.queries]
             if site.kind == "image_image":
-                return modulated(scores, shared(here, segments), amount)
+                return modulated(scores, in_common(here, segments), amount)
             wanted, changed = self._words(site, scores.device)
-            return modulated(scores, shared(here, wanted), amount * shared(here, changed))
+            own = shared(here, wanted) if here.dtype == torch.bool else (here.T @ wanted.float()).clamp(max=1.0)
+            return modulated(scores, own, amount * shared(here, changed))
 
         return modulate
 
@@ -104,9 +107,14 @@ class DenseDiffusion:
         return id(self), site.layout.key, tuple(regions_at_work(site, self.window))
 
     def segments(self, site: AttentionSite) -> Tensor:
-        """The cells of each region and, last, of the background, bool [R + 1, N]; every cell is in one at least."""
+        """The cells of each region and, last, of the background, bool [R + 1, N]; every cell is in one at least.
+
+        Where regions occlude each other, the share that each has of a cell, float, 1 in sum.
+        """
         cells = torch.stack([visible_cells(covered(region, site)).flatten() for region in site.layout.regions])
         cells &= torch.tensor(regions_at_work(site, self.window))[:, None]
+        if self.overlap == "occlude":
+            return torch.cat(occluded(cells.float(), opacities(site.layout)))
         if self.overlap == "order":
             later = torch.zeros_like(cells[0])
             for number in reversed(range(len(cells))):
@@ -120,7 +128,9 @@ class DenseDiffusion:
         """(1 - s_q) of every cell, [N] in 0..1, times the strength of its region."""
         area = (segments.float().mean(dim=1)[:, None] * segments).sum(dim=0).clamp(max=1.0)
         strengths = torch.tensor([*(region.strength for region in site.layout.regions), 1.0])
-        return (1.0 - self.area_adaptive * area) * (strengths[:, None] * segments).amax(dim=0)
+        strength = strengths[:, None] * segments
+        strength = strength.amax(dim=0) if segments.dtype == torch.bool else strength.sum(dim=0)
+        return (1.0 - self.area_adaptive * area) * strength
 
     def words(self, site: AttentionSite) -> tuple[Tensor, Tensor]:
         """Which text columns each segment wants, and which it changes at all, bool [R + 1, T] each."""
@@ -137,15 +147,25 @@ class DenseDiffusion:
 def modulated(scores: Tensor, wanted: Tensor, amount: Tensor) -> Tensor:
     """Scores [..., n, K] moved by the share `amount` [n, 1 or K] to their row's largest where wanted, else smallest.
 
-    `wanted`: bool [n, K]. An amount of 0 to 1 keeps every row within its range.
+    `wanted`: bool [n, K], or how much, 0..1: to a place between the two. An amount of 0 to 1 keeps every row within its
+    range.
     """
-    target = torch.where(wanted, scores.amax(dim=-1, keepdim=True), scores.amin(dim=-1, keepdim=True))
+    high, low = scores.amax(dim=-1, keepdim=True), scores.amin(dim=-1, keepdim=True)
+    target = torch.where(wanted, high, low) if wanted.dtype == torch.bool else torch.lerp(low, high, wanted)
     return torch.lerp(scores, target, amount.to(scores))
 
 
 def shared(queries: Tensor, keys: Tensor) -> Tensor:
     """Whether a query and a key have a segment in common: bool [S, n] and [S, K] -> [n, K]."""
     return (queries.float().T @ keys.float()) > 0
+
+
+def in_common(queries: Tensor, keys: Tensor) -> Tensor:
+    """How far queries and keys are in the same segments, [S, n] and [S, K] -> [n, K]: for shares of cells 1 where they
+    are equal, 0 where they have none in common."""
+    if queries.dtype == torch.bool:
+        return shared(queries, keys)
+    return (queries.sqrt().T @ keys.sqrt()).clamp(max=1.0)
 
 
 def fading(progress: float) -> float:

@@ -75,8 +75,7 @@ class RectifiedAttention:
                 return zeros
             now = [window_of(region, self.window).contains(site.progress) for region in layout.regions]
             strengths = self._strengths(layout) * torch.tensor(now)
-            seen = [visibility(region, site, feather_of(region, self.feather)) for region in layout.regions]
-            seen = torch.stack(seen).flatten(1)
+            seen = self.seen(site)
             odds = 1.0 - strengths[:, None] * (1.0 - seen)  # [R, N] by what the odds of a region's words are multiplied
             total = zeros.clone()
             if here:
@@ -89,6 +88,11 @@ class RectifiedAttention:
             return total
 
         return bias
+
+    def seen(self, site: AttentionSite) -> Tensor:
+        """Where each region's words may be seen, [R, N] in 0..1."""
+        seen = [visibility(region, site, feather_of(region, self.feather)) for region in site.layout.regions]
+        return torch.stack(seen).flatten(1)
 
     def _strengths(self, layout: Layout) -> Tensor:
         return self.strength * torch.tensor([region.strength for region in layout.regions])

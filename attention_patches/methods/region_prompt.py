@@ -21,9 +21,10 @@ from torch import Tensor
 from ..core.grids import covered, feathered
 from ..core.seam import AttentionEdit, AttentionSite, ContextEdit, Rows, TextMix, ending
 from ..core.types import BoxwrightError, Layout, StepWindow, feather_of, widest_window, window_of
+from .occlusion import occluded, unhidden
 from .rectified_attention import RectifiedAttention
 
-Overlap = Literal["order", "blend"]
+Overlap = Literal["order", "blend", "occlude"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class RegionPrompt:
     strength: float = 1.0  # 0 = off; every region's own strength multiplies it
     base_ratio: float = 0.2  # share of the base prompt inside the regions: 0 = none, 1 = nothing else
     confine_end: float = 0.4  # until when the base prompt's words for a region are invisible outside it; 0 = never
-    overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
+    # "order": later regions lie on earlier ones; "blend": they share by strength; "occlude": see methods/occlusion.py
+    overlap: Overlap = "order"
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()
 
@@ -59,7 +61,10 @@ class RegionPrompt:
         own = list(texts) if texts is not None else [text.embedding for text in layout.region_texts]
         negatives = [text and text.embedding for text in layout.region_negatives or (None,) * len(layout.regions)]
         mixes = [*self._mix(layout, [*own, background], "layout"), *self._mix(layout, [*negatives, None], "negative")]
-        confined = RectifiedAttention(self.strength, self.window, self.feather).edits(layout) if mixes else []
+        confining = RectifiedAttention(self.strength, self.window, self.feather)
+        if self.overlap == "occlude":
+            confining = _Unhidden(self.strength, self.window, self.feather, couple=self)
+        confined = confining.edits(layout) if mixes else []
         return [*ending(confined, self.confine_end), *(replace(mix, report=report) for mix in mixes)]
 
     def _mix(self, layout: Layout, texts: list[Tensor | None], rows: Rows) -> list[TextMix]:
@@ -86,6 +91,8 @@ class RegionPrompt:
             through = torch.cat([torch.flip(torch.cumprod(torch.flip(1.0 - alpha, [0]), dim=0), [0]), left])
             shares = alpha * through[1:]
             rest = through[:1]
+        elif self.overlap == "occlude":
+            shares, rest = occluded(alpha, opacities(site.layout))
         else:
             total = alpha.sum(dim=0, keepdim=True)
             shares = alpha / total.clamp_min(1.0)
@@ -102,6 +109,22 @@ class RegionPrompt:
         height, width = site.grid
         reach = (feather * height / site.view.height, feather * width / site.view.width)
         return (strength * feathered(covered(region, site), reach)).flatten()
+
+
+@dataclass(frozen=True)
+class _Unhidden(RectifiedAttention):
+    """The prompt's words for a region are visible only where no region in front hides it."""
+
+    couple: RegionPrompt = RegionPrompt()
+
+    def seen(self, site: AttentionSite) -> Tensor:
+        cover = torch.stack([self.couple._opacity(site, number) for number in range(len(site.layout.regions))])
+        return super().seen(site) * unhidden(cover, opacities(site.layout)[:, None], torch.ones_like(cover))
+
+
+def opacities(layout: Layout) -> Tensor:
+    """What each region hides of those behind it, [R] in 0..1."""
+    return torch.tensor([region.opacity for region in layout.regions])
 
 
 def regions_at_work(site: AttentionSite, window: StepWindow) -> list[bool]:

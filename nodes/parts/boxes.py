@@ -28,6 +28,7 @@ from .checks import (
 )
 from .layout_import import is_element, read_layout
 from .regions_json import is_ours, parse_regions_json
+from .shapes import as_drawn, bounding_box
 
 ELEMENT_SCALE = 1000.0  # the host writes ARRAY elements on 0..1000, whatever the picture's size
 
@@ -76,20 +77,19 @@ def collect_regions(
 
 
 def from_anything(value: Any, width: int, height: int) -> tuple[Region, ...]:
-    """Regions from any value that holds boxes; the phrase is "" where there is no text.
+    """Regions from any value that holds areas; the phrase is "" where there is no text.
 
-    `value`: regions, BOUNDING_BOX (of frames, the first), elements, masks, or a text that layout_import reads. A
-    painted mask becomes the box around its pixels of at least one half. `width`, `height`: see from_bounding_boxes.
-    Raises BoxwrightError.
+    `value`: regions, BOUNDING_BOX (of frames, the first), elements, masks, or a text that layout_import reads. A mask
+    that is a full rectangle becomes a box. `width`, `height`: see from_bounding_boxes. Raises BoxwrightError.
     """
     if isinstance(value, Tensor):
-        return tuple(
-            replace(region, area=_box_around(region, number)) for number, region in enumerate(from_masks(value), 1)
-        )
+        painted = from_masks(value)
+        _refuse_empty_masks(painted)
+        return tuple(as_drawn(region) for region in painted)
     if isinstance(value, str):
         return read_layout(value, width, height, "boxes").regions
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, Region) for entry in value):
-        return tuple(replace(region, area=_box_around(region, number)) for number, region in enumerate(value, 1))
+        return tuple(as_drawn(region) for region in value)
     entries = value if isinstance(value, (list, tuple)) else [value]
     first = entries[0] if entries else None
     if isinstance(first, Mapping) and "bbox" in first:
@@ -99,24 +99,12 @@ def from_anything(value: Any, width: int, height: int) -> tuple[Region, ...]:
     return from_bounding_boxes(value, width, height)
 
 
-def _box_around(region: Region, number: int) -> Box:
-    if isinstance(region.area, Box):
-        return region.area
-    height, width = region.area.shape
-    rows, columns = (region.area >= 0.5).nonzero(as_tuple=True)
-    if not len(rows):
-        raise BoxwrightError(f"Mask {number} has no pixel of one half or more, so there is no box around it. Paint it.")
-    left, top = int(columns.min()), int(rows.min())
-    across, down = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
-    return Box(left / width, top / height, across / width, down / height)
-
-
 def to_bounding_boxes(regions: Sequence[Region], width: int, height: int) -> list[list[dict[str, Any]]]:
-    """Boxes as one frame of the host's BOUNDING_BOX: whole pixels of a `width` x `height` picture, inside it, none
-    thinner than one pixel; the phrase is the description."""
+    """The boxes around regions as one frame of the host's BOUNDING_BOX: whole pixels of a `width` x `height` picture,
+    inside it, none thinner than one pixel; the phrase is the description."""
     frame = []
     for region in regions:
-        box = region.area
+        box = bounding_box(region)
         left, top = min(round(box.x * width), width - 1), min(round(box.y * height), height - 1)
         right, bottom = round((box.x + box.width) * width), round((box.y + box.height) * height)
         palette = [region.color] if region.color else []

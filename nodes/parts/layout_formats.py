@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ...attention_patches.core.types import Box, BoxwrightError
+from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, counted, shortened, shown
 from .layout_document import MAX_TEXT_FIELD, PROMPT_KEYS, Document, Format, checked_style
 from .layout_flux3 import FLUX3
 from .layout_ideogram import IDEOGRAM, STYLE_KEYS
 from .layout_ming import CANVAS_KEYS, MING
 from .regions_json import load_json
+from .shapes import BOX_KEYS, bounding_box
 
 FORMATS = {form.name: form for form in (FLUX3, IDEOGRAM, MING)}
 
 NAMED = re.compile(r'"id"\s{0,9}:\s{0,9}"[a-z][a-z0-9]{0,60}_[0-9]')  # an id of FLUX.3; detectors count
 
 # Keys that change how a method draws. No prompt has a place for them.
-METHOD_KEYS = {"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0}
+METHOD_KEYS = {
+    **{"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0},
+    **{"start_frame": 0, "end_frame": None},
+}
 EDITOR_KEYS = ("enabled", "locked", "hidden", "color")  # of no concern to a model
 
 
@@ -32,21 +37,17 @@ def written(
     with `leave_out` named in the notes. Raises BoxwrightError.
     """
     form = FORMATS[name]
+    document, boxed = boxes_only(document)
     notes = left_out(document, form, leave_out)
-    return form.write(document, size), notes
+    return form.write(document, size), boxed + notes
 
 
 def left_out(document: Document, form: Format, leave_out: bool) -> tuple[str, ...]:
     """Notes on what the format has no place for. Raises BoxwrightError for that, unless `leave_out`; and for what no
-    format can hold: no region at all, too many, painted masks."""
+    format can hold: no region at all, or too many."""
     if not document.regions and not document.source:
         raise BoxwrightError("There is no region to write. Connect regions, or for an edit source.")
     check_count(len(document.regions) + len(document.source or ()), "The layout holds")
-    for region in (*document.regions, *(document.source or ())):
-        if not isinstance(region.area, Box):
-            raise BoxwrightError(
-                f'"{shortened(region.phrase, 40)}" is a painted mask, and a prompt holds boxes only. Use a box for it.'
-            )
     problems = [*_unheld(document, form), *_unknown_keys(document)]
     lost = [text for text, serious in problems if serious]
     if lost and not leave_out:
@@ -54,6 +55,21 @@ def left_out(document: Document, form: Format, leave_out: bool) -> tuple[str, ..
             f"{form.name} cannot hold {_some(lost)}. Take that away, or set unsupported to leave out."
         )
     return tuple(f"Left out, {form.name} cannot hold it: {text}" for text, _ in problems)
+
+
+def boxes_only(document: Document) -> tuple[Document, tuple[str, ...]]:
+    """The document with the box around each shape, since prompts hold nothing else, and notes on that."""
+    notes = []
+
+    def boxed(region: Region) -> Region:
+        if isinstance(region.area, Box):
+            return region
+        notes.append(f'"{shortened(region.phrase, 40)}" is a shape, and a prompt holds boxes: the box around it.')
+        extra = {key: value for key, value in region.extra.items() if key not in ("shape", *BOX_KEYS)}
+        return replace(region, area=bounding_box(region), extra=extra)
+
+    source = None if document.source is None else tuple(map(boxed, document.source))
+    return replace(document, regions=tuple(map(boxed, document.regions)), source=source), tuple(notes)
 
 
 def read(text: str, name: str) -> Document:

@@ -24,6 +24,7 @@ from .checks import (
     shortened,
     shown,
 )  # fmt: skip
+from .shapes import BOX_KEYS, area_of, checked_shape, outline_of
 
 FORMAT_TYPE = "boxwright.regions"
 FORMAT_VERSION = 1
@@ -33,7 +34,9 @@ COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 # Optional keys of one region, checked here, once. Those of OPTIONS become fields of the Region; absent (or null) means
 # the field's default. Every other key of the user's JSON is kept in Region.extra as it is.
-FRACTIONS = ("start", "end", "feather")  # 0 to 1
+FRACTIONS = ("start", "end", "feather", "opacity")  # 0 to 1
+FRAMES = ("start_frame", "end_frame")
+MAX_FRAMES = 1_000_000
 FLAGS = ("enabled", "locked", "hidden")  # the last two concern the editor only
 
 
@@ -83,12 +86,9 @@ def parse_drawing(text: str) -> Drawing:
 def regions_to_json(regions: Sequence[Region]) -> str:
     """The text that parse_regions_json reads back as the same regions; one line per region.
 
-    Raises BoxwrightError for a painted region: masks are too big to be text.
+    A mask that no shape of ours has made becomes paint: cells of 52 levels, at most 512 each way.
     """
-    rows = [
-        json.dumps(_region_to_json(region, number), ensure_ascii=False, allow_nan=False)
-        for number, region in enumerate(regions, 1)
-    ]
+    rows = [json.dumps(_region_to_json(region), ensure_ascii=False, allow_nan=False) for region in regions]
     body = ",\n  ".join(rows)
     return f'{{"type": "{FORMAT_TYPE}", "version": {FORMAT_VERSION}, "regions": [\n  {body}\n]}}'
 
@@ -236,7 +236,13 @@ def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
         raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
     _check_options(extra, where)
     options = {option.name: extra.pop(option.name) for option in OPTIONS if option.name in extra}
-    return Region(phrase, _box_inside_image(x, y, width, height, where), strength, extra, **options)
+    area = box = _box_inside_image(x, y, width, height, where)
+    if extra.get("shape") is not None:
+        area = area_of(checked_shape(extra["shape"], where), box, where)
+        extra |= {key: getattr(box, key) for key in BOX_KEYS}  # see shapes.outline_of
+    else:
+        extra.pop("shape", None)
+    return Region(phrase, area, strength, extra, **options)
 
 
 def _check_options(extra: dict[str, Any], where: str) -> None:
@@ -252,6 +258,17 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
     if start >= end:
         raise BoxwrightError(
             f"{where}: start {start:g} must lie below end {end:g}; 0 is the first step, 1 after the last."
+        )
+    for key in set(FRAMES) & extra.keys():
+        value = extra[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
+            raise BoxwrightError(
+                f"{where}: {key} must be a whole number of frames from 0 to {MAX_FRAMES}; it is {shown(value)}."
+            )
+    if extra.get("start_frame", 0) >= extra.get("end_frame", MAX_FRAMES + 1):
+        raise BoxwrightError(
+            f"{where}: start_frame {extra.get('start_frame', 0)} must lie below end_frame {extra['end_frame']}; frames "
+            "count from 0, and the region ends before end_frame."
         )
     for key in set(FLAGS) & extra.keys():
         if not isinstance(extra[key], bool):
@@ -285,13 +302,8 @@ def _box_inside_image(x: float, y: float, width: float, height: float, where: st
     return clipped_box(x, y, width, height, where)
 
 
-def _region_to_json(region: Region, number: int) -> dict[str, Any]:
-    if not isinstance(region.area, Box):
-        raise BoxwrightError(
-            f'Region {number} ("{shortened(region.phrase, 40)}") is a painted mask, which cannot be written as JSON. '
-            "Use a box for it, or pass the regions on by wire."
-        )
-    box = region.area
+def _region_to_json(region: Region) -> dict[str, Any]:
+    shape, box = outline_of(region)
     known = {
         "phrase": region.phrase,
         "x": box.x,
@@ -300,6 +312,9 @@ def _region_to_json(region: Region, number: int) -> dict[str, Any]:
         "height": box.height,
         "strength": region.strength,
     }
+    if shape is not None:
+        known["shape"] = shape
     options = ((option, getattr(region, option.name)) for option in OPTIONS)
     known |= {option.name: value for option, value in options if value != option.default}
-    return known | dict(region.extra) | known  # our keys first and last: their order, and never overruled
+    others = {key: value for key, value in region.extra.items() if key != "shape"}
+    return known | others | known  # our keys first and last: their order, and never overruled

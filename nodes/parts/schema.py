@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -98,13 +99,42 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node with its inputs checked against its schema: the host checks what is typed in, not what is wired."""
 
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        for entry in cls.define_schema().inputs:
-            value = inputs.get(entry.id)
-            if entry.id in inputs and not (value is None and entry.optional):
-                inputs[entry.id] = _checked(entry, value)
-        return node.execute.__func__(cls, **inputs)
+        return node.execute.__func__(cls, **_all_checked(cls.define_schema().inputs, inputs))
 
     return type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__})
+
+
+def chosen(node: type[io.ComfyNode], **values: Any) -> bool | str:
+    """What validate_inputs says of the dynamic combos of a node: True, or which choices there are.
+
+    The host leaves a choice that it does not know out, and runs the node without that input.
+    """
+    for entry in node.define_schema().inputs:
+        if isinstance(entry, io.DynamicCombo.Input) and entry.id in values:
+            try:
+                _option(entry, values[entry.id])
+            except BoxwrightError as error:
+                return str(error)
+    return True
+
+
+def _option(entry: io.DynamicCombo.Input, value: Any) -> io.DynamicCombo.Option:
+    """The option that was chosen. Raises BoxwrightError."""
+    options = {option.key: option for option in entry.options}
+    key = value.get(entry.id) if isinstance(value, Mapping) else value
+    return options[checks.one_of(key, entry.id, list(options))]
+
+
+def _all_checked(entries: Iterable[io.Input], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of inputs as the schema wants them, those of a dynamic combo's option too. Raises BoxwrightError."""
+    result = dict(inputs)
+    for entry in entries:
+        value = inputs.get(entry.id)
+        if isinstance(entry, io.DynamicCombo.Input):
+            result[entry.id] = _all_checked(_option(entry, value).inputs, value)
+        elif entry.id in inputs and not (value is None and entry.optional):
+            result[entry.id] = _checked(entry, value)
+    return result
 
 
 def _checked(entry: io.Input, value: Any) -> Any:

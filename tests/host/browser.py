@@ -132,6 +132,21 @@ class Bench:
             for (let frame = 0; frame < count; frame += 1) await new Promise(requestAnimationFrame);
         }""", count)
 
+    def rest(self, milliseconds):
+        """Wait at least so long, and on a busy machine until frames come quickly again (six seconds at most): what the
+        page does by its clock has then been done."""
+        self.page.evaluate("""async (least) => {
+            const start = performance.now();
+            let last = start, quick = 0;
+            while (true) {
+                const now = await new Promise(requestAnimationFrame);
+                quick = now - last < 60 ? quick + 1 : 0;
+                last = now;
+                const passed = performance.now() - start;
+                if (passed > least && (quick >= 5 || passed > least + 6000)) return;
+            }
+        }""", milliseconds)
+
     # What the workflow holds
 
     def text(self, number=1):
@@ -203,25 +218,36 @@ class Bench:
             self.frames(2)
 
     def undo(self):
-        self.keys.press("Control+z")
-        self.reloaded()
+        with self.step_of_history():
+            self.keys.press("Control+z")
+        self.settled()
 
     def undo_in(self, number):
         """Undo where the nodes made anew are not editors."""
-        self.keys.press("Control+z")
-        self.page.wait_for_timeout(700)
+        with self.step_of_history():
+            self.keys.press("Control+z")
+        self.rest(700)
         self.settled(number)
 
     def redo(self, keys="Control+Shift+Z"):
-        self.keys.press(keys)
-        self.reloaded()
-
-    def reloaded(self):
-        """Wait for the host to have made its nodes anew."""
-        self.page.wait_for_function(
-            "() => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState", polling=30)
-        self.page.wait_for_timeout(120)
+        with self.step_of_history():
+            self.keys.press(keys)
         self.settled()
+
+    @contextlib.contextmanager
+    def step_of_history(self):
+        """Wait for the host to have gone the step: it starts a frame or more after the key, and makes its nodes anew.
+        A key that goes no step (there is none, or the editor keeps it for itself) is waited for in vain for a while."""
+        from playwright.sync_api import TimeoutError as Waited  # here, since the workbench's tests run without it
+
+        tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+        depth = f"{tracker}.undoQueue.length - {tracker}.redoQueue.length"
+        before = self.page.evaluate(depth)
+        yield
+        with contextlib.suppress(Waited):
+            self.page.wait_for_function(f"(before) => {depth} !== before", arg=before, polling=30, timeout=2000)
+        self.page.wait_for_function(f"() => !{tracker}._restoringState", polling=30)
+        self.rest(120)
 
     # The editor's parts
 

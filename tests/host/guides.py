@@ -56,7 +56,7 @@ def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then
     # A guide that is never active makes the run known without moving anything.
     patched = install(model, layout, [replace(guide, moves="latent", window=StepWindow(0.999, 1.0))])
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
-    run(family, patched, layout, steps=1, noise=tiny.latent(family, size, batch))
+    run(family, patched, layout, steps=2, last_step=1, noise=tiny.latent(family, size, batch))
     return found
 
 

@@ -1,8 +1,11 @@
 """What every adapter promises, on tiny random models of every supported family (architecture.md 4.2)."""
 
+import re
 import sys
 from dataclasses import replace
+from math import prod
 
+import comfy.model_base
 import comfy.samplers
 import pytest
 import tiny_models as tiny
@@ -10,8 +13,9 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale, nodes_perpneg
-from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit
-from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
+from pack.attention_patches.core.grids import covered
+from pack.attention_patches.core.seam import NEVER, AttentionEdit, ContextEdit, TextMix
+from pack.attention_patches.core.types import Box, BoxwrightError, EncodedText, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.attention.cache import BiasCache
 from pack.attention_patches.host.attention.call import AttentionCall
@@ -23,13 +27,18 @@ from pack.attention_patches.host.run.schedule import progress_of
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.reweight import Reweight
 
-UNETS = [family for family in tiny.SUPPORTED if family not in tiny.JOINT]
+UNETS = tiny.UNETS
+TRANSFORMERS = [family for family in tiny.SUPPORTED if family not in UNETS]
+FILMS = [family for family in TRANSFORMERS if tiny.FAMILIES[family].frames]
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
+every_family_with_a_text_of_its_own = pytest.mark.parametrize(
+    "family", [family for family in tiny.SUPPORTED if tiny.FAMILIES[family].own_text]
+)
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+    return tiny.Built()
 
 
 @pytest.fixture
@@ -74,8 +83,8 @@ def test_outside_its_window_an_edit_changes_nothing(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     late = AttentionEdit("late", "bias", lambda zeros, site: zeros + torch.arange(77.0), StepWindow(0.9, 1.0))
     patched = install(models[family], layout, [late])
-    plain = tiny.run(family, models[family], positive, steps=1)
-    assert torch.equal(tiny.run(family, patched, positive, steps=1), plain)
+    plain = tiny.run(family, models[family], positive, steps=4, last_step=1)
+    assert torch.equal(tiny.run(family, patched, positive, steps=4, last_step=1), plain)
 
 
 @every_family
@@ -140,7 +149,8 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
     tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=1, cfg=1.0)
     masked = [(args, kwargs) for args, kwargs, _ in seen if len(args) > 4 and args[4] is not None]
     assert masked
-    words = layout.columns[0].nonzero()[:, 0]
+    text, start = tiny.places(family)
+    words = layout.columns[0].nonzero()[:, 0] + text
     for args, kwargs in masked:
         q, k, v, heads, mask = args
         axis = 2 if kwargs.get("skip_reshape") else 1
@@ -149,8 +159,7 @@ def test_outside_its_region_a_word_has_no_influence_in_any_layer(models, layout,
         run = attention.attention_basic
         options = {key: value for key, value in kwargs.items() if key in ("skip_reshape", "skip_output_reshape")}
         out = [run(q, k, value, heads, mask=mask, **options) for value in (v, other)]
-        grid = kwargs["transformer_options"].get("activations_shape", (0, 0, 8, 12))[-2:]
-        start = tiny.FAMILIES[family].image_at
+        grid = kwargs["transformer_options"].get("activations_shape", tiny.tokens(family))[-2:]
         changed = (out[0] != out[1]).any(-1)[0, start : start + grid[0] * grid[1]]
         inside = torch.zeros(*grid, dtype=torch.bool)
         inside[:, : grid[1] // 2] = True
@@ -225,9 +234,12 @@ def test_the_same_node_twice_is_one_stronger_node(models, layout, family):
 
 @every_family
 @pytest.mark.parametrize("size", [(16, 24), (33, 57), (8, 8)])
-def test_sites_know_their_grid(models, layout, family, size):
+def test_sites_know_their_grid(models, layout, family, size, monkeypatch):
+    monkeypatch.setattr(attend, "WORK_BYTES", 2**30)  # in one piece
     seen = []
     patched = install(models[family], layout, [watching(seen)])
+    if tiny.FAMILIES[family].even:
+        size = tuple(side + side % 2 for side in size)
     noise = tiny.latent(family, size=size, batch=4)
     out = tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), noise=noise, steps=1)
     assert out.shape == noise.shape
@@ -241,7 +253,7 @@ def test_sites_know_their_grid(models, layout, family, size):
         assert site.levels == len(factors) and site.layout is layout
     names = {site.layer for site, _ in seen}
     expected = tiny.FAMILIES[family].layers
-    assert expected == names if family in tiny.JOINT else expected <= names
+    assert expected <= names if family in UNETS else expected == names
 
 
 @every_family
@@ -279,7 +291,7 @@ def texts_edited(seen):
     return ContextEdit("note", lambda context, layout: seen.append(context.clone()) or context)
 
 
-@every_family
+@every_family_with_a_text_of_its_own
 @pytest.mark.parametrize("marked", [True, False])
 def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family, marked):
     """For an area in the positive, the host copies the entry, identity and all, into the negative."""
@@ -293,7 +305,7 @@ def test_the_negative_copy_of_an_area_is_left_alone(models, layout, family, mark
     assert len(seen) == 1 and torch.equal(seen[0], layout.prompt.embedding)
 
 
-@every_family
+@every_family_with_a_text_of_its_own
 def test_the_positive_copy_of_a_negative_area_is_edited_like_the_positive(models, layout, family):
     """The other way round: the copy has the negative's name and the positive's text, and counts in that area."""
     seen = []
@@ -405,22 +417,29 @@ RIGHT_TOP = Box(0.5, 0.0, 0.5, 0.5)
 def test_reference_images_behind_the_image_are_not_edited(models, layout, family):
     seen = []
     patched = install(tiny.probe(models[family], seen), layout, rectified(layout))
-    reference = tiny.latent(family, size=(8, 8))
-    positive = tiny.conditioning(family, layout.prompt, layout.key, reference_latents=[reference])
-    negative = tiny.conditioning(family, tiny.text(seed=2), reference_latents=[reference])
+    with_reference = {"reference_latents": [tiny.latent(family, size=(8, 8))]}
+    if tiny.FAMILIES[family].reference_method:
+        with_reference["reference_latents_method"] = tiny.FAMILIES[family].reference_method
+    positive = tiny.conditioning(family, layout.prompt, layout.key, **with_reference)
+    negative = tiny.conditioning(family, tiny.text(seed=2), **with_reference)
     tiny.run(family, patched, positive, negative, steps=1)
     masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
+    (text, start), image = tiny.places(family), prod(tiny.tokens(family))
     assert masks
     for mask in masks:
-        assert mask.shape[-2:] == (77 + 96 + 16,) * 2  # text, 8 x 12 image and 4 x 4 reference tokens
-        assert (mask[..., 77 : 77 + 96, :77] < -1e3).any()
-        mask[..., 77 : 77 + 96, :77] = 0
+        assert mask.shape[-2:] == (start + image + prod(tiny.tokens(family, (8, 8))),) * 2
+        assert (mask[..., start : start + image, text : text + 77] < -1e3).any()
+        mask[..., start : start + image, text : text + 77] = 0
         assert not mask.any()
 
 
-@pytest.mark.parametrize("family", [family for family in tiny.JOINT if not tiny.FAMILIES[family].references])
+def reads_no_references(family):
+    return not tiny.FAMILIES[family].references or tiny.FAMILIES[family].reference_method
+
+
+@pytest.mark.parametrize("family", filter(reads_no_references, tiny.JOINT))
 def test_reference_images_elsewhere_are_unread_or_refused(models, layout, family):
-    """Chroma does not read them; in Z-Image's omni layout they stand before the image."""
+    """Chroma does not read them, Krea 2 if a method is named; in Z-Image's omni layout they stand before the image."""
     patched = install(models[family], layout, rectified(layout))
     with_reference = {"reference_latents": [tiny.latent(family, size=(8, 8))]}
     positive = tiny.conditioning(family, layout.prompt, layout.key, **with_reference)
@@ -435,7 +454,7 @@ def test_reference_images_elsewhere_are_unread_or_refused(models, layout, family
     )
 
 
-@pytest.mark.parametrize("family", tiny.JOINT)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_text_of_any_length_keeps_its_columns(models, family):
     """Edits see the prompt's own tokens, whatever the model adds: hiding all but the first is another prompt's run."""
     for length in (32, 50):
@@ -445,18 +464,18 @@ def test_text_of_any_length_keeps_its_columns(models, family):
         tiny.run(family, patched, positive, steps=1, cfg=1.0)
         masks = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None]
         assert len(masks) == len(tiny.FAMILIES[family].layers)
-        start = length + (tiny.FAMILIES[family].image_at - 77 and -length % 32)
+        (text, start), (height, width) = tiny.places(family, length), tiny.tokens(family)
         for mask in masks:
             edited = (mask < -1e3)[0, 0]
-            assert torch.equal(edited.any(0).nonzero()[:, 0], layout.columns.any(0).nonzero()[:, 0])
-            rows = edited[start : start + 96].view(8, 12, -1)
-            first = layout.columns[0].nonzero()[0, 0]
-            assert not rows[:, :6, first].any() and rows[:, 6:, first].all()
-            assert not edited[:start].any() and not edited[start + 96 :].any()
+            assert torch.equal(edited.any(0).nonzero()[:, 0], layout.columns.any(0).nonzero()[:, 0] + text)
+            rows = edited[start : start + height * width].view(height, width, -1)
+            first = layout.columns[0].nonzero()[0, 0] + text
+            assert not rows[:, : width // 2, first].any() and rows[:, width // 2 :, first].all()
+            assert not edited[:start].any() and not edited[start + height * width :].any()
 
 
-@pytest.mark.parametrize("family", tiny.JOINT)
-def test_a_negative_of_another_length_is_left_alone_in_joint_attention(models, layout, family):
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_a_negative_of_another_length_is_left_alone_in_transformers(models, layout, family):
     """The host repeats no text here: it calls the model once for each length."""
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     negative = tiny.conditioning(family, tiny.text(50, seed=2), seed=6)
@@ -465,41 +484,150 @@ def test_a_negative_of_another_length_is_left_alone_in_joint_attention(models, l
     assert torch.equal(plain[1], edited[1]) and not torch.equal(plain[0], edited[0])
 
 
-def test_a_joint_text_that_another_pack_made_longer_is_refused(models, layout):
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if tiny.FAMILIES[family].own_text])
+def test_a_text_that_another_pack_made_longer_is_refused(models, layout, family):
     """Where the prompt's words then are, nobody says; the wrong columns would be edited without a word."""
-    adapter = adapter_for(models["flux"])
+    adapter = adapter_for(models[family])
     assert [*adapter.text_columns(77, 77)] == [slice(0, 77)]
-    with pytest.raises(IncompatiblePatchError, match="512 text tokens instead of the prompt's 77"):
-        adapter.text_columns(512, 77)
+    with pytest.raises(IncompatiblePatchError, match="154 text tokens instead of the prompt's 77"):
+        adapter.text_columns(154, 77)
+
+
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if tiny.FAMILIES[family].left])
+def test_a_text_that_the_host_fills_up_in_front_keeps_its_place(models, family):
+    adapter, left = adapter_for(models[family]), tiny.FAMILIES[family].left
+    assert [*adapter.text_columns(left, 77)] == [slice(left - 77, left)]
+    assert [*adapter.text_columns(left, left)] == [slice(0, left)]
+    assert [*adapter.text_columns(left + 5, left + 5)] == [slice(0, left + 5)]
 
 
 @pytest.mark.parametrize("stage", ["bias", "scores", "probs", "read"])
 @pytest.mark.parametrize("kind", ["image_text", "image_image"])
 @pytest.mark.parametrize("in_line", [False, True])
-def test_edits_see_one_frame_at_a_time(models, layout, stage, kind, in_line):
-    """Qwen-Image takes several pictures as frames; each of them has all the tokens of its grid."""
-    seen = []
+@pytest.mark.parametrize("family", FILMS)
+def test_edits_see_one_frame_at_a_time(models, layout, family, stage, kind, in_line):
+    """Also where several pictures are frames (Qwen-Image); each of them has all the tokens of its grid."""
+    seen, image = [], prod(tiny.tokens(family))
 
     def fn(values, site):
         seen.append((site.queries, values.shape[-2:]))
         return values
 
-    model = tiny.probe(models["qwen"], []) if in_line else models["qwen"]
+    model = tiny.probe(models[family], []) if in_line else models[family]
     patched = install(model, layout, [AttentionEdit("watch", stage, fn, kind=kind)])
-    positive = tiny.conditioning("qwen", layout.prompt, layout.key)
-    noise = torch.cat([tiny.latent("qwen", seed=seed) for seed in (7, 8, 9)], dim=2)
-    out = tiny.run("qwen", patched, positive, noise=noise, steps=1)
-    assert seen and {(q.start, q.stop) for q, _ in seen} == {(0, 96)}
-    assert {tuple(shape) for _, shape in seen} == {(96, 77 if kind == "image_text" else 96)}
-    assert_close(out, tiny.run("qwen", models["qwen"], positive, noise=noise, steps=1))
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    noise = torch.cat([tiny.latent(family, seed=seed) for seed in (7, 8, 9)], dim=2)
+    out = tiny.run(family, patched, positive, noise=noise, steps=1)
+    assert seen and {(q.start, q.stop) for q, _ in seen} == {(0, image)}
+    assert {tuple(shape) for _, shape in seen} == {(image, 77 if kind == "image_text" else image)}
+    assert_close(out, tiny.run(family, models[family], positive, noise=noise, steps=1))
 
 
-def test_a_mask_of_the_prompt_is_kept(models, layout):
-    """Qwen-Image's encoder masks the padding of its text."""
+def hidden(model, family, positive, frames, **more):
+    """The columns of the text that each image token may not read, [frame][row, column] of the last masked attention."""
+    seen = []
+    noise = torch.cat([tiny.latent(family, seed=7 + k) for k in range(frames)], dim=2)
+    tiny.run(family, tiny.probe(model, seen), positive, noise=noise, steps=1, cfg=1.0, **more)
+    mask = [args[4] for args, _, _ in seen if len(args) > 4 and args[4] is not None and (args[4] < -1e3).any()][-1]
+    (text, start), image = tiny.places(family), prod(tiny.tokens(family))
+    assert not (mask[..., :start, :] < -1e3).any()
+    return [(mask < -1e3)[0, 0, start + k * image : start + (k + 1) * image, text : text + 77] for k in range(frames)]
+
+
+@pytest.mark.parametrize("family", FILMS)
+def test_a_region_holds_in_its_frames(models, family):
+    """From start_frame to before end_frame, in pictures. In other frames nobody reads its words."""
+    layout = tiny.layout()
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    always = hidden(install(models[family], layout, rectified(layout)), family, positive, 3)
+    each = models[family].model.latent_format.temporal_downscale_ratio  # pictures that a later latent frame makes
+    first, second = layout.regions
+    timed = replace(layout, regions=(replace(first, start_frame=1, end_frame=1 + each), second))
+    now = hidden(install(models[family], timed, rectified(timed)), family, positive, 3)
+    assert torch.equal(now[1], always[1])
+    words, others = (layout.columns[r] for r in (0, 1))
+    for k in (0, 2):
+        assert now[k][:, words].all() and torch.equal(now[k][:, others], always[k][:, others])
+    assert each > 1 and not always[0][:, words].all()
+
+
+def test_frames_do_not_count_in_a_picture(models):
+    layout = tiny.layout()
+    positive = tiny.conditioning("wan", layout.prompt, layout.key)
+    timed = replace(layout, regions=tuple(replace(r, start_frame=5) for r in layout.regions))
+    runs = [tiny.run("wan", install(models["wan"], own, rectified(own)), positive, steps=1) for own in (layout, timed)]
+    assert torch.equal(*runs)
+
+
+def test_frames_of_a_part_of_a_film_are_refused(models):
+    """Context windows give the model some frames at a time and do not say which."""
+    layout, model = tiny.layout(), models["wan"].clone()
+    timed = replace(layout, regions=tuple(replace(r, start_frame=1) for r in layout.regions))
+
+    def half(apply_model, args):
+        return apply_model(args["input"][:, :, :2], args["timestep"], **args["c"]).repeat(1, 1, 2, 1, 1)
+
+    model.set_model_unet_function_wrapper(half)
+    positive = tiny.conditioning("wan", layout.prompt, layout.key)
+    noise = torch.cat([tiny.latent("wan", seed=seed) for seed in range(4)], dim=2)
+    with pytest.raises(IncompatiblePatchError, match="part of the film .2 latent frames"):
+        tiny.run("wan", install(model, timed, rectified(timed)), positive, noise=noise, steps=1)
+    assert tiny.run("wan", install(model, layout, rectified(layout)), positive, noise=noise, steps=1).isfinite().all()
+
+
+@pytest.mark.parametrize("family", [f for f in tiny.SUPPORTED if tiny.FAMILIES[f].own_text and f not in tiny.JOINT])
+@pytest.mark.parametrize("in_line", [False, True])
+def test_another_text_that_is_read_everywhere_is_that_texts_run(models, layout, family, in_line):
+    """In all frames of a film; beside a row that reads its own."""
+    other = tiny.text(seed=21)
+    everywhere = TextMix("mix", (other.embedding,), lambda site: torch.ones(1, site.grid[0] * site.grid[1]))
+    model = tiny.probe(models[family], []) if in_line else models[family]
+    noise = [tiny.latent(family, seed=seed) for seed in (7, 8, 9)]
+    noise = torch.cat(noise, dim=2) if family in FILMS else noise[0]
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    mixed = tiny.run(family, install(model, layout, [everywhere]), positive, noise=noise, steps=1)
+    plain = tiny.run(family, models[family], tiny.conditioning(family, other), noise=noise, steps=1)
+    assert_close(mixed, plain)
+    assert not torch.equal(plain, tiny.run(family, models[family], positive, noise=noise, steps=1))
+
+
+def test_a_mix_may_change_from_frame_to_frame(models):
+    """Read where no region is: in the first frame nowhere, later everywhere."""
+    layout, other = tiny.layout(areas=(Box(0.0, 0.0, 1.0, 1.0),)), tiny.text(seed=21)
+    timed = replace(layout, regions=(replace(layout.regions[0], end_frame=1),))
+    seen = []
+
+    def weigh(site):
+        seen.append(site.frames)
+        return 1.0 - covered(site.layout.regions[0], site).flatten()[None]
+
+    positive = tiny.conditioning("wan", layout.prompt, layout.key)
+    noise = torch.cat([tiny.latent("wan", seed=seed) for seed in (7, 8, 9)], dim=2)
+
+    patched = install(models["wan"], timed, [TextMix("mix", (other.embedding,), weigh)])
+    calls = []
+    layer = models["wan"].model.diffusion_model.blocks[0].cross_attn.o
+    handle = layer.register_forward_pre_hook(lambda module, args: calls.append(args[0].clone()))
+    try:
+        runs = (patched, positive), (models["wan"], positive), (models["wan"], tiny.conditioning("wan", other))
+        for model, text in runs:
+            tiny.run("wan", model, text, noise=noise, steps=1, cfg=1.0)
+    finally:
+        handle.remove()
+    mixed, own, others = (call[0] for call in calls)
+    image = prod(tiny.tokens("wan"))
+    assert_close(mixed[:image], own[:image])
+    assert_close(mixed[image:], others[image:])
+    assert {*seen} == {(0, 1), (1, 5), (5, 9)}
+
+
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if tiny.FAMILIES[family].masks])
+def test_a_mask_of_the_prompt_is_kept(models, layout, family):
+    """Some encoders mask the padding of its text."""
     keep = torch.ones(1, 77, dtype=torch.long)
     keep[:, 40:] = 0
-    positive = tiny.conditioning("qwen", layout.prompt, layout.key, attention_mask=keep)
-    plain = tiny.run("qwen", models["qwen"], positive, steps=1)
+    positive = tiny.conditioning(family, layout.prompt, layout.key, attention_mask=keep)
+    plain = tiny.run(family, models[family], positive, steps=1)
     for stage in ("bias", "probs"):
         seen = []
 
@@ -507,8 +635,8 @@ def test_a_mask_of_the_prompt_is_kept(models, layout):
             seen.append(values.clone())
             return values
 
-        patched = install(models["qwen"], layout, [AttentionEdit("nothing", stage, fn)])
-        assert_close(tiny.run("qwen", patched, positive, steps=1), plain)
+        patched = install(models[family], layout, [AttentionEdit("nothing", stage, fn)])
+        assert_close(tiny.run(family, patched, positive, steps=1), plain)
         assert stage == "bias" or all(not probs[..., 40:].any() and probs[..., :40].all() for probs in seen)
 
 
@@ -535,6 +663,89 @@ def test_a_call_is_read_by_position_or_by_name_in_any_layout(layout_of, by_name)
         assert torch.equal(call.by_head(t), expected)
 
 
+# --- what only some families have ---
+
+
+def masks_of(family, model, positive, **more):
+    """The masks that the model's attention is given, as bool, where anything is hidden."""
+    seen = []
+    tiny.run(family, tiny.probe(model, seen), positive, steps=1, cfg=1.0, **more)
+    masks = [args[4] < -1e3 for args, _, _ in seen if len(args) > 4 and args[4] is not None]
+    return [mask[0, 0] for mask in masks if mask.any()]
+
+
+def with_columns(layout, tokens, columns):
+    """The layout for a model whose image tokens read these columns, and not those of the conditioning alone."""
+    prompt = EncodedText(tokens, layout.prompt.embedding)
+    return replace(layout, prompt=prompt, columns=columns)
+
+
+def test_hidream_hides_a_word_wherever_its_blocks_read_it(models, layout):
+    """Behind T5's columns stand those of the language model's last layer, and of the layer that is the block's own."""
+    tokens, more = layout.prompt.tokens, tiny.text(20, words=9).tokens
+    tokens = replace(tokens, spans=tokens.spans + 2 * more.spans, roles=tokens.roles + 2 * more.roles)
+    columns = torch.cat([layout.columns, layout.columns[:, :20], layout.columns[:, :20]], dim=1)
+    whole = with_columns(layout, tokens, columns)
+    positive = tiny.conditioning("hidream", whole.prompt, whole.key)
+    masks = masks_of("hidream", install(models["hidream"], whole, rectified(whole)), positive)
+    assert len(masks) == 4 and all(mask.shape == (96 + 77 + 40,) * 2 for mask in masks)
+    for mask in masks:
+        assert torch.equal(mask.any(0).nonzero()[:, 0], 96 + columns.any(0).nonzero()[:, 0])
+        assert not mask[96:].any()
+    longer = tiny.conditioning("hidream", whole.prompt, whole.key)
+    longer[0][0] = torch.cat([longer[0][0], tiny.text(seed=8).embedding], dim=1)
+    with pytest.raises(BoxwrightError, match="154 text tokens, its layout 77.*reads more behind it"):
+        tiny.run("hidream", install(models["hidream"], whole, rectified(whole)), longer, steps=1)
+
+
+def test_anima_hides_the_columns_that_it_makes_of_the_words(models):
+    """Its adapter turns a text of its language model into a column for each T5 token, 512 at least."""
+    layout = tiny.layout(tiny.text(20))
+    made = tiny.layout(tiny.text(512))
+    whole = with_columns(layout, made.prompt.tokens, made.columns)
+    ids = torch.arange(30, dtype=torch.int)
+    extra = {"t5xxl_ids": ids, "t5xxl_weights": torch.ones(30)}
+    positive = tiny.conditioning("anima", whole.prompt, whole.key, **extra)
+    masks = masks_of("anima", install(models["anima"], whole, rectified(whole)), positive)
+    assert len(masks) == 2 and all(mask.shape == (96, 512) for mask in masks)
+    assert all(torch.equal(mask.any(0), made.columns.any(0)) for mask in masks)
+
+
+@pytest.mark.parametrize("more, before, behind", [
+    ({}, 0, 0),
+    ({"reference_latents": (16, 24)}, 96, 0),
+    ({"time_dim_concat": (16, 24)}, 0, 96),
+    ({"reference_latents": (16, 24), "context_latents": (8, 12)}, 96, 24),
+])
+def test_wan_finds_the_image_between_other_pictures(layout, monkeypatch, more, before, behind):
+    """A reference picture stands in front of it as a frame, further pictures behind."""
+    known = tiny.FAMILIES["wan"]
+    with_reference = replace(known, settings={**known.settings, "in_dim_ref_conv": 16})
+    monkeypatch.setitem(tiny.FAMILIES, "wan_reference", with_reference)
+    model = tiny.build("wan_reference")
+    pictures = {name: tiny.latent("wan", size=size, seed=17) for name, size in more.items()}
+    pictures = {name: value if name == "time_dim_concat" else [value] for name, value in pictures.items()}
+    positive = tiny.conditioning("wan_reference", layout.prompt, layout.key, **pictures)
+    masks = masks_of("wan_reference", install(model, layout, rectified(layout)), positive)
+    assert len(masks) == 2
+    for mask in masks:
+        assert mask.shape == (before + 96 + behind, 77)
+        assert mask[before : before + 96].any() and not mask[:before].any() and not mask[before + 96 :].any()
+
+
+@pytest.mark.parametrize("family, more", [
+    ("hidream", {"concat_latent_image": (16, 24)}),
+    ("hunyuan_video", {"ref_latent": (16, 24)}),
+    ("ltxv", {"keyframe_idxs": (16, 24)}),
+])
+def test_pictures_among_the_images_tokens_are_refused(models, layout, family, more):
+    pictures = {name: tiny.latent(family, size=size) for name, size in more.items()}
+    positive = tiny.conditioning(family, layout.prompt, layout.key, **pictures)
+    patched = install(models[family], layout, rectified(layout))
+    with pytest.raises(IncompatiblePatchError, match=f"{re.escape(adapter_for(patched).name)} .*Remove the"):
+        tiny.run(family, patched, positive, steps=1)
+
+
 # --- when it happens ---
 
 
@@ -555,10 +766,22 @@ def test_windows_are_fractions_of_the_schedule_in_sigma(models, layout, family, 
     end, start = (to_sigma(edge) * (1 + 1e-6) for edge in (0.6, 0.25))  # a step on an edge, but for its rounding
     inside = [sigma for sigma in sigmas if end < sigma <= start]
     progress = {site.progress for site, _ in seen}
-    assert len(progress) == len(set(inside)) and len(set(inside)) < steps
-    for value in progress:
+    assert len(progress) == max(1, len(set(inside))) < steps
+    for value in progress if inside else ():
         assert 0.25 <= value < 0.6
         assert min(abs(to_sigma(value) - sigma) for sigma in inside) < 1e-3 * max(inside)
+
+
+@every_family
+@pytest.mark.parametrize("window", [(0.0, 0.2), (0.3, 0.45), (0.55, 0.6), (0.9, 1.0)])
+def test_a_run_of_few_steps_has_one_for_every_window(models, layout, family, window):
+    """Distilled models take 4 steps, and a window may lie between two."""
+    seen = []
+    patched = install(models[family], layout, [watching(seen, StepWindow(*window))])
+    tiny.run(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps=4, cfg=1.0)
+    found = {site.progress for site, _ in seen}
+    assert len(found) >= 1
+    assert len(found) == 1 or all(window[0] <= value < window[1] for value in found)
 
 
 def test_progress_inverts_percent_to_sigma_and_saturates(models):
@@ -598,7 +821,7 @@ def test_a_slice_of_the_schedule_means_the_same_as_the_whole(models, layout, fam
     assert steps_seen(last_step=2) == whole[:2]
 
 
-@every_family
+@every_family_with_a_text_of_its_own
 @pytest.mark.parametrize("kind", ["dual cfg", "perp neg", "basic"])
 def test_guiders_with_other_conds_in_another_order(models, layout, family, kind):
     """However many conds a guider has and in whatever order it passes them, the layout's rows are the edited ones."""
@@ -657,7 +880,15 @@ def test_every_attention_backend(models, layout, family, backend, monkeypatch):
     assert used
 
 
-@every_family
+@pytest.mark.parametrize("family", [family for family in tiny.SUPPORTED if not tiny.FAMILIES[family].own_text])
+def test_other_texts_cannot_stand_in_where_the_model_makes_more_of_them(models, layout, family):
+    assert not adapter_for(models[family]).own_text
+    for edit in (texts_edited([]), TextMix("mix", (layout.region_texts[0].embedding,), None)):
+        with pytest.raises(UnsupportedModelError, match="Use Region Conditioning"):
+            install(models[family], layout, [edit])
+
+
+@every_family_with_a_text_of_its_own
 def test_context_edits_reach_their_rows_only(models, layout, family):
     seen = []
 
@@ -694,15 +925,20 @@ def test_another_packs_override_still_runs_everywhere(models, layout, family, ou
 @every_family
 def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
-    hide, start = slice(20, 77), tiny.FAMILIES[family].image_at
-    model = models[family].clone()
+    (text, start), known = tiny.places(family), tiny.FAMILIES[family]
+    hide, image = slice(text + 20, text + 77), prod(tiny.tokens(family))
+    model, cross = models[family].clone(), []
 
     def override(func, q, k, v, heads, mask=None, **kwargs):
         axis = 2 if kwargs.get("skip_reshape") else 1
-        joint = start and q.shape[axis] == start + 96  # a refiner's call is shorter
-        if k.shape[axis] != q.shape[axis] or joint:
+        if known.joint:  # a refiner's call is shorter, and one within the image, too
+            of_text = q.shape[axis] > image + text + 20 * (not known.image_first)
+        else:
+            cross.append(k.shape[axis] != q.shape[axis])
+            of_text = cross[-1] and sum(cross) % (1 + known.others) == 0
+        if of_text:
             extra = q.new_zeros(q.shape[axis], k.shape[axis])
-            extra[start:, hide] = NEVER  # image queries only
+            extra[start : start + image if known.joint else None, hide] = NEVER  # image queries only
             mask = extra if mask is None else mask + extra
         return func(q, k, v, heads, mask=mask, **kwargs)
 
@@ -710,7 +946,7 @@ def test_a_mask_that_another_pack_adds_is_kept(models, layout, family):
 
     def hidden(values, site):
         values = values.clone()
-        values[..., hide] += NEVER
+        values[..., 20:77] += NEVER
         return values
 
     # The other pack masks the unconditional rows too; CFG 1 leaves those out.
@@ -827,7 +1063,22 @@ def test_an_unsupported_model_raises_and_says_what_is_supported():
         adapter_for(Patcher())
 
 
-@pytest.mark.parametrize("family", tiny.JOINT)
+UNREACHABLE = [name for name in ("PixArt", "HunyuanDiT", "ErnieImage") if hasattr(comfy.model_base, name)]
+
+
+@pytest.mark.parametrize("name", UNREACHABLE)
+def test_models_that_the_host_gives_no_options_are_refused_with_that_reason(name):
+    kind = getattr(comfy.model_base, name)
+
+    class Patcher:
+        model = object.__new__(type(name, (kind,), {}))
+
+    Patcher.model.__dict__["_modules"] = {}
+    with pytest.raises(UnsupportedModelError, match=f"{name}.*without the options that edits travel in"):
+        adapter_for(Patcher())
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_relatives_that_no_adapter_was_tested_on_are_refused(models, family):
     """Flux.2 derives from Flux, MageFlow from Qwen-Image: other tokens in other places."""
     model = models[family].model
@@ -896,6 +1147,8 @@ def test_a_shortened_conditioning_is_refused_and_a_longer_one_keeps_its_words(mo
     watched = install(models[family], layout, [watching(seen)])
     longer = tiny.conditioning(family, layout.prompt, layout.key)
     longer[0][0] = torch.cat([longer[0][0], tiny.text(seed=8).embedding], dim=1)
+    if tiny.FAMILIES[family].extra:
+        longer[0][1].update(tiny.FAMILIES[family].extra(154))
     tiny.run(family, watched, longer, steps=1)
     assert seen and all(shape[3] == 77 for _, shape in seen)
 

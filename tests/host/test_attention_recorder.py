@@ -138,7 +138,7 @@ def test_beside_a_method_the_result_is_the_methods(models, layout, family):
 def test_outside_the_window_nothing_is_recorded(models, layout, family):
     positive = tiny.conditioning(family, layout.prompt, layout.key)
     patched, records = recorder(models[family], layout, window=StepWindow(0.99, 1.0))
-    tiny.run(family, patched, positive, steps=1)
+    tiny.run(family, patched, positive, steps=2, last_step=1)
     with pytest.raises(BoxwrightError, match="record is empty"):
         records.latest.map_of("w3")
 

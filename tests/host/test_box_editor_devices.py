@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from browser import box, editor_node, open_bench, run
 from PIL import Image
+from templates import for_toy, template
 from toyworld import scorer
 from wb_demo import load_workflow
 
@@ -104,7 +105,7 @@ def muted(graph, title):
 
 
 def draw_and_run(bench):
-    graph = muted(load_workflow(ROOT / "example_workflows" / "rectified_attention.json"), "KSampler (unpatched)")
+    graph = muted(for_toy(load_workflow(template("rectified_attention"))), "KSampler (unpatched)")
     for each in graph["nodes"]:
         if each["type"] == "BoxwrightBoxEditor":
             number = each["id"]
@@ -119,7 +120,7 @@ def draw_and_run(bench):
         app.canvas.ds.offset[0] = 100 - pos[0]; app.canvas.ds.offset[1] = 80 - pos[1];
         app.canvas.setDirty(true, true);
     }""", editor["pos"])
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     bench.settled(number)
     drawn = {"large striped red heart": (0.04, 0.06, 0.44, 0.42), "blue star": (0.56, 0.54, 0.36, 0.36)}
     for phrase, (x, y, width, height) in drawn.items():

@@ -278,7 +278,7 @@ def test_a_whole_drawing_goes_out_and_in_as_json(bench):
     bench.load(editor_node())
     bench.button("view").click()
     bench.part(':text("Paste JSON")').click()
-    bench.page.wait_for_timeout(200)
+    bench.rest(200)
     assert bench.boxes() == [ONE, TWO]
 
 
@@ -404,11 +404,13 @@ def test_the_buttons_undo_and_redo_too(bench):
     bench.load(editor_node([ONE]))
     bench.drag((0.35, 0.35), (0.5, 0.35))
     after = bench.text()
-    bench.button("undo").click()
-    bench.reloaded()
+    with bench.step_of_history():
+        bench.button("undo").click()
+    bench.settled()
     assert bench.boxes() == [ONE]
-    bench.button("redo").click()
-    bench.reloaded()
+    with bench.step_of_history():
+        bench.button("redo").click()
+    bench.settled()
     assert bench.text() == after
     assert bench.button("redo").is_disabled()
 
@@ -419,7 +421,7 @@ def test_undo_brings_the_selection_back_and_keeps_the_focus(bench):
     bench.click(0.3, 0.3)
     bench.press("Delete")
     bench.undo()
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     assert bench.phrases() == ["red heart", "blue star"]
     assert bench.selected() == [0]
     bench.press("ArrowRight")

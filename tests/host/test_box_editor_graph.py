@@ -49,12 +49,12 @@ def pick(bench, number):
     """Select a node by a click on its title."""
     x, y = body(bench, number)
     bench.mouse.click(x, y - 62)
-    bench.page.wait_for_timeout(200)
+    bench.rest(200)
 
 
 def panel(bench, is_open):
     bench.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', on)", is_open)
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
 
 
 # Room
@@ -70,7 +70,7 @@ def test_the_side_panel_leaves_the_editor_its_width_and_has_no_row_for_it(bench)
         && ["box_editor", "regions_json"].includes(each.textContent.trim()) && each.offsetWidth > 0).length""")
     bench.mouse.move(300, 400)
     bench.mouse.wheel(0, -100)
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     after = offset_width(bench)
     panel(bench, False)
     assert after == before and rows == 0
@@ -90,11 +90,11 @@ def test_an_editor_added_while_the_panel_is_open_has_its_width(bench):
         app.graph.add(made);
         return made.id;
     }""")
-    bench.page.wait_for_timeout(500)
+    bench.rest(500)
     pick(bench, number)
-    bench.page.wait_for_timeout(500)
+    bench.rest(500)
     bench.mouse.wheel(0, -100)
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     width = bench.page.evaluate("(id) => nodeOf(id).size[0]", number)
     assert offset_width(bench, number) == pytest.approx(width, abs=40)
     panel(bench, False)
@@ -158,14 +158,14 @@ def test_full_screen_fills_the_window_zooms_and_pans(bench):
     bench.shot("full_zoomed")
     assert bench.page.evaluate("app.canvas.ds.scale") == scale
     bench.undo()
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     assert len(bench.boxes()) == 2 and bench.page.evaluate("editorOf(1).isFull"), "undo must not leave the full screen"
     bench.part(".bw-canvas").focus()
     bench.press("Escape", "Escape")
     bench.settled()
     assert bench.part(".bw-canvas").bounding_box()["width"] == pytest.approx(node_width, abs=4)
     bench.button("full").click()
-    bench.page.wait_for_timeout(200)
+    bench.rest(200)
     assert bench.part(".bw-canvas").bounding_box()["width"] > 2 * node_width
     bench.button("full").click()
 
@@ -191,16 +191,16 @@ def test_an_editor_in_a_subgraph_ends_with_its_workflow(bench):
     bench.load(editor_node([ONE]))
     into_subgraph(bench)
     bench.page.evaluate("app.canvas.setGraph(host.subgraph)")
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     bench.page.evaluate("""() => {
         window.old = inner.widgets.find((widget) => widget.editor).editor;
         old.setFull(true);
         document.activeElement.blur(); // Escape, which the bench presses, is not for it
     }""")
-    bench.page.wait_for_timeout(1200)
+    bench.rest(1200)
     assert bench.page.evaluate("old.isFull"), "an editor that is there is let be"
     bench.load(editor_node([TWO]))
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert not bench.page.evaluate("old.isFull"), "its listeners of the full screen are gone"
 
 
@@ -229,7 +229,7 @@ def test_a_view_from_a_file_cannot_freeze_the_page(bench):
 def test_no_style_of_ours_is_left_where_no_editor_is(bench):
     bench.load(editor_node([ONE]))
     bench.load(node("Note", 5, (80, 60), ["alone"]))
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     assert bench.page.evaluate("""() => [...document.querySelectorAll("style")]
         .filter((style) => style.textContent.includes(".bw-")).length""") == 0
 
@@ -252,7 +252,7 @@ def test_a_text_dropped_on_the_node_is_its_prompt(bench):
         bench.mouse.move(*body(bench, 1), steps=8)
         bench.frames(4)
         bench.mouse.up()
-        bench.page.wait_for_timeout(300)
+        bench.rest(300)
     found = bench.page.evaluate(wires)
     assert found == {"prompt": 2, "boxes": 3}, found
     assert bench.page.evaluate("(id) => nodeOf(2).connectByType(0, nodeOf(1), 'STRING') && nodeOf(1).inputs"
@@ -286,18 +286,18 @@ def body(bench, number):
 @pytest.mark.every_version
 def test_the_canvas_follows_a_wired_width(bench):
     bench.load(sender("PrimitiveInt", 2, 1536, "INT"), wired("width"), links=[[1, 2, 0, 1, 3, "INT"]])
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(3, rel=0.02)
     bench.click(0.35, 0.35)
     assert bench.field("Width").input_value() == "460.8"
     assert f"width 1536 from {name(bench, 2)}" in bench.part(".bw-sources").inner_text()
     bench.page.evaluate("nodeOf(2).widgets[0].value = 256")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(0.5, rel=0.02)
     bench.page.evaluate("nodeOf(1).disconnectInput(nodeOf(1).inputs.findIndex((input) => input.name === 'width'))")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert not bench.part(".bw-sources").is_visible()
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(1, rel=0.02)
@@ -313,13 +313,13 @@ def test_a_size_that_cannot_be_read_is_that_of_the_last_run(bench):
     bench.load(image, size, wired("width", height=64), links=[[1, 2, 0, 1, 3, "INT"], [2, 3, 0, 2, 0, "IMAGE"]])
     assert "known after a run" in bench.part(".bw-sources").inner_text()
     assert run(bench) == ["execution_success", ""]
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(3, rel=0.02)
     assert "192 of the last run" in bench.part(".bw-sources").inner_text()
     bench.drag((0.35, 0.35), (0.5, 0.35))
     bench.undo()
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert "192 of the last run" in bench.part(".bw-sources").inner_text(), "undo makes the node anew, and it is known"
     bench.load(image, size, wired("width", height=64), links=[[1, 2, 0, 1, 3, "INT"], [2, 3, 0, 2, 0, "IMAGE"]])
     assert "known after a run" in bench.part(".bw-sources").inner_text(), "another workflow has not run"
@@ -329,14 +329,14 @@ def test_a_size_that_cannot_be_read_is_that_of_the_last_run(bench):
 def test_a_wired_prompt_and_wired_boxes_say_where_they_come_from(bench):
     bench.load(sender("PrimitiveString", 2, "a red heart and a moon", "STRING"), wired("prompt", "STRING"),
                links=[[1, 2, 0, 1, 5, "STRING"]])
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert bench.part(".bw-sources").inner_text() == f"prompt from {name(bench, 2)}"
     assert bench.part(".bw-flagged").count() == 0
     bench.page.evaluate("nodeOf(2).widgets[0].value = 'a moon'")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert bench.part(".bw-flagged").count() == 1, "the words at the other end of the wire are read"
     bench.load(sender("PrimitiveString", 2, "[]", "STRING"), wired("boxes", "*"), links=[[1, 2, 0, 1, 1, "STRING"]])
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert bench.part(".bw-sources").inner_text() == f"boxes from {name(bench, 2)}"
 
 
@@ -351,7 +351,7 @@ def into_subgraph(bench, number=1):
         host.pos = [80, 100];
         app.canvas.setDirty(true, true);
     }""", number)
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     pick(bench, "host")
 
 
@@ -359,10 +359,10 @@ def show_all(bench):
     """Promote everything that the host offers, by the button of its own panel."""
     bench.page.evaluate("app.extensionManager.command.execute('Comfy.Graph.EditSubgraphWidgets')")
     bench.page.get_by_text("Show all", exact=True).last.click()
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     panel(bench, False)
     bench.page.evaluate("host.setSize([700, 760]); app.canvas.setDirty(true, true)")
-    bench.page.wait_for_timeout(500)
+    bench.rest(500)
 
 
 def face(bench):
@@ -399,7 +399,7 @@ def test_a_promoted_drawing_is_drawn_on_the_subgraphs_face(bench):
     bench.undo_in(number)
     assert sent(bench) == [["red heart"]]
     bench.keys.press("Control+Shift+Z")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     assert sent(bench) == [["red heart", "blue star"]]
     bench.page.evaluate("""async () => {
         const saved = JSON.stringify((await app.graphToPrompt()).workflow);
@@ -408,7 +408,7 @@ def test_a_promoted_drawing_is_drawn_on_the_subgraphs_face(bench):
         app.canvas.ds.offset[0] = 20; app.canvas.ds.offset[1] = 20;
         app.canvas.setDirty(true, true);
     }""")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     number = face(bench)
     assert sent(bench) == [["red heart", "blue star"]]
     bench.drag((0.75, 0.75), (0.65, 0.75), number=number)
@@ -421,7 +421,7 @@ def test_a_drawing_that_comes_from_elsewhere_says_so_and_cannot_be_drawn_over(be
     into_subgraph(bench)
     show_all(bench)
     bench.page.evaluate("host.title = 'My face'; app.canvas.setGraph(host.subgraph)")
-    bench.page.wait_for_timeout(900)
+    bench.rest(900)
     number = bench.page.evaluate("inner.id")
     trouble = bench.page.locator(".bw-trouble:visible")
     assert "comes by wire" in trouble.inner_text() and "My face" in trouble.inner_text()
@@ -430,10 +430,10 @@ def test_a_drawing_that_comes_from_elsewhere_says_so_and_cannot_be_drawn_over(be
     bench.drag((0.1, 0.1), (0.3, 0.3), number=number)
     assert sent(bench) == before
     bench.page.evaluate("inner.disconnectInput(inner.inputs.findIndex((input) => input.name === 'regions_json'))")
-    bench.page.wait_for_timeout(900)
+    bench.rest(900)
     assert bench.page.locator(".bw-trouble:visible").count() == 0
     bench.page.evaluate("app.canvas.setGraph(app.rootGraph)")
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
 
 
 @pytest.mark.every_version
@@ -448,11 +448,11 @@ def test_an_app_shows_the_editor_of_the_node_that_is_there_now(bench):
         await app.loadGraphData(graph, true, false, app.extensionManager.workflow.activeWorkflow);
         await app.extensionManager.command.execute("Comfy.ToggleLinear");
     }""")
-    bench.page.wait_for_timeout(900)
+    bench.rest(900)
     tour = bench.page.get_by_text("Skip", exact=True)
     if tour.count():
         tour.click()
-        bench.page.wait_for_timeout(500)
+        bench.rest(500)
     bench.settled()
     bench.shot("app")
     bench.drag((0.6, 0.6), (0.9, 0.9))
@@ -467,7 +467,7 @@ def test_an_app_shows_the_editor_of_the_node_that_is_there_now(bench):
     assert bench.part(".bw-phrase").evaluate_all("(all) => all.map((each) => each.value)") == ["red heart", "moon"]
     assert sent(bench) == [["red heart", "moon"]] and bench.phrases() == ["red heart", "moon"]
     bench.page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     bench.settled()
     bench.drag((0.75, 0.25), (0.75, 0.75))
     assert bench.rects()[1] == near([0.6, 0.6, 0.3, 0.3])
@@ -486,14 +486,14 @@ def test_a_run_without_a_box_marks_the_editor_and_boxes_without_words_appear_in_
     kind, words = run(bench)
     assert kind == "execution_error"
     assert words.strip() == "There is no box. Draw one in the box editor, or connect boxes."
-    bench.page.wait_for_timeout(500)
+    bench.rest(500)
     bench.shot("no_box")
     assert bench.page.get_by_text("There is no box. Draw one in the box editor, or connect boxes.").count()
     editor["inputs"] = [{"name": "boxes", "type": "*", "link": 1}]
     bench.load(masks, editor, preview, links=[[1, 2, 0, 1, 1, "MASK"], [2, 1, 0, 3, 0, "BOXWRIGHT_REGIONS"]])
     kind, words = run(bench)
     assert kind == "execution_error" and "nothing is written there" in words
-    bench.page.wait_for_timeout(500)
+    bench.rest(500)
     assert bench.rects() == [[0, 0, 1, 1]], "what came in is there to be named"
 
 
@@ -516,20 +516,20 @@ def test_boxes_of_a_run_reach_the_outer_face_of_nested_subgraphs(bench):
         Object.assign(window, { host: node, inner: subgraph.nodes.find((each) => each.type === "BoxwrightBoxEditor") });
         host.pos = [80, 100];
     }""")
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     pick(bench, "host")
     show_all(bench)
     bench.page.evaluate("""() => {
         host = app.graph.convertToSubgraph(new Set([host])).node;
         host.pos = [80, 100];
     }""")
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     pick(bench, "host")
     show_all(bench)
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     incoming = json.dumps({"type": "boxwright.regions", "version": 1, "regions": [TWO]})
     bench.page.evaluate("(text) => inner.onExecuted({ boxwright_upstream: [text, 'mark'] })", incoming)
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     texts = bench.page.evaluate("""async () => Object.values((await app.graphToPrompt()).output)
         .map((node) => node.inputs.regions_json ?? "").join("")""")
     assert [region["phrase"] for region in json.loads(texts)["regions"]] == ["blue star"]
@@ -554,7 +554,7 @@ DROP = """async ([selector, name, kind, color]) => {
 def test_a_dropped_image_lies_behind_the_boxes_and_makes_no_node(bench):
     bench.load(editor_node([ONE]))
     bench.page.evaluate(DROP, [".bw-canvas", "blue.png", "image/png", "#0000ff"])
-    bench.page.wait_for_timeout(1200)
+    bench.rest(1200)
     assert bench.page.evaluate("app.graph.nodes.length") == 1
     blue = pixel(bench, 0.9, 0.1)
     assert blue[2] > 120 and blue[0] < 60, blue
@@ -567,7 +567,7 @@ def test_a_dropped_image_lies_behind_the_boxes_and_makes_no_node(bench):
         "nodeOf(1).widgets.find((widget) => widget.name === 'image_opacity').value") == 1
     bench.press("Escape")
     bench.page.evaluate(DROP, [".bw-canvas", "words.txt", "text/plain", ""])
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     assert bench.page.evaluate("app.graph.nodes.length") == 1 and pixel(bench, 0.9, 0.1)[2] > 250
 
 
@@ -575,10 +575,10 @@ def test_a_dropped_image_lies_behind_the_boxes_and_makes_no_node(bench):
 def test_a_pinned_part_stays_while_the_picture_behind_changes(bench):
     bench.load(editor_node([ONE, TWO]))
     bench.page.evaluate(DROP, [".bw-canvas", "blue.png", "image/png", "#0000ff"])
-    bench.page.wait_for_timeout(900)
+    bench.rest(900)
     bench.row(0, ".bw-icon >> nth=2").click()
     bench.page.evaluate(DROP, [".bw-canvas", "green.png", "image/png", "#00ff00"])
-    bench.page.wait_for_timeout(1200)
+    bench.rest(1200)
     bench.mouse.move(*bench.place(0.95, 0.05))
     pinned, other = pixel(bench, 0.45, 0.45), pixel(bench, 0.95, 0.05)
     assert pinned[2] > pinned[1] + 30 and other[1] > other[2] + 60
@@ -622,7 +622,7 @@ def test_a_file_that_is_an_image_by_its_name_only_is_refused_in_words(bench):
         const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
         editorOf(1).element.dispatchEvent(drop);
     }""")
-    bench.page.wait_for_timeout(800)
+    bench.rest(800)
     assert "That is no image" in bench.page.evaluate("told.join()")
     assert "file" not in bench.page.evaluate("nodeOf(1).serialize().properties['boxwright.view']")
 
@@ -642,7 +642,7 @@ def test_the_templates_open_without_a_warning_and_every_node_lies_in_its_group(b
             app.canvas.ds.offset[0] = 300; app.canvas.ds.offset[1] = 500;
             app.canvas.setDirty(true, true);
         }""", json.loads(path.read_text("utf-8")))
-        bench.page.wait_for_timeout(700)
+        bench.rest(700)
         found = bench.page.evaluate("""() => app.graph.nodes.flatMap((node) => {
             const editor = node.widgets?.find((widget) => widget.editor)?.editor;
             editor?.sync();
@@ -650,6 +650,6 @@ def test_the_templates_open_without_a_warning_and_every_node_lies_in_its_group(b
             const low = y - 30 + (element?.offsetHeight ?? 0);
             const out = app.graph.groups.some(({ _bounding: [left, top, width, height] }) => x >= left
                 && x < left + width && y > top && y < top + height && low > top + height + 1);
-            return [...(editor?.flags().values() ?? []), ...(out ? [`${node.title} sticks out`] : [])];
+            return [...(editor?.knowledge.flags().values() ?? []), ...(out ? [`${node.title} sticks out`] : [])];
         })""")
         assert found == [], path.stem

@@ -1,5 +1,6 @@
 """BoxwrightBoxEditor without a browser: what comes out, what is refused, and what the browser is told."""
 import json
+import math
 import re
 import types
 from pathlib import Path
@@ -205,3 +206,50 @@ def test_a_colour_of_its_own_is_used_in_the_preview():
     plain, own = (run(text(HEART | extra), width=128)[4] for extra in ({}, {"color": "#ff0000"}))
     assert not torch.equal(plain, own)
     assert own[0, 50, 64, 0] > own[0, 50, 64, 1] + 0.2
+
+
+# Shapes
+
+
+ELLIPSE = {"shape": {"kind": "ellipse"}}
+
+
+def test_shapes_come_out_as_masks_and_as_the_boxes_around_them():
+    regions, _, pixels, masks, preview = run(text(HEART | ELLIPSE, STAR), width=128, height=128).args[:5]
+    assert isinstance(regions[0].area, torch.Tensor) and regions[1].area == Box(0.5, 0.5, 0.5, 0.5)
+    assert [box[key] for box in pixels[0][:1] for key in ("x", "y", "width", "height")] == [32, 32, 64, 32]
+    assert masks[0].sum().item() == pytest.approx(math.pi / 4 * 64 * 32, rel=2e-3)
+    assert masks[0, 48, 64] == 1 and masks[0, 33, 34] == 0
+    assert preview[0, 48, 50].sub(preview[0, 33, 34]).abs().max() > 0.1, "the corners of the box stay free"
+
+
+@pytest.mark.parametrize("size", [(128, 128), (1000, 600)], ids=str)
+def test_a_feathered_shape_keeps_what_it_covers_and_fades_outside(size):
+    width, height = size
+    hard = run(text(HEART | ELLIPSE), width=width, height=height)[3][0]
+    soft = run(text(HEART | ELLIPSE | {"feather": 0.25}), width=width, height=height)[3][0]
+    assert bool((soft >= hard - 1e-6).all()) and bool((soft[hard == 1] == 1).all())
+    y, x = round(0.375 * height), round(0.75 * width)
+    row = [float(soft[y, min(width - 1, x + round(step * 0.25 * width))]) for step in (0.25, 0.5, 0.75)]
+    assert row == pytest.approx([0.75, 0.5, 0.25], abs=0.07)
+
+
+def test_a_mask_becomes_paint_and_the_same_mask_again():
+    ramp = torch.linspace(0, 1, 64).expand(64, 64)
+    messages = run("", width=64, height=64, boxes=ramp[None]).ui
+    words, mark = messages["boxwright_upstream"]
+    [back] = regions_json.parse_drawing(words).regions
+    drawn = regions_json.regions_to_json([Region("sky", back.area, 1.0, back.extra)])
+    drawn = drawn.replace('"version": 1', f'"version": 1, "upstream": "{mark}"')
+    again = run(drawn, width=64, height=64, boxes=ramp[None])
+    assert "boxwright_upstream" not in again.ui
+    torch.testing.assert_close(again[3][0], ramp, atol=0.011, rtol=0.0)
+
+
+@pytest.mark.parametrize("extra, told", [
+    ({"workflow": {"id": "a-b-c"}}, {"boxwright_workflow": ["a-b-c"]}),
+    ({"workflow": {"id": 5}}, {}), ({"workflow": []}, {}), ({}, {}), (None, {}),
+])  # fmt: skip
+def test_the_browser_is_told_which_workflow_runs(extra, told):
+    assert box_editor.workflow_of(types.SimpleNamespace(extra_pnginfo=extra)) == told
+    assert box_editor.workflow_of(None) == {}

@@ -84,7 +84,7 @@ def test_the_canvas_has_the_shape_of_the_image(bench):
     bench.page.evaluate("""() => {
         nodeOf(1).widgets.find((widget) => widget.name === "width").value = 256;
     }""")
-    bench.page.wait_for_timeout(700)
+    bench.rest(700)
     (left, top), (right, low) = bench.place(0, 0), bench.place(1, 1)
     assert (right - left) / (low - top) == pytest.approx(0.5, rel=0.01)
     assert bench.boxes() == [ONE], "fractions stay"
@@ -99,7 +99,7 @@ def test_the_connected_image_lies_behind_the_boxes(bench):
                            {"name": "MASK", "type": "MASK", "links": []}])
     editor = {**editor_node([ONE]), "inputs": [{"name": "image", "type": "IMAGE", "link": 1}]}
     bench.load(loader, editor, links=[[1, 2, 0, 1, 0, "IMAGE"]])
-    bench.page.wait_for_timeout(900)
+    bench.rest(900)
     paper = pixel(bench, 0.9, 0.1)
     assert paper[2] > 120 and paper[0] < 60, paper
     bench.button("view").click()
@@ -113,7 +113,7 @@ def test_the_connected_image_lies_behind_the_boxes(bench):
         api.dispatchCustomEvent("b_preview", await canvas.convertToBlob());
     }""")
     bench.part('[data-view="behind"]').select_option("last")
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     assert pixel(bench, 0.9, 0.1)[1] > 120
 
 
@@ -149,7 +149,7 @@ def test_the_canvas_follows_the_size_of_the_node(bench):
     bench.load(editor_node([ONE]))
     before = bench.part(".bw-canvas").bounding_box()
     bench.page.evaluate("() => { nodeOf(1).setSize([1000, 900]); app.canvas.setDirty(true, true); }")
-    bench.page.wait_for_timeout(300)
+    bench.rest(300)
     bench.settled()
     after = bench.part(".bw-canvas").bounding_box()
     assert after["width"] > before["width"] + 100 and after["height"] > before["height"] + 60
@@ -160,7 +160,7 @@ def test_the_canvas_follows_the_size_of_the_node(bench):
 @pytest.mark.parametrize("scale", [0.5, 1.7])
 def test_it_is_exact_and_sharp_at_any_zoom(bench, scale):
     bench.load(editor_node([ONE], size=(520, 480), pos=(20, 30)), scale=scale)
-    bench.page.wait_for_timeout(600)
+    bench.rest(600)
     bench.settled()
     bench.drag((0.6, 0.6), (0.9, 0.8))
     bench.press("Escape")
@@ -180,7 +180,7 @@ def test_the_wheel_zooms_the_graph_and_scrolls_a_long_list(bench):
 
     def wheel():
         bench.mouse.wheel(0, 120)
-        bench.page.wait_for_timeout(250)
+        bench.rest(250)
         return bench.page.evaluate("app.canvas.ds.scale"), bench.part(".bw-rows").evaluate("(list) => list.scrollTop")
 
     bench.row(1, ".bw-phrase").click()  # Nodes 2.0 lets only what has the focus scroll
@@ -269,7 +269,7 @@ def test_a_collapsed_editor_comes_back(bench):
     bench.load(editor_node([ONE]))
     for _ in range(2):
         bench.page.evaluate("nodeOf(1).collapse()")
-        bench.page.wait_for_timeout(250)
+        bench.rest(250)
     bench.settled()
     bench.drag((0.35, 0.35), (0.55, 0.35))
     assert bench.rects() == [near([0.4, 0.2, 0.3, 0.3])]
@@ -287,7 +287,7 @@ def test_an_editor_works_inside_a_subgraph(bench):
         app.canvas.setDirty(true, true);
     }""")
     number = bench.page.evaluate("window.innerId")
-    bench.page.wait_for_timeout(400)
+    bench.rest(400)
     bench.settled(number)
     bench.drag((0.35, 0.35), (0.55, 0.35), number=number)
     saved = bench.page.evaluate("app.rootGraph.serialize().definitions.subgraphs[0].nodes[0].widgets_values[0]")
@@ -301,7 +301,7 @@ def test_switching_the_renderer_loses_nothing(bench):
     bench.load(editor_node([ONE]))
     for vue in (not bench.vue, bench.vue):
         bench.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
-        bench.page.wait_for_timeout(700)
+        bench.rest(700)
         bench.settled()
         before = bench.rects()[0][0]
         bench.drag((before + 0.1, 0.3), (before + 0.2, 0.3))
@@ -343,11 +343,11 @@ def test_the_themes_are_followed(bench):
     bench.load(editor_node([ONE, TWO]))
     dark = pixel(bench, 0.95, 0.05)
     bench.page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
-    bench.page.wait_for_timeout(1200)
+    bench.rest(1200)
     light = pixel(bench, 0.95, 0.05)
     bench.shot("light")
     bench.page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
-    bench.page.wait_for_timeout(900)
+    bench.rest(900)
     assert sum(dark) < 200 and sum(light) > 600
 
 
@@ -443,7 +443,7 @@ def test_markup_and_prototype_keys_are_only_text(bench):
     bench.double_click(0.35, 0.35)
     bench.press("Escape")
     bench.drag((0.75, 0.7), (0.7, 0.7))
-    bench.page.wait_for_timeout(200)
+    bench.rest(200)
     assert bench.page.evaluate("window.harmed") is None
     assert bench.page.evaluate("({}).polluted") is None
     assert bench.part(":is(img, script)").count() == 0

@@ -11,13 +11,15 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
+import templates
 from wb_common import Failure
 from wb_demo import execute, load_workflow, save_pictures
-from wb_graph import NOTES, to_api
+from wb_graph import NOTES, declared_inputs, to_api, widget_values
 
 PATCHED = {"prompt_to_prompt": 2}  # pictures of one seed where there are several: source and target
 FEWER = {"steps": (20, 8), "batch_size": (4, 1), "draws": (10, 2)}  # input -> (as saved, as run here)
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+PIXELS_OF_PICTURE = 65_000  # bytes of a template's picture, at most
 
 
 def pixels(file):
@@ -39,12 +41,11 @@ def test_sockets_are_saved_as_the_nodes_declare_them(path, object_info):
         if node["type"] in NOTES:
             continue
         info = object_info[node["type"]]
-        declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        sockets = {name for name, spec in declared.items() if not (len(spec) > 1 and spec[1].get("socketless"))}
+        declared = declared_inputs(info, widget_values(node, info))
+        sockets = {name for name, (_, options) in declared.items() if not options.get("socketless")}
         assert {slot["name"] for slot in node["inputs"]} == sockets, node["type"]
         for slot in node["inputs"]:
-            kind = declared[slot["name"]][0]
-            assert slot["type"] == ("COMBO" if isinstance(kind, list) else kind), (node["type"], slot["name"])
+            assert slot["type"] == declared[slot["name"]][0], (node["type"], slot["name"])
         saved = [slot["type"] for slot in node["outputs"]]
         assert saved == info["output"][: len(saved)], node["type"]  # newer hosts may add outputs behind
 
@@ -80,7 +81,7 @@ def test_nodes_do_not_cover_each_other_and_lie_in_one_group_each(path):
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_runs_and_the_patch_changes_the_pictures(path, server, object_info, tmp_path):
     """Run as saved, but for fewer steps and pictures: what they show is the demo's and the semantic tests' business."""
-    graph = to_api(load_workflow(path), object_info)
+    graph = to_api(templates.for_toy(load_workflow(path)), object_info)
     for node in graph.values():
         for name, (saved, fewer) in FEWER.items():
             if name in node["inputs"]:
@@ -90,7 +91,7 @@ def test_workflow_runs_and_the_patch_changes_the_pictures(path, server, object_i
     assert len(set(seeds)) == 1
     pictures = save_pictures(server, graph, execute(server, graph), tmp_path)
     counts = {name: len(files) for name, files in pictures.items()}
-    assert counts == {"unpatched": 1, "patched": PATCHED.get(path.stem, 1)}
+    assert counts == {"unpatched": 1, "patched": PATCHED.get(templates.stem_of(path), 1)}
     assert (pixels(pictures["unpatched"][0]) != pixels(pictures["patched"][0])).any()
 
 
@@ -102,15 +103,49 @@ def test_notes_can_be_read_in_both_renderers(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_uses_the_toy_model_and_says_what_it_shows(path):
+def test_workflow_names_a_checkpoint_that_users_have_and_its_size_and_says_what_it_shows(path):
     nodes = load_workflow(path)["nodes"]
-    assert [n["widgets_values"] for n in nodes if n["type"] == "CheckpointLoaderSimple"] == [["toyworld.safetensors"]]
-    notes = [node["widgets_values"][0] for node in nodes if node["type"] in NOTES]
-    assert len(notes) == 1 and "Try it" in notes[0]
+    ((checkpoint,),) = [n["widgets_values"] for n in nodes if n["type"] == "CheckpointLoaderSimple"]
+    model, side = templates.CHECKPOINTS[checkpoint]
+    sizes = {node["widgets_values"][place] for node in nodes for place in templates.PIXELS.get(node["type"], ())
+             if node["type"] != "GrowMask"}
+    assert sizes <= {side, 0} and side in sizes
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in NOTES]
+    assert "Try it" in note and f"Made for {model} ({checkpoint}) at {side} x {side}." in note
+    assert not any(words.search(note) for words in templates.OF_THE_TOY)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_template_has_a_title_and_a_picture(path):
+    assert path.stem in templates.TITLES.values(), f"give {path.stem} a title in tools/templates.py, and run it"
+    picture = path.with_suffix(".jpg")
+    assert picture.is_file(), f"python tools/templates.py --pictures {path.stem}"
+    assert Image.open(picture).size == (templates.PICTURE, templates.PICTURE)
+    assert np.asarray(Image.open(picture)).std() > 20 and picture.stat().st_size < PIXELS_OF_PICTURE
+
+
+def test_every_picture_is_of_a_template():
+    pictures = {path.stem for path in (ROOT / "example_workflows").glob("*.jpg")}
+    assert pictures <= {path.stem for path in WORKFLOWS}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_variant_for_the_toy_becomes_the_template_again(path):
+    """What a workflow says, but for its note and whatever only the model decides, survives the way there and back."""
+    shipped = load_workflow(path)
+    toy = templates.for_toy(shipped)
+    assert templates.for_users(shipped) is shipped
+    ((checkpoint,),) = [n["widgets_values"] for n in toy["nodes"] if n["type"] == "CheckpointLoaderSimple"]
+    assert checkpoint == "toyworld.safetensors"
+    named = next(n["widgets_values"][0] for n in shipped["nodes"] if n["type"] == "CheckpointLoaderSimple")
+    again = templates.for_users(toy, named)
+    for before, after in zip(shipped["nodes"], again["nodes"], strict=True):
+        if before["type"] not in (*NOTES, *templates.CFG):
+            assert before == after
 
 
 def test_a_workflow_the_host_refuses_is_one_line_naming_node_and_input(server, object_info):
-    graph = to_api(load_workflow(WORKFLOWS[0]), object_info)
+    graph = to_api(templates.for_toy(load_workflow(WORKFLOWS[0])), object_info)
     sampler = next(node for node in graph.values() if node["class_type"] == "KSampler")
     sampler["inputs"]["sampler_name"] = "no such sampler"
     with pytest.raises(Failure, match="KSampler .*no such sampler") as refused:
@@ -119,7 +154,7 @@ def test_a_workflow_the_host_refuses_is_one_line_naming_node_and_input(server, o
 
 
 def test_a_node_that_fails_is_named_with_its_message(server, object_info):
-    graph = to_api(load_workflow(ROOT / "example_workflows" / "rectified_attention.json"), object_info)
+    graph = to_api(templates.for_toy(load_workflow(templates.template("rectified_attention"))), object_info)
     prompt = next(node for node in graph.values() if node["class_type"] == "BoxwrightLayoutPrompt")
     prompt["inputs"].update(prompt="a green tree", append_missing=False)
     for node in graph.values():  # the host may run the unpatched half first

@@ -61,7 +61,7 @@ def test_a_published_step_is_the_same_step_in_the_hosts_scale(models, layout):
 
     patched = install(models["sd15"], layout, [replace(guide, window=StepWindow(0.999, 1.0))])
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "check", check)
-    run("sd15", patched, layout, steps=1)
+    run("sd15", patched, layout, steps=2, last_step=1)
     assert checked
 
 
@@ -519,7 +519,7 @@ def test_entries_of_one_layout_share_the_move(models, layout):
 
         model = install(models["sd15"], layout, [replace(GUIDE, window=StepWindow(0.999, 1.0))])
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
-        tiny.run("sd15", model, positive, negative=negative, steps=1)
+        tiny.run("sd15", model, positive, negative=negative, steps=2, last_step=1)
         return changes.pop()
 
     alone = change_of(once, negative)

@@ -106,6 +106,13 @@ SCHEMAS = {
         "end_tokens: COMBO = 'visible', of ['visible', 'hidden', 'own']",
         "-> MODEL",
     ],
+    "BoxwrightArrangedNoise": [
+        "model: MODEL",
+        "layout: BOXWRIGHT_LAYOUT",
+        "strength: FLOAT = 1.0, 0.0 to 1.0",
+        "block: INT = 0, 0 to 64",
+        "-> MODEL",
+    ],
     "BoxwrightBoxConstraint": [
         "model: MODEL",
         "layout: BOXWRIGHT_LAYOUT",
@@ -135,21 +142,22 @@ SCHEMAS = {
     "BoxwrightRegionPrompt": [
         "model: MODEL",
         "layout: BOXWRIGHT_LAYOUT",
-        "mode: COMBO = 'couple', of ['couple', 'dense']",
+        "mode: COMFY_DYNAMICCOMBO_V3, of ['couple', 'dense']",
+        "mode=couple base_ratio: FLOAT = 0.2, 0.0 to 1.0",
+        "mode=couple confine_end: FLOAT = 0.4, 0.0 to 1.0",
+        "mode=couple feather: FLOAT = 0.0, 0.0 to 1.0",
+        "mode=couple region_texts: CONDITIONING?",
+        "mode=couple background: CONDITIONING?",
+        "mode=dense dense_end: FLOAT = 0.3, 0.01 to 1.0",
+        "mode=dense cross_weight: FLOAT = 1.0, 0.0 to 2.0",
+        "mode=dense self_weight: FLOAT = 0.3, 0.0 to 2.0",
         "strength: FLOAT = 1.0, 0.0 to 1.0",
-        "base_ratio: FLOAT = 0.2, 0.0 to 1.0",
-        "confine_end: FLOAT = 0.4, 0.0 to 1.0",
-        "overlap: COMBO = 'order', of ['order', 'blend']",
-        "feather: FLOAT = 0.0, 0.0 to 1.0",
+        "overlap: COMBO = 'order', of ['order', 'blend', 'occlude']",
         "start: FLOAT = 0.0, 0.0 to 1.0",
         "end: FLOAT = 1.0, 0.0 to 1.0",
-        "bound: COMBO = 'off', of ['off', 'coarse', 'all']",
-        "bound_end: FLOAT = 0.5, 0.01 to 1.0",
-        "dense_end: FLOAT = 0.3, 0.01 to 1.0",
-        "cross_weight: FLOAT = 1.0, 0.0 to 2.0",
-        "self_weight: FLOAT = 0.3, 0.0 to 2.0",
-        "region_texts: CONDITIONING?",
-        "background: CONDITIONING?",
+        "bound: COMFY_DYNAMICCOMBO_V3, of ['off', 'coarse', 'all']",
+        "bound=coarse bound_end: FLOAT = 0.5, 0.01 to 1.0",
+        "bound=all bound_end: FLOAT = 0.5, 0.01 to 1.0",
         "-> MODEL",
         "-> STRING",
     ],
@@ -275,6 +283,23 @@ SCHEMAS = {
         "-> IMAGE",
         "-> STRING",
     ],
+    "BoxwrightFindWord": [
+        "model: MODEL",
+        "clip: CLIP",
+        "prompt: STRING = ''",
+        "phrase: STRING = ''",
+        "draws: INT = 4, 1 to 64",
+        "noise_level: FLOAT = 0.5, 0.01 to 0.99",
+        "threshold: FLOAT = 0.0, 0.0 to 1.0",
+        "dilate: INT = 0, 0 to 64",
+        "seed: INT = 0, 0 to 18446744073709551615",
+        "latent: LATENT?",
+        "image: IMAGE?",
+        "vae: VAE?",
+        "-> MASK",
+        "-> IMAGE",
+        "-> STRING",
+    ],
     "BoxwrightInvert": [
         "model: MODEL",
         "positive: CONDITIONING",
@@ -324,6 +349,47 @@ SCHEMAS = {
         "-> LATENT",
         "-> STRING",
     ],
+    "BoxwrightFlowEditSampler": [
+        "source: CONDITIONING",
+        "method: COMBO = 'FlowEdit', of ['FlowEdit', 'FlowAlign', 'Uni-Edit']",
+        "source_cfg: FLOAT = 1.0, 1.0 to 100.0",
+        "averages: INT = 1, 1 to 64",
+        "finish: FLOAT = 0.0, 0.0 to 1.0",
+        "mask: MASK?",
+        "sigmas: SIGMAS?",
+        "-> SAMPLER",
+        "-> STRING",
+    ],
+    "BoxwrightFlowEdit": [
+        "model: MODEL",
+        "vae: VAE",
+        "image: IMAGE",
+        "source: CONDITIONING",
+        "target: CONDITIONING",
+        "negative: CONDITIONING",
+        "steps: INT = 25, 1 to 1000",
+        "cfg: FLOAT = 5.0, 1.0 to 100.0",
+        f"scheduler: COMBO = 'normal', of {SCHEDULERS}",
+        "strength: FLOAT = 0.8, 0.05 to 1.0",
+        "method: COMBO = 'FlowEdit', of ['FlowEdit', 'FlowAlign', 'Uni-Edit']",
+        "source_cfg: FLOAT = 1.0, 1.0 to 100.0",
+        "averages: INT = 1, 1 to 64",
+        "finish: FLOAT = 0.0, 0.0 to 1.0",
+        "find_mask: COMBO = 'difference', of ['difference', 'none']",
+        "draws: INT = 10, 1 to 64",
+        "noise_level: FLOAT = 0.5, 0.01 to 0.99",
+        "threshold: FLOAT = 0.5, 0.0 to 1.0",
+        "dilate: INT = 1, 0 to 64",
+        "seed: INT = 0, 0 to 18446744073709551615",
+        "paste: BOOLEAN = True",
+        "feather: INT = 4, 0 to 64",
+        "mask: MASK?",
+        "regions: BOXWRIGHT_REGIONS?",
+        "-> IMAGE",
+        "-> MASK",
+        "-> LATENT",
+        "-> STRING",
+    ],
     "BoxwrightRePaint": [
         "jump: INT = 10, 1 to 100",
         "repeats: INT = 10, 1 to 50",
@@ -345,6 +411,20 @@ SCHEMAS = {
         "mask: MASK?",
         "-> SAMPLER",
     ],
+    "BoxwrightRegionStrength": [
+        "model: MODEL",
+        "regions: BOXWRIGHT_REGIONS",
+        "strengths: STRING = ''",
+        "background: FLOAT = 0.0, 0.0 to 1.0",
+        "feather: FLOAT = 0.05, 0.0 to 1.0",
+        "latent: LATENT?",
+        "image: IMAGE?",
+        "vae: VAE?",
+        "-> MODEL",
+        "-> LATENT",
+        "-> MASK",
+        "-> STRING",
+    ],
     "BoxwrightHSpace": [
         "model: MODEL",
         "source: CONDITIONING",
@@ -353,6 +433,57 @@ SCHEMAS = {
         "start: FLOAT = 0.0, 0.0 to 1.0",
         "end: FLOAT = 0.6, 0.0 to 1.0",
         "-> MODEL",
+    ],
+    "BoxwrightPromptFit": [
+        "model: MODEL",
+        "target: CONDITIONING",
+        "steps: INT = 100, 1 to 5000",
+        "learning_rate: FLOAT = 0.002, 1e-06 to 1.0",
+        "start: FLOAT = 0.0, 0.0 to 1.0",
+        "end: FLOAT = 1.0, 0.0 to 1.0",
+        "seed: INT = 0, 0 to 18446744073709551615",
+        "towards_text: FLOAT = 0.0, 0.0 to 2.0",
+        "latent: LATENT?",
+        "image: IMAGE?",
+        "vae: VAE?",
+        "-> CONDITIONING",
+        "-> CONDITIONING",
+        "-> IMAGE",
+        "-> STRING",
+    ],
+    "BoxwrightLossGuidance": [
+        "model: MODEL",
+        "loss: BOXWRIGHT_LOSS",
+        "strength: FLOAT = 1.0, 0.0 to 1000.0",
+        "gradient: COMBO = 'direct', of ['direct', 'through model']",
+        "start: FLOAT = 0.0, 0.0 to 1.0",
+        "end: FLOAT = 1.0, 0.0 to 1.0",
+        "max_change: FLOAT = 1.0, 0.0 to 4.0",
+        "regions: BOXWRIGHT_REGIONS?",
+        "phrase: STRING? = ''",
+        "mask: MASK?",
+        "vae: VAE?",
+        "-> MODEL",
+    ],
+    "BoxwrightColorLoss": [
+        "colors: STRING = '#d02020'",
+        "of: COMBO = 'mean', of ['mean', 'every pixel']",
+        "weight: FLOAT = 1.0, -100.0 to 100.0",
+        "more: BOXWRIGHT_LOSS?",
+        "-> BOXWRIGHT_LOSS",
+    ],
+    "BoxwrightClipLoss": [
+        "clip_vision: CLIP_VISION",
+        "mode: COMBO = 'text', of ['text', 'image', 'direction']",
+        "text: STRING = ''",
+        "source_text: STRING? = ''",
+        "crops: INT = 8, 1 to 64",
+        "seed: INT = 0, 0 to 18446744073709551615",
+        "weight: FLOAT = 1.0, -100.0 to 100.0",
+        "more: BOXWRIGHT_LOSS?",
+        "clip: CLIP?",
+        "image: IMAGE?",
+        "-> BOXWRIGHT_LOSS",
     ],
 }
 every_node = pytest.mark.parametrize("name", SCHEMAS)
@@ -397,20 +528,38 @@ def schemas(registered):
 def summary(schema):
     """A schema in the words of SCHEMAS."""
     lines = []
-    for entry in schema.inputs:
+    for choice, entry in with_choices(schema):
         line = f"{entry.id}: {entry.get_io_type()}" + "?" * entry.optional
         if getattr(entry, "default", None) is not None:
             line += f" = {entry.default!r}"
         if getattr(entry, "min", None) is not None:
             line += f", {entry.min} to {entry.max}"
         if getattr(entry, "options", None) is not None:
-            line += f", of {entry.options}"
-        lines.append(line)
+            line += f", of {[getattr(option, 'key', option) for option in entry.options]}"
+        lines.append(f"{choice[0]}={choice[1]} {line}" if choice else line)
     return lines + [f"-> {output.get_io_type()}" for output in schema.outputs]
 
 
-def defaults(schema):
-    return {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
+def with_choices(schema):
+    """((dynamic combo, its choice), input that stands only there), or (None, input)."""
+    for entry in schema.inputs:
+        yield None, entry
+        if dynamic(entry):
+            yield from (((entry.id, option.key), inner) for option in entry.options for inner in option.inputs)
+
+
+def dynamic(entry):
+    return entry.get_io_type() == "COMFY_DYNAMICCOMBO_V3"
+
+
+def defaults(schema, **choices):
+    """The default of every input; of a dynamic combo those of the choice, else the first, as the host hands it over."""
+    values = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
+    for entry in filter(dynamic, schema.inputs):
+        key = choices.get(entry.id, entry.options[0].key)
+        (inputs,) = (option.inputs for option in entry.options if option.key == key)
+        values[entry.id] = {entry.id: key} | {inner.id: getattr(inner, "default", None) for inner in inputs}
+    return values
 
 
 # The contract
@@ -430,10 +579,11 @@ def test_a_node_is_found_and_explained(schemas, pack_module, name):
     schema = schemas[name]
     assert name.startswith("Boxwright") and schema.category == "Boxwright"
     assert "Boxwright" not in schema.display_name and schema.description and schema.search_aliases  # a badge says it
-    assert [entry.id for entry in [*schema.inputs, *schema.outputs] if not entry.tooltip] == []
+    inputs = [entry for _, entry in with_choices(schema)]
+    assert [entry.id for entry in [*inputs, *schema.outputs] if not entry.tooltip] == []
     page = (ROOT / pack_module.WEB_DIRECTORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {schema.display_name}\n")
-    assert [entry.id for entry in schema.inputs if not re.search(rf"\b{entry.id}\b", page, re.IGNORECASE)] == []
+    assert [entry.id for entry in inputs if not re.search(rf"\b{entry.id}\b", page, re.IGNORECASE)] == []
 
 
 HUGE, NAN, INF = 2**40, float("nan"), float("inf")
@@ -441,6 +591,7 @@ HOSTILE = {
     "INT": [-(10**6), HUGE * HUGE, 10**400, 1.5, NAN, INF, "7", None],
     "FLOAT": [-1e6, 1e6, 10**400, NAN, INF, -INF, "0.5", None],
     "COMBO": ["no such choice", None, 3],
+    "COMFY_DYNAMICCOMBO_V3": [None, {}, {"mode": "no such choice", "bound": "nor this"}, ["couple"]],
     "STRING": [None, 5, ["a"]],
     "IMAGE": [torch.ones(shape) for shape in ((0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 8, 2), (1, 8, 8, 5), (8, 8, 3))]
     + [torch.ones(1, 2, 8, 8, 3), "a picture"],
@@ -456,21 +607,22 @@ USUAL = {
 
 
 def hostile_cases(schema):
-    """(input, hostile value) for every input of a kind whose values can be judged."""
-    for entry in schema.inputs:
+    """(input, what the node gets, with a hostile value there) for every input of a kind whose values can be judged."""
+    for choice, entry in with_choices(schema):
+        usual = {each.id: USUAL.get(each.get_io_type()) for each in schema.inputs}
+        usual |= defaults(schema, **dict([choice] if choice else []))
         for value in HOSTILE.get(entry.get_io_type(), ()):
             if not (value is None and entry.optional):
-                yield entry.id, value
+                holder = {choice[0]: usual[choice[0]] | {entry.id: value}} if choice else {entry.id: value}
+                yield entry.id, usual | holder
 
 
 @every_node
 def test_hostile_values_on_wires_are_refused_by_the_node_they_enter(registered, schemas, name):
     """The host checks the range of what is typed in, not of what is wired: here every input gets every bad value."""
-    usual = {entry.id: defaults(schemas[name]).get(entry.id, USUAL.get(entry.get_io_type()))
-             for entry in schemas[name].inputs}  # fmt: skip
-    for wire, value in hostile_cases(schemas[name]):
+    for wire, inputs in hostile_cases(schemas[name]):
         with pytest.raises(ValueError) as refused:
-            registered[name].execute(**usual | {wire: value})
+            registered[name].execute(**inputs)
         message = str(refused.value)
         assert type(refused.value).__name__ == "BoxwrightError", (wire, message)
         assert message.startswith(f"{wire} ") and len(message) < 500, (wire, message)

@@ -18,10 +18,14 @@ from toyworld import sampling
 PROMPT = "a red circle and a blue star"
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.25, 0.5, 0.75)
 REGIONS = (Region("red circle", LEFT), Region("blue star", RIGHT, 0.5, negative="red heart", end=0.5))
-OPTIONS = dict(
-    mode="couple", strength=1.0, base_ratio=0.2, confine_end=0.4, overlap="order", feather=0.0, start=0.0, end=1.0,
-    bound="off", bound_end=0.5, dense_end=0.3, cross_weight=1.0, self_weight=0.3,
-)  # fmt: skip
+OPTIONS = dict(strength=1.0, overlap="order", start=0.0, end=1.0)
+CHOICES = {
+    "mode": {
+        "couple": dict(base_ratio=0.2, confine_end=0.4, feather=0.0, region_texts=None, background=None),
+        "dense": dict(dense_end=0.3, cross_weight=1.0, self_weight=0.3),
+    },
+    "bound": {"off": {}, "coarse": dict(bound_end=0.5), "all": dict(bound_end=0.5)},
+}
 CONDITIONED = dict(method="mask", strength=1.0, base="everywhere", base_strength=1.0, feather=0.0, start=0.0, end=1.0)
 
 
@@ -37,8 +41,18 @@ def no_server(monkeypatch):
     monkeypatch.setattr(BoxwrightRegionPrompt, "hidden", type("Hidden", (), {"unique_id": None}), raising=False)
 
 
+def inputs(mode="couple", bound="off", **changes):
+    """What the host hands to the node: the inputs of a choice stand under its combo."""
+    values = OPTIONS | {name: changes.pop(name) for name in OPTIONS if name in changes}
+    for combo, key in (("mode", mode), ("bound", bound)):
+        own = CHOICES[combo][key]
+        values[combo] = {combo: key, **own} | {name: changes.pop(name) for name in own if name in changes}
+    assert not changes, changes
+    return values
+
+
 def run_node(toy, layout, **changes):
-    return BoxwrightRegionPrompt.execute(toy[0], layout, **{**OPTIONS, **changes}).result
+    return BoxwrightRegionPrompt.execute(toy[0], layout, **inputs(**changes)).result
 
 
 def draw(toy, model, positive, negative=None, steps=2):
@@ -85,8 +99,9 @@ def test_other_texts_and_a_background(toy, encoded):
 def test_what_has_no_effect_is_said(toy, encoded):
     layout = encoded[1]
     assert "Negative phrases of regions 2" in run_node(toy, layout)[1]
-    notes = run_node(toy, layout, mode="dense", base_ratio=0.5, background=sampling.encode(toy[1], "a"))[1]
-    assert "dense does not use base_ratio, background, the regions' negative phrases" in notes
+    soft = replace(layout, regions=(replace(layout.regions[0], feather=0.1), layout.regions[1]))
+    notes = run_node(toy, soft, mode="dense")[1]
+    assert "dense does not use the regions' negative phrases and the regions' own feather" in notes
     masked = nodes.ConditioningSetMask().append(sampling.encode(toy[1], "a"), torch.ones(8, 8), "default", 1.0)[0]
     assert "its mask cannot count in one pass" in run_node(toy, layout, background=masked)[1]
     weak = replace(layout, regions=(layout.regions[0], replace(layout.regions[1], strength=0.0)))
@@ -97,7 +112,7 @@ def test_what_has_no_effect_is_said(toy, encoded):
 
 def test_a_model_that_reads_a_pooled_text_is_told_of(encoded):
     layout = tiny.layout()
-    notes = BoxwrightRegionPrompt.execute(tiny.build("sdxl"), layout, **OPTIONS).result[1]
+    notes = BoxwrightRegionPrompt.execute(tiny.build("sdxl"), layout, **inputs()).result[1]
     assert "pooled text" in notes
 
 
@@ -115,7 +130,19 @@ def test_what_is_refused(toy, encoded):
     with pytest.raises(BoxwrightError, match="dense_end 0.2 is not after start 0.5"):
         run_node(toy, layout, mode="dense", start=0.5, dense_end=0.2)
     with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
-        BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **OPTIONS)
+        BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **inputs())
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"mode": {"mode": "couples"}}, "mode is 'couples'; choose one of couple, dense."),
+    ({"mode": None}, "mode is missing or null; choose one of couple, dense."),
+    ({"bound": {"bound": "fine"}}, "bound is 'fine'; choose one of off, coarse, all."),
+])  # fmt: skip
+def test_a_choice_that_there_is_not_is_refused_before_anything_runs(wrong, words):
+    """The host leaves such a choice out, with all that hangs on it."""
+    right = {"mode": {"mode": "dense"}, "bound": {"bound": "off"}}
+    assert BoxwrightRegionPrompt.validate_inputs(**right) is True
+    assert BoxwrightRegionPrompt.validate_inputs(**right | wrong) == words
 
 
 def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
@@ -131,13 +158,10 @@ def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
         assert mode == "couple" or ends["dense"] == 0.3
 
 
-def test_options_of_the_other_mode_are_named(toy, encoded):
-    layout = encoded[1]
-    couple = run_node(toy, layout, dense_end=0.5, self_weight=0.1, bound_end=0.9)[1]
-    assert "couple does not use dense_end, self_weight" in couple and "bound_end does nothing" in couple
-    dense = run_node(toy, layout, mode="dense", base_ratio=0.5, bound="coarse", cross_weight=0.0, self_weight=0.0)[1]
-    assert "dense does not use base_ratio, the regions' negative phrases" in dense and "dense is off" in dense
-    assert "does not use" not in run_node(toy, layout)[1]
+def test_dense_without_weights_is_off(toy, encoded):
+    notes = run_node(toy, encoded[1], mode="dense", bound="coarse", cross_weight=0.0, self_weight=0.0)[1]
+    assert "dense is off" in notes
+    assert "does not use" not in run_node(toy, encoded[1])[1]
 
 
 # --- Region Conditioning ---

@@ -17,6 +17,7 @@ import comfy.text_encoders as encoders
 import nodes
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 from comfy.text_encoders import (
@@ -55,7 +56,8 @@ from pack.attention_patches.core.tokens import phrase_columns
 from pack.attention_patches.core.types import Box, BoxwrightError, PhraseNotFoundError, Region, TokenMap
 from pack.attention_patches.host.text.conditioning import encode, text_notes
 from pack.attention_patches.host.text.layout import encode_layout, missing_phrases
-from pack.attention_patches.host.text.reader import PromptReader
+from pack.attention_patches.host.text.reader import BYTE_OF, PromptReader
+from tokenizers.models import BPE
 
 EVERYWHERE = Box(0.0, 0.0, 1.0, 1.0)
 
@@ -83,6 +85,29 @@ def tiny_sentencepiece(bos=-1, eos=1, pad=0, unk=2, byte_fallback=True):
         byte_fallback=byte_fallback, bos_id=bos, eos_id=eos, pad_id=pad, unk_id=unk, minloglevel=2,
     )
     return torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
+
+
+def mistral_tokenizer(**kwargs):
+    """FLUX.2's, with a vocabulary of every byte and a few words behind Mistral's special tokens.
+
+    The converter of the checkpoints' vocabulary is another one in every version of transformers: here it is made.
+    """
+    spelling = {byte: character for character, byte in BYTE_OF.items()}
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    special += [f"<SPECIAL_{number}>" for number in range(len(special), 11)] + ["<pad>"]
+    merges = [(left, right) for word in (" red", " cat", " dog") for left, right in pairs("\u0120" + word[1:])]
+    pieces = [*special, *spelling.values(), *(left + right for left, right in merges)]
+    vocabulary = tokenizers.Tokenizer(BPE({piece: number for number, piece in enumerate(pieces)}, merges))
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in special])
+    made = {"tokenizer_object": vocabulary, "legacy": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flux, "load_mistral_tokenizer", lambda data: made)
+        return flux.Flux2Tokenizer(**kwargs)
+
+
+def pairs(word):
+    return [(word[:end], word[end]) for end in range(1, len(word))]
 
 
 def spiece(**ids):
@@ -122,6 +147,8 @@ TOKENIZERS = {
     "ideogram4": (ideogram4.Ideogram4Tokenizer, ("qwen3vl_8b",), dict),
     "z_image": (z_image.ZImageTokenizer, ("qwen3_4b",), dict),
     "klein": (flux.KleinTokenizer, ("qwen3_4b",), dict),
+    "flux2": (mistral_tokenizer, ("mistral3_24b",), dict),
+    "anima": (anima.AnimaTokenizer, ("qwen3_06b", "t5xxl"), dict),
     "omnigen2": (omnigen2.Omnigen2Tokenizer, ("qwen25_3b",), dict),
     "ovis": (ovis.OvisTokenizer, ("qwen3_2b",), dict),
     "qwen35": (qwen35.tokenizer("qwen35_2b"), ("qwen35_2b",), dict),
@@ -284,12 +311,14 @@ SIZES = {
     **{f"{name}_model_config": CLIP_SIZE for name in ("clip_l", "clip_g", "clip_h")},
     **{f"{name}_model_config": T5_SIZE for name in ("t5xxl", "pile_t5xl", "umt5xxl", "t5base", "mt5xl")},
     **{f"{name}_model_config": LLM_SIZE for name in ("qwen25_7b", "qwen3_2b", "qwen3_4b", "llama", "gemma2_2b",
-                                                    "qwen25_3b", "qwen3vl_4b", "qwen3vl_8b")},
+                                                    "qwen25_3b", "qwen3vl_4b", "qwen3vl_8b", "qwen3_06b")},
     "hydit_clip_model_config": BERT_SIZE,
 }
 SPECIAL_SIZES = {
     "hunyuan_video": {"llama_model_config": {**LLM_SIZE, "num_hidden_layers": 4}},  # third layer from the end
-    "hunyuan_image": {"qwen25_7b_model_config": {**LLM_SIZE, "num_hidden_layers": 4}},
+    **{name: {"qwen25_7b_model_config": {**LLM_SIZE, "num_hidden_layers": 4}}
+       for name in ("hunyuan_image", "hunyuan_video15")},
+    "flux2": {"mistral3_24b_model_config": {**LLM_SIZE, "num_hidden_layers": 40}},  # 10, 20 and 30 of 40
     "klein": {"qwen3_4b_model_config": {**LLM_SIZE, "num_hidden_layers": 28}},  # it reads layers 9, 18 and 27
     # SD3 pads its CLIP columns to T5's real width.
     **{name: {"t5xxl_model_config": {**T5_SIZE, "d_model": 4096}} for name in ("sd3", "sd3_g_t5")},
@@ -317,7 +346,8 @@ ENCODERS = {
     "lumina2": ("lumina2", lumina2.te(), "gemma2_2b"),
     "hunyuan_video": ("hunyuan_video", hunyuan_video.hunyuan_video_clip(), "llama"),
     "hunyuan_image": ("hunyuan_image", hunyuan_image.te(byt5=False), "qwen25_7b"),
-    "hidream": ("hidream", hidream.hidream_clip(), "t5xxl"),
+    "hidream": ("hidream", hidream.hidream_clip(), "t5xxl llama"),
+    "hidream_no_llama": ("hidream", hidream.hidream_clip(llama=False), "t5xxl"),
     "qwen_image": ("qwen_image", encoders.qwen_image.te(), "qwen25_7b"),
     "kandinsky5": ("kandinsky5", kandinsky5.te(), "qwen25_7b"),
     "omnigen2": ("omnigen2", omnigen2.te(), "qwen25_3b"),
@@ -328,13 +358,19 @@ ENCODERS = {
     "joyimage": ("joyimage", joyimage.te(), "qwen3vl_8b"),
     "boogu": ("boogu", boogu.te(), "qwen3vl_8b"),
     "klein": ("klein", flux.klein_te(), "qwen3_4b"),
+    "flux2": ("flux2", flux.flux2_te(), "mistral3_24b"),
+    "hunyuan_video15": ("hunyuan_video15", hunyuan_image.te(byt5=False), "qwen25_7b"),
     "ideogram4": ("ideogram4", ideogram4.te(), "qwen3vl_8b"),
 }
 
 
+# Those whose conditioning the model turns into columns of its own.
+TURNED = {"anima": ("anima", anima.te(), "")}
+
+
 def tiny_clip(reader, name, attention=False):
     """The host's CLIP object with small random weights; without attention each column depends on its own token only."""
-    tokenizer, encoder, _ = ENCODERS[name]
+    tokenizer, encoder, _ = {**ENCODERS, **TURNED}[name]
     target = types.SimpleNamespace(params={}, clip=encoder, tokenizer=lambda **_: reader(tokenizer).clip.tokenizer)
     clip = comfy.sd.CLIP(target, model_options={**SIZES, **SPECIAL_SIZES.get(name, {})})
     draw = torch.Generator().manual_seed(0)
@@ -363,15 +399,24 @@ def test_columns_are_those_that_the_encoder_itself_writes(reader, name):
         stock = nodes.CLIPTextEncode().encode(clip, prompt)[0]
         encoded, conditioning = encode(clip, prompt)
         assert_same_conditioning(conditioning, stock)
-        assert len(encoded.tokens) == encoded.embedding.shape[1]
+        before = read_by_the_model(conditioning)
+        assert len(encoded.tokens) == sum(part.shape[1] for part in before)
 
-        before = conditioning[0][0].clone()
         count = sum(change_rows(clip, part, prompt, "zq") for part in ENCODERS[name][2].split())
-        after = nodes.CLIPTextEncode().encode(clip, prompt)[0][0][0]
-        written = (before != after).any(dim=-1)[0]
+        after = read_by_the_model(nodes.CLIPTextEncode().encode(clip, prompt)[0])
+        written = torch.cat([(a != b).any(dim=-1)[0] for a, b in zip(before, after, strict=True)])
         assert phrase_columns(encoded.tokens, "zq").tolist() == written.tolist()
         parts_in_one_column = 2 if "clip_l clip_g" in ENCODERS[name][2] else 1
         assert written.sum() >= count / parts_in_one_column > 0
+
+
+def read_by_the_model(conditioning):
+    """What image tokens read, one part behind the other; HiDream's language model stands there twice."""
+    embedding, extra = conditioning[0]
+    parts = [embedding.clone()]
+    if "conditioning_llama3" in extra:
+        parts += [extra["conditioning_llama3"][:, -1].clone()] * 2
+    return parts
 
 
 def change_rows(clip, part, prompt, letters):
@@ -428,11 +473,25 @@ def assert_same_conditioning(ours, stock):
             assert torch.equal(value, stock_values[key]) if torch.is_tensor(value) else value == stock_values[key]
 
 
+def test_columns_that_a_model_makes_of_other_tokens_are_those_tokens(reader):
+    """Anima's image tokens read one column for every T5 token, at least 512; T5 itself is nowhere."""
+    clip = tiny_clip(reader, "anima")
+    for words in (0, 600):
+        prompt = "a (red:1.2) cat and one quick fox" + " word" * words
+        encoded, conditioning = encode(clip, prompt)
+        ids = conditioning[0][1]["t5xxl_ids"].tolist()
+        assert len(encoded.tokens) == max(512, len(ids)) and (len(ids) > 512) == (words > 0)
+        inner = clip.tokenizer.t5xxl
+        for phrase in ("red cat", "quick fox"):
+            own = phrase_columns(encoded.tokens, phrase).nonzero()[:, 0].tolist()
+            assert [ids[column] for column in own] == inner.tokenizer(phrase)["input_ids"][:-1]
+        assert {*encoded.tokens.roles[len(ids) :]} <= {"padding"}
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokenizer, encoder, why", [
-    (anima.AnimaTokenizer, anima.te(), "second tokenizer"),
     (longcat_image.LongCatImageTokenizer, longcat_image.te(), "does not tell the prompt's tokens"),
     (hidream.HiDreamTokenizer, hidream.hidream_clip(t5=False), 'without its "t5xxl" part'),
     (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, clip_g=False, t5=False), "not known"),

@@ -7,7 +7,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 from wb_common import Failure
-from wb_graph import to_api
+from wb_graph import declared_inputs, to_api
 
 INFO = {
     "Load": {"input": {"required": {"name": [["a.safetensors", "b.safetensors"]]}}},
@@ -22,6 +22,21 @@ INFO = {
         "optional": {"mask": ["MASK"], "strength": ["FLOAT", {}]},
     }},
     "Pick": {"input": {"required": {"image": [["x.png"], {"image_upload": True}], "bright": ["BOOLEAN", {}]}}},
+    "Choose": {"input": {"required": {
+        "way": ["COMFY_DYNAMICCOMBO_V3", {"options": [
+            {"key": "none", "inputs": {"required": {}}},
+            {"key": "by", "inputs": {
+                "required": {
+                    "n": ["INT", {"control_after_generate": True}],
+                    "how": ["COMFY_DYNAMICCOMBO_V3", {"options": [
+                        {"key": "much", "inputs": {"required": {"much": ["FLOAT", {}]}}},
+                    ]}],
+                },
+                "optional": {"model": ["MODEL"]},
+            }},
+        ]}],
+        "last": ["INT", {}],
+    }}},
     "Rename": {"input": {"required": {"model": ["MODEL"], "n": ["INT", {"control_after_generate": True}]}}},
 }
 
@@ -63,6 +78,28 @@ def test_named_widget_values_and_links_as_objects():
     named["widgets_values"] = {"steps": 3, "seed": 4, "videopreview": {}}
     link = {"id": 5, "origin_id": 1, "origin_slot": 0, "target_id": 9, "target_slot": 0, "type": "MODEL"}
     assert convert([LOAD, named], [link])["9"]["inputs"] == {"seed": 4, "steps": 3, "model": ["1", 0]}
+
+
+CHOSEN = {"way": "by", "way.n": 7, "way.how": "much", "way.how.much": 0.5, "last": 3}
+
+
+def test_a_dynamic_combo_is_followed_by_the_widgets_of_its_choice():
+    """With a control_after_generate there, and a combo in a combo."""
+    none = node(1, "Choose", values=["none", 3])
+    by = node(2, "Choose", [("way.model", "MODEL", 5)], values=["by", 7, "fixed", "much", 0.5, 3])
+    graph = convert([none, by, node(3, "Load", outputs=["MODEL"], values=["a"])], [[5, 3, 0, 2, 0, "MODEL"]])
+    assert graph["1"]["inputs"] == {"way": "none", "last": 3}
+    assert graph["2"]["inputs"] == CHOSEN | {"way.model": ["3", 0]}
+    named = node(1, "Choose")
+    named["widgets_values"] = CHOSEN | {"way.other": 1}
+    assert convert([named])["1"]["inputs"] == CHOSEN
+    with pytest.raises(Failure, match="3 saved .* takes 2"):
+        convert([node(1, "Choose", values=["none", 7, 3])])
+
+
+def test_inputs_that_a_node_shows_are_those_of_its_choices():
+    assert list(declared_inputs(INFO["Choose"], {"way": "none"})) == ["way", "last"]
+    assert set(declared_inputs(INFO["Choose"], CHOSEN)) == set(CHOSEN) | {"way.model"}
 
 
 def test_a_linked_widget_takes_its_link_and_keeps_the_others_in_place():

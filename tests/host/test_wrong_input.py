@@ -72,6 +72,14 @@ def reweight(weights, **settings):
     return {"method": node("BoxwrightReweight", model=["checkpoint", 0], layout=["prompt", 1], **inputs)}
 
 
+def regional(**inputs):
+    """The region prompt in the place of the method, with inputs replaced or, as None, left out."""
+    usual = {"mode": "couple", "mode.base_ratio": 0.2, "mode.confine_end": 0.4, "mode.feather": 0.0, "bound": "off"}
+    usual |= dict(strength=1.0, overlap="order", start=0.0, end=1.0, model=["checkpoint", 0], layout=["prompt", 1])
+    inputs = {name: value for name, value in {**usual, **inputs}.items() if value is not None}
+    return {"method": node("BoxwrightRegionPrompt", **inputs)}
+
+
 def painted(value):
     """Nodes whose mask, 100 x 40 pixels, holds `value` in its left half and 0 elsewhere; and their regions."""
     return {
@@ -161,6 +169,14 @@ BAD = {
             ["width", str(value), "choose a number from 64 to 8192"])
         for value in (-5, 0, 2**40)
     },
+    "mode that there is not": (regional(mode="couples"), ["mode", "choose one of couple, dense"]),
+    "bound that there is not": (regional(bound="fine"), ["bound", "choose one of off, coarse, all"]),
+    "inputs of a mode without its name": (
+        regional(**{"mode.base_ratio": None, "base_ratio": 0.2}), ["BoxwrightRegionPrompt", "base_ratio", "missing"]),
+    "input of a mode out of range": (regional(**{"mode.feather": 2.0}), ["feather", "2.0", "max"]),
+    "input of a mode out of range on a wire": (
+        {"number": node("PrimitiveFloat", value=7.0), **regional(**{"mode.base_ratio": ["number", 0]})},
+        ["base_ratio is 7.0", "choose a number from 0.0 to 1.0"]),
     "window turned around": (
         {"method": {"start": 0.8, "end": 0.2}}, ["0.8 to 0.2", "empty", "choose start below end"]),
     "factor out of range": (reweight("red: 11"), ["11", '"red"', "outside -5 to 10"]),
@@ -214,6 +230,17 @@ def test_a_mask_of_another_size_is_stretched_over_the_image(server):
     as_box = draw(server, good(regions={"regions_json": regions}))
     assert np.array_equal(draw(server, good(**painted(1.0))), as_box)
     assert not np.array_equal(as_box, unpatched(server))
+
+
+@pytest.mark.parametrize("inputs", [
+    {},
+    {"mode": "dense", "mode.dense_end": 0.3, "mode.cross_weight": 1.0, "mode.self_weight": 0.3},
+    {"bound": "coarse", "bound.bound_end": 0.5},
+], ids=["couple", "dense", "bound"])  # fmt: skip
+def test_what_a_mode_reads_arrives_in_the_node(server, inputs):
+    assert not np.array_equal(draw(server, good(**regional(**inputs))), unpatched(server))
+    off = draw(server, good(**regional(strength=0.0, **inputs)))
+    assert np.array_equal(off, unpatched(server))
 
 
 def test_cfg_1(server):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
-from pack.attention_patches.core.types import Box, BoxwrightError
+from pack.attention_patches.core.types import Box, BoxwrightError, View
 from pack.attention_patches.methods.box_constraint import (
     PRESETS,
     PUBLISHED,
@@ -262,6 +262,19 @@ def test_a_box_smaller_than_a_cell_grows_to_one_and_is_named():
     assert bool(torch.isfinite(near)) and near < far
 
 
+def test_a_box_is_small_by_the_cells_of_the_crop_it_is_in():
+    tiny = Box(0.51, 0.51, 0.06, 0.06)
+    lay, phrase = layout((tiny, oracles.RIGHT)), layout().regions[0].phrase
+    assert small_boxes(lay, (8, 8)) == small_boxes(lay, (8, 8), View(0.4, 0.4, 0.6, 0.6)) == [phrase]
+    assert small_boxes(lay, (8, 8), View(0.5, 0.5, 0.25, 0.25)) == []  # it fills a cell there
+    assert small_boxes(lay, (8, 8), View(0.0, 0.0, 0.25, 0.25)) == []  # none of it is there, nothing grew
+
+    (guide,) = BoxConstraint().guides(lay)
+    maps = blob_maps(4.5, 4.5, 2, size=0.5)
+    notes = [guide.loss(maps, oracles.site(lay, (8, 8), view)).notes for view in (View(), View(0.5, 0.5, 0.25, 0.25))]
+    assert [len(each) for each in notes] == [1, 0]
+
+
 def test_strength_weighs_and_strength_0_leaves_a_phrase_alone():
     maps = torch.rand(1, T, 4, 4) * 0.05
     both = of_boxes(maps, (oracles.LEFT, oracles.RIGHT), ((2,), (4,))).total
@@ -424,3 +437,21 @@ def test_settings_by_hand_are_those_of_the_preset_with_the_same_numbers():
     assert by_hand(BoxConstraint(step_size=100.0, max_change=1.5), "fast") == preset("standard", "fast")
     assert by_hand(BoxConstraint(max_change=0.12), "boxdiff") == preset("standard", "boxdiff")
     assert preset("published", "attend_excite").two_grid_weight == 1.0  # the weight is BoxDiff's
+
+
+def test_a_shape_counts_by_its_cells_and_not_by_the_box_around_it():
+    """A blob in the corner of the box is at its place there, and not in the ellipse inside the box."""
+    y, x = torch.meshgrid(*[(torch.arange(64) + 0.5) / 64] * 2, indexing="ij")
+    ellipse = ((((x - 0.5) / 0.375) ** 2 + ((y - 0.5) / 0.375) ** 2) <= 1.0).float()
+    box = Box(0.125, 0.125, 0.75, 0.75)
+    corner, middle = blob_maps(1.5, 1.5, 2, size=0.5), blob_maps(3.5, 3.5, 2, size=0.5)
+    inner = BoxConstraint(**ONLY | {"inner": 1.0, "top_fraction": 0.01})
+    outer = BoxConstraint(**ONLY | {"outer": 1.0, "top_fraction": 0.02})
+    for settings in (inner, outer):
+        at = {
+            (name, kind): float(of_boxes(maps, (area,), ((2,),), settings).total)
+            for name, maps in (("corner", corner), ("middle", middle))
+            for kind, area in (("ellipse", ellipse), ("box", box))
+        }
+        assert at["corner", "ellipse"] > 1.3 * at["middle", "ellipse"], at
+        assert at["corner", "box"] < 0.9 * at["corner", "ellipse"], at

@@ -2,9 +2,8 @@
 import json
 
 import pytest
-import torch
 from pack.attention_patches.core.regions import OPTIONS
-from pack.attention_patches.core.types import Box, BoxwrightError, Region, StepWindow, window_of
+from pack.attention_patches.core.types import Box, BoxwrightError, Moment, Region, StepWindow, holds_in, window_of
 from pack.nodes.parts import boxes, regions_json
 
 HEART = {"phrase": "red heart", "x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}
@@ -15,21 +14,23 @@ def text(*regions, **more):
 
 
 def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
-    given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "color": "#E69f00", "enabled": True,
-             "lora": " inks\\blue.safetensors ", "lora_strength": -2, "locked": True, "hidden": False,
-             "theirs": {"a": [1]}}
+    given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "opacity": 0.5, "color": "#E69f00",
+             "enabled": True, "lora": " inks\\blue.safetensors ", "lora_strength": -2, "locked": True,
+             "hidden": False, "theirs": {"a": [1]}}
     [region] = regions_json.parse_regions_json(text(HEART | given))
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
                             ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
-                            color="#E69f00", enabled=True, lora="inks/blue.safetensors",
+                            opacity=0.5, color="#E69f00", enabled=True, lora="inks/blue.safetensors",
                             lora_strength=-2.0)  # fmt: skip
-    assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 3
+    assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 4
     assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 
 
 def test_an_option_is_written_under_the_name_of_its_field_and_only_where_it_says_something():
-    values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "color": "#e69f00", "enabled": False,
-              "lora": "ink.safetensors", "lora_strength": 0.5}
+    values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "opacity": 0.5, "color": "#e69f00",
+              "enabled": False}  # fmt: skip
+    values |= {"start_frame": 1, "end_frame": 9}
+    values |= {"lora": "ink.safetensors", "lora_strength": 0.5}
     assert set(values) == {option.name for option in OPTIONS}
     for key, value in values.items():
         region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"mine": 1}, **{key: value})
@@ -54,6 +55,10 @@ def test_a_null_option_is_an_absent_one():
     ({"start": -0.1}, "start -0.1 is outside 0 to 1"),
     ({"end": 1.5}, "end 1.5 is outside 0 to 1"),
     ({"feather": "wide"}, "feather must be a number"),
+    ({"opacity": 1.01}, "opacity 1.01 is outside 0 to 1"),
+    ({"opacity": -0.5}, "opacity -0.5 is outside 0 to 1"),
+    ({"opacity": "half"}, "opacity must be a number"),
+    ({"opacity": True}, "opacity must be a number"),
     ({"start": 0.5, "end": 0.5}, "start 0.5 must lie below end 0.5"),
     ({"start": 1.0}, "start 1 must lie below end 1"),
     ({"enabled": 1}, "enabled must be true or false"),
@@ -123,18 +128,6 @@ def test_boxes_are_taken_in_any_form(value):
     assert boxes.from_anything(value, 256, 256) == CAT
 
 
-def test_the_box_around_a_mask():
-    mask = torch.zeros(2, 4, 8)
-    mask[0, 1:3, 2:6] = 1.0
-    mask[1, 3, 7] = 0.5
-    regions = boxes.from_anything(mask, 999, 999)
-    assert [region.area for region in regions] == [Box(0.25, 0.25, 0.5, 0.5), Box(0.875, 0.75, 0.125, 0.25)]
-    painted = (Region("cat", mask[0]), *CAT)
-    assert [region.area for region in boxes.from_anything(painted, 9, 9)] == [Box(0.25, 0.25, 0.5, 0.5), CAT[0].area]
-    with pytest.raises(BoxwrightError, match="Mask 1 has no pixel"):
-        boxes.from_anything(mask[1] * 0.5, 9, 9)
-
-
 @pytest.mark.parametrize("value", [5, [], "", "{", "[1]", [None], {"regions": 1}, [["a"]]], ids=repr)
 def test_anything_else_is_refused(value):
     with pytest.raises(BoxwrightError):
@@ -151,3 +144,36 @@ def test_boxes_in_pixels_are_inside_the_picture_and_read_back():
     thin = regions_json.parse_regions_json(text(HEART | {"x": 0.501, "width": 0.001}))
     assert boxes.to_bounding_boxes(thin, 100, 50)[0][0]["width"] == 1
     assert boxes.from_bounding_boxes([[first]], 100, 50)[0].area == Box(0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 30])
+@pytest.mark.parametrize("window", [
+    (0.0, 0.01), (0.1, 0.2), (0.26, 0.27), (0.3, 0.5), (0.5, 0.9), (0.95, 1.0), (0.0, 1.0),
+])
+def test_every_window_has_a_step_however_few_there_are(window, steps):
+    """Those inside it; where there is none, the one step that passes over it, and no other."""
+    window, edges = StepWindow(*window), [step / steps for step in range(steps + 1)]
+    moments = [Moment(now, until) for now, until in zip(edges, edges[1:])]
+    inside = [float(m) for m in moments if window.start <= m < window.end]
+    found = [float(m) for m in moments if window.contains(m)]
+    assert found == inside or not inside and len(found) == 1
+    if not inside:
+        assert found[0] < window.start and window.end <= found[0] + 1 / steps + 1e-9
+
+
+def test_a_window_that_a_run_never_reaches_has_no_step():
+    """The later part of a schedule, as in img2img."""
+    assert not any(StepWindow(0.1, 0.3).contains(m) for m in (Moment(0.5, 0.75), Moment(0.75, 1.0)))
+    assert not StepWindow(0.3, 0.4).contains(0.25)  # a moment alone says nothing about the next
+
+
+@pytest.mark.parametrize("start, end, held", [
+    (None, None, [0, 1, 2]), (0, 1, [0]), (1, None, [1, 2]), (4, 5, [1]), (5, None, [2]), (None, 5, [0, 1]),
+    (9, None, []),
+])
+def test_a_region_holds_in_the_frames_that_show_its_pictures(start, end, held):
+    """A film's latent frame makes four pictures, the first one."""
+    region = Region("cat", Box(0.0, 0.0, 1.0, 1.0), start_frame=start, end_frame=end)
+    frames = [(0, 1), (1, 5), (5, 9)]
+    assert [k for k, pictures in enumerate(frames) if holds_in(region, pictures)] == held
+    assert holds_in(region, None)

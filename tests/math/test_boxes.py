@@ -82,12 +82,6 @@ def test_example_is_valid_and_has_one_line_per_region():
     assert [json.loads(line.strip(" ,"))["phrase"] for line in text.splitlines()[1:-1]] == ["red heart", "blue star"]
 
 
-def test_masks_cannot_be_written():
-    painted = Region("cloud", torch.ones(4, 4))
-    with refused("Region 2", "cloud", "mask"):
-        regions_json.regions_to_json([*boxes.EXAMPLE_REGIONS[:1], painted])
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -356,9 +356,17 @@ def test_words_without_a_place_are_refused(name, words, lost):
         write(name, HEART, **words)
 
 
-def test_a_mask_and_no_region_are_refused():
-    with refused("painted mask", "cloud"):
-        write("FLUX.3", Region("cloud", torch.ones(2, 2)))
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_of_a_shape_the_box_around_it_is_written_and_said(name):
+    mask = torch.zeros(4, 8)
+    mask[1:3, 2:6] = torch.tensor([0.2, 0.5, 1.0, 0.1])
+    text, notes = formats.written(Document((HEART, Region("cloud", mask))), name, SIZE, False)
+    boxed = Document((HEART, Region("cloud", Box(0.25, 0.25, 0.5, 0.5))))
+    assert (text, ()) == formats.written(boxed, name, SIZE, False)
+    assert len(notes) == 1 and '"cloud" is a shape' in notes[0] and "the box around it" in notes[0]
+
+
+def test_no_region_is_refused():
     with refused("There is no region"):
         write("FLUX.3")
     with refused("no region has that id", "<dog_1>", "obj_1"):

@@ -13,6 +13,12 @@ export function element(tag, { text, on = {}, ...attributes } = {}, children = [
     return node;
 }
 
+/** Keep an event from everybody else, the page included. */
+export function swallow(event) {
+    event.preventDefault();
+    event.stopPropagation();
+}
+
 /** Set an input's value unless somebody is typing in it. */
 export function show(input, value) {
     if (document.activeElement !== input && input.value !== value) input.value = value;

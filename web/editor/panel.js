@@ -1,9 +1,12 @@
 // The list of boxes and the fields of the selected ones. Both show the editor's state and send edits to it.
 
-import { option, reordered, select, selected, set, toggle } from "./model/drawing.js";
+import { fileAmong, option, reordered, select, selected, set, toggle } from "./model/drawing.js";
 import { boxColor, inkOn } from "./model/colors.js";
 import { element, show } from "./dom.js";
 import { icon } from "./view/icons.js";
+
+const SLIDERS = { strength: "strength", opacity: "cover" }; // field -> its words
+const SHAPES = { box: "toolBox", ellipse: "toolEllipse", polygon: "toolPolygon", paint: "painted" };
 
 /** One row per box, in drawing order. Rows are kept as long as their box. */
 export class BoxList {
@@ -19,7 +22,7 @@ export class BoxList {
     }
 
     update() {
-        const { state } = this.editor, flags = this.editor.flags();
+        const { state } = this.editor, flags = this.editor.knowledge.flags();
         for (const [id, row] of this.rows) {
             if (state.boxes.some((box) => box.id === id)) continue;
             row.node.remove();
@@ -167,7 +170,16 @@ export class Inspector {
             class: "bw-unit", "aria-label": t("unit"), on: { change: () => editor.setView({ percent: this.unit.value === "%" }) },
         }, ["px", "%"].map((unit) => element("option", { text: unit, value: unit })));
         this.places = ["x", "y", "width", "height"].map((key) => this.placeField(key));
-        this.strength = this.slider("strength");
+        this.sliders = ["strength", "opacity"].map((key) => this.slider(key));
+        this.lora = element("select", { class: "bw-select", "aria-label": t("lora"), on: {
+            change: () => this.change({ lora: this.lora.value }),
+        } });
+        this.loraStrength = numberInput(t("loraStrength"), () => (
+            this.readNumber(this.loraStrength, (value) => this.change({ lora_strength: value }))));
+        Object.assign(this.loraStrength, { step: "0.05", title: t("loraStrengthHint") });
+        this.shape = element("select", { class: "bw-select", "aria-label": t("shape"), on: {
+            change: () => this.change({ shape: this.shape.value === "box" ? undefined : { kind: this.shape.value } }),
+        } });
         this.options = ["start", "end", "feather"].map((key) => this.optionField(key));
         this.negative = element("input", {
             type: "text", class: "bw-text", maxlength: 1000, placeholder: "—",
@@ -176,7 +188,7 @@ export class Inspector {
                 change: () => this.change({ negative: this.negative.value.trim() }),
             },
         });
-        this.color = element("input", { type: "color", class: "bw-color", "aria-label": t("color"), on: {
+        this.color = element("input", { type: "color", class: "bw-color", "aria-label": t("color"), title: t("color"), on: {
             input: () => this.change({ color: this.color.value }, false), change: () => this.change({ color: this.color.value }),
         } });
         this.automatic = element("button", {
@@ -185,10 +197,11 @@ export class Inspector {
         });
         this.fields = element("div", { class: "bw-fields" }, [
             element("div", { class: "bw-places" }, [...this.places.map((place) => place.node), this.unit]),
-            field(t("strength"), t("strengthHint"), [this.strength.range, this.strength.number]),
+            ...this.sliders.map(({ key, range, number }) => field(t(SLIDERS[key]), t(`${SLIDERS[key]}Hint`), [range, number])),
             element("div", { class: "bw-three" }, this.options.map((each) => each.node)),
             field(t("negative"), t("negativeHint"), [this.negative]),
-            field(t("color"), "", [this.color, this.automatic]),
+            field(t("lora"), t("loraHint"), [this.lora, this.loraStrength]),
+            field(t("shape"), t("shapeHint"), [this.shape, this.color, this.automatic]),
         ]);
         this.root = element("div", { class: "bw-inspector", "data-capture-wheel": "true" }, [this.note, this.fields]);
     }
@@ -199,21 +212,49 @@ export class Inspector {
     }
 
     update() {
-        const { state, size, view, t } = this.editor, boxes = selected(state), [first] = boxes;
+        const { state, size, view, t, host } = this.editor, boxes = selected(state), [first] = boxes, loras = host.loras();
         this.fields.hidden = !first;
         this.root.hidden = state.boxes.length === 0;
         this.note.textContent = !first ? t("selectSome") : boxes.length > 1 ? t("selectedMany", { count: boxes.length }) : "";
         this.note.hidden = boxes.length === 1;
-        if (!first || (this.shown === first && this.size === size && this.percent === view.percent)) return;
-        [this.shown, this.size, this.percent] = [first, size, view.percent];
+        if (!first || (this.shown === first && this.size === size && this.percent === view.percent && this.loras === loras)) return;
+        [this.shown, this.size, this.percent, this.loras] = [first, size, view.percent, loras];
         this.unit.value = view.percent ? "%" : "px";
         for (const { key, input } of this.places) show(input, trimmedNumber(first[key] * this.scale(key)));
-        show(this.strength.range, String(option(first, "strength")));
-        show(this.strength.number, trimmedNumber(option(first, "strength")));
+        for (const { key, range, number } of this.sliders) {
+            show(range, String(option(first, key)));
+            show(number, trimmedNumber(option(first, key)));
+        }
+        this.fillLora(option(first, "lora"), loras);
+        show(this.loraStrength, trimmedNumber(option(first, "lora_strength")));
+        this.loraStrength.disabled = !option(first, "lora");
+        this.fillShape(first.shape?.kind ?? "box");
         for (const { key, input } of this.options) show(input, first[key] === undefined ? "" : trimmedNumber(first[key]));
         show(this.negative, option(first, "negative"));
         show(this.color, boxColor(first, state.boxes.indexOf(first)));
         this.automatic.disabled = first.color === undefined;
+    }
+
+    /** The LoRAs that the server has; a name that it lacks is shown as what it is, and can only be taken away. */
+    fillLora(name, loras) {
+        const { t } = this.editor, found = fileAmong(loras ?? [], name);
+        const entries = [["", t("loraNone")], ...(loras ?? []).map((each) => [each, each])];
+        if (name && found === undefined) entries.push([name, loras ? t("loraGone", { name }) : name]);
+        this.fill(this.lora, entries, found ?? name);
+    }
+
+    /** Boxes and ellipses can be chosen; what is drawn by hand can be told, and given up. */
+    fillShape(kind) {
+        const { t } = this.editor, kinds = ["box", "ellipse", ...(["box", "ellipse"].includes(kind) ? [] : [kind])];
+        this.fill(this.shape, kinds.map((each) => [each, t(SHAPES[each])]), kind);
+    }
+
+    /** Put [value, words] entries into a list, unless they are there. */
+    fill(select, entries, value) {
+        const key = JSON.stringify(entries);
+        if (select.entries !== key) select.replaceChildren(...entries.map(([each, text]) => element("option", { value: each, text })));
+        select.entries = key;
+        select.value = value;
     }
 
     scale(key) {
@@ -241,14 +282,14 @@ export class Inspector {
     }
 
     slider(key) {
-        const { t } = this.editor;
-        const range = element("input", { type: "range", min: 0, max: 1, step: 0.05, "aria-label": t(key), on: {
+        const { t } = this.editor, words = t(SLIDERS[key]);
+        const range = element("input", { type: "range", min: 0, max: 1, step: 0.05, "aria-label": words, on: {
             input: () => this.change({ [key]: Number(range.value) }, false),
             change: () => this.change({ [key]: Number(range.value) }),
         } });
-        const number = numberInput(t(key), () => this.readNumber(number, (value) => this.change({ [key]: value })));
+        const number = numberInput(words, () => this.readNumber(number, (value) => this.change({ [key]: value })));
         number.step = "0.05";
-        return { range, number };
+        return { key, range, number };
     }
 
     /** Use what was typed if it is a number; show the value that came of it, or the old one. */

@@ -1,6 +1,9 @@
 // Pictures to lie behind the boxes: loaded once each, the last few kept.
 
+import { element } from "./dom.js";
+
 const KEPT = 8;
+const PINNED = 768; // pixels: the longer side of what is kept of a picture
 const IN_USE = 2000; // ms: what was asked for since then is kept too, however many there are: it would be asked for again
 
 export class Pictures {
@@ -34,4 +37,26 @@ export class Pictures {
 /** Whether an image can be drawn. */
 export function isThere(image) {
     return Boolean(image?.complete && image.naturalWidth > 0);
+}
+
+/** Fails where the page cannot show a file as an image, whatever its name says. */
+export async function shown(file) {
+    const image = new Image();
+    image.src = URL.createObjectURL(file);
+    try {
+        await image.decode();
+    } finally {
+        URL.revokeObjectURL(image.src);
+    }
+}
+
+/** What a picture shows in a box, as {image, x, y, width, height}: a copy that is no larger than it need be. */
+export function cutOut(picture, { x, y, width, height }) {
+    const across = picture.naturalWidth, down = picture.naturalHeight;
+    const scale = Math.min(1, PINNED / Math.max(width * across, height * down));
+    const image = element("canvas", {
+        width: Math.max(1, Math.round(width * across * scale)), height: Math.max(1, Math.round(height * down * scale)),
+    });
+    image.getContext("2d").drawImage(picture, x * across, y * down, width * across, height * down, 0, 0, image.width, image.height);
+    return { image, x, y, width, height };
 }

@@ -38,7 +38,7 @@ def mixed(out: Tensor, rows: AttentionCall, block: Block) -> Tensor:
     """
     axis, start = rows.out_axis, block.place.text.stop if block.mixes else 0
     for item in block.mixes:
-        shares = block.shares(item, rows.q)
+        shares = block.shares(item, rows)
         out = out * shares.own.to(out.dtype)
         for text, (where, weight) in zip(item.edit.texts, shares.readers, strict=True):
             keys, start = slice(start, start + text.shape[1]), start + text.shape[1]
@@ -110,7 +110,7 @@ def _probabilities(queries: AttentionCall, block: Block, part: slice, edited: bo
 def _edit(values: Tensor, items: list[Installed], block: Block, part: slice) -> Tensor:
     """Run the edits of one stage over their columns of `values` [B, H, n, keys]; in place but for autograd."""
     for item in items:
-        site = block.site(item, block.tokens(part))
+        site = block.site(item, block.tokens(part), block.frame(part))
         for columns in block.columns(item):
             edited = saveable(item.edit.fn, values[..., columns], site)
             if values.requires_grad:  # the edit's own backward needs what it was given
@@ -124,7 +124,7 @@ def _show(readers: list[Installed], probs: Tensor, block: Block, part: slice) ->
     for item in readers:
         seen = _seen(item, probs, block)
         with outside_blocks():  # readers keep what they read
-            item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part)))
+            item.edit.fn(seen if item.graph else seen.detach(), block.site(item, block.tokens(part), block.frame(part)))
 
 
 def _show_means(queries: AttentionCall, block: Block, part: slice) -> None:
@@ -141,7 +141,7 @@ def _show_means(queries: AttentionCall, block: Block, part: slice) -> None:
     with outside_blocks():  # guides keep them
         shown = checkpoint(means, use_reentrant=False, preserve_rng_state=False)
         for item, mean in zip(block.guides, shown, strict=True):
-            item.edit.fn(mean, block.site(item, block.tokens(part)))
+            item.edit.fn(mean, block.site(item, block.tokens(part), block.frame(part)))
 
 
 def _seen(item: Installed, probs: Tensor, block: Block) -> Tensor:

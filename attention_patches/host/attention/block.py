@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
+from ...core.types import Layout, is_timed
 from .cache import BiasCache
 from .call import AttentionCall
-from .calls import Chunk, Installed, ModelCall, Place, view_of
+from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, view_of
 from .outside_blocks import outside_blocks
 
 
@@ -48,7 +49,8 @@ class Block:
     def changes(self) -> bool:
         return self.edited or bool(self.mixes)
 
-    def site(self, item: Installed, tokens: slice) -> AttentionSite:
+    def site(self, item: Installed, tokens: slice, frame: int = 0) -> AttentionSite:
+        """Of these tokens of one frame. Its number counts where a region holds in some frames only."""
         return AttentionSite(
             kind=item.edit.kind,
             layer=self.place.layer,
@@ -59,6 +61,7 @@ class Block:
             queries=tokens,
             progress=self.call.progress,
             layout=item.layout,
+            frames=self._pictures(item.layout, frame),
             memo=self.cache.memo,
             lasting=outside_blocks,
         )
@@ -66,6 +69,21 @@ class Block:
     def frames(self) -> Iterator[slice]:
         """The frames on the query axis; a picture has one."""
         return _every(self.place.queries, self.place.tokens)
+
+    def _pictures(self, layout: Layout, frame: int) -> tuple[int, int] | None:
+        if self.call.frames == 1 or not is_timed(layout):
+            return None
+        if not self.call.pictures:
+            raise IncompatiblePatchError(
+                f"The model runs on a part of the film ({self.call.frames} latent frames), and nobody says which, so "
+                "that start_frame and end_frame of regions cannot be followed. Remove them from the regions, or the "
+                "context windows from the model."
+            )
+        return self.call.pictures[frame]
+
+    def frame(self, part: slice) -> int:
+        """Which frame a part of the query axis is of."""
+        return (part.start - self.place.queries.start) // self.place.tokens
 
     def tokens(self, part: slice) -> slice:
         """Which tokens of its frame a part of the query axis holds."""
@@ -84,7 +102,8 @@ class Block:
     def bias(self, queries: AttentionCall, part: slice) -> Tensor:
         """The sum of all bias edits for some queries of one frame, [1, 1, n, keys of the call]."""
         place, keys, tokens = self.place, queries.k.shape[queries.token_axis], self.tokens(part)
-        text = self._cached_text_bias(like=queries.q)[:, :, tokens] if self.text_bias else None
+        frame = self.frame(part)
+        text = self._cached_text_bias(queries.q, frame)[:, :, tokens] if self.text_bias else None
         if text is not None and place.text == slice(0, keys):
             return text
         total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
@@ -93,34 +112,40 @@ class Block:
         for item in self.image_bias:
             for columns in self.columns(item):
                 zeros = torch.zeros(1, 1, part.stop - part.start, place.tokens, device=queries.q.device)
-                total[..., columns] += item.edit.fn(zeros, self.site(item, tokens)).to(total)
+                total[..., columns] += item.edit.fn(zeros, self.site(item, tokens, frame)).to(total)
         return total.clamp_min(NEVER)
 
-    def shares(self, item: Installed, like: Tensor) -> Shares:
-        """Who reads which text of a mix at this site, on the device of `like`."""
+    def shares(self, item: Installed, rows: AttentionCall) -> Shares:
+        """Who reads which text of a mix at this site, in every frame."""
+        count = rows.q.shape[rows.token_axis]
 
         def weights() -> Tensor:
-            return item.edit.weigh(self.site(item, slice(0, self.place.tokens))).float()
+            whole = slice(0, self.place.tokens)
+            different = self.call.frames if self._pictures(item.layout, 0) else 1
+            each = [item.edit.weigh(self.site(item, whole, frame)).float() for frame in range(different)]
+            return torch.cat(each * (self.call.frames // different), dim=1)
 
+        key = (*self._key([item], rows.q), self.place.queries.start, self.call.frames, count)
         return self.cache.once(
-            self._key([item], like), self.call.progress, weights, lambda w: _shares(w, self.place, like.device)
+            key, self.call.progress, weights, lambda w: _shares(w, self.place, count, rows.q.device)
         )
 
-    def _cached_text_bias(self, like: Tensor) -> Tensor:
+    def _cached_text_bias(self, like: Tensor, frame: int) -> Tensor:
         """The sum of the bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""
         columns = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
-        key = (*self._key(self.text_bias, like), *columns, like.dtype)
-        return self.cache.once(key, self.call.progress, self._text_bias, lambda bias: bias.to(like))
+        pictures = [self._pictures(item.layout, frame) for item in self.text_bias]
+        key = (*self._key(self.text_bias, like), *columns, *pictures, like.dtype)
+        return self.cache.once(key, self.call.progress, lambda: self._text_bias(frame), lambda bias: bias.to(like))
 
     def _key(self, items: list[Installed], like: Tensor) -> tuple[Any, ...]:
         edits = tuple(id(item.edit) for item in items)
         return edits, self.place.grid, self.place.extent, self.chunk.offset, like.device
 
-    def _text_bias(self) -> Tensor:
+    def _text_bias(self, frame: int) -> Tensor:
         text, count = self.place.text, self.place.tokens
         total = torch.zeros(1, 1, count, text.stop - text.start)
         for item in self.text_bias:
-            site = self.site(item, slice(0, count))
+            site = self.site(item, slice(0, count), frame)
             values = item.edit.fn(torch.zeros(1, 1, count, len(item.layout.prompt.tokens)), site)
             for columns in self.columns(item):
                 total[..., columns.start - text.start : columns.stop - text.start] += values
@@ -170,12 +195,13 @@ class Shares:
     readers: tuple[tuple[Tensor | None, Tensor], ...]  # for each text: places (None = everywhere), their weights [n, 1]
 
 
-def _shares(weights: Tensor, place: Place, device: torch.device) -> Shares:
-    readers = []
+def _shares(weights: Tensor, place: Place, count: int, device: torch.device) -> Shares:
+    """Of weights [texts, image tokens], on a query axis of `count`: what is no image token reads its own text alone."""
+    own, readers = torch.ones(count, 1), []
+    own[place.queries] = (1.0 - weights.sum(dim=0)).clamp_min(0.0)[:, None]
     for weight in weights:
         index = weight.nonzero()[:, 0]
-        everywhere = len(index) == len(weight) and place.queries.start == 0
+        everywhere = len(index) == count
         where = None if everywhere else (index + place.queries.start).to(device)
         readers.append((where, weight[index, None].to(device)))
-    own = (1.0 - weights.sum(dim=0)).clamp_min(0.0)[:, None]
     return Shares(own.to(device), tuple(readers))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, TextMix
+from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout, View
 from .call import Attention, AttentionCall
 
@@ -26,7 +26,7 @@ class Installed:
     """One edit, and the layout whose rows it changes."""
 
     layout: Layout
-    edit: AttentionEdit | ContextEdit | LatentGuide | LayerEdit | TextMix
+    edit: AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
 
 
@@ -77,6 +77,9 @@ class ModelCall:
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
+    # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
+    pictures: tuple[tuple[int, int], ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # what else the model is given, by the host's names
     notes: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # attention calls met so far, by kind
 

@@ -30,6 +30,10 @@ class Adapter(Protocol):
     gradients: bool  # whether autograd passes the model here; then the next two can be asked
     guided: tuple[str, ...] | None  # names of the layers whose maps guides read, in order; None = all of a grid
     factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
+    # Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes something
+    # else of it, other embeddings cannot stand in for it: edits of it and further texts are refused.
+    own_text: bool
+    bottleneck: bool  # whether it is a UNet, in whose middle H-Space Edit acts
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import comfy.model_base
-from comfy.ldm.chroma.model import Chroma
-from comfy.ldm.flux.model import Flux
-from comfy.ldm.lumina.model import NextDiT
-from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
-
 from ..attention.call import AttentionCall
-from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced, names_of
+from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
+from .blocks import changed, filled, is_exactly, note_reached, note_replaced, patch_of, refuse_lost, tokens_of
 
-_REPLACED, _REACHED = "blocks replaced", "layers reached"  # keys in ModelCall.notes
-References = Literal["behind the image", "unread", "refused"]
+References = Literal["behind the image", "behind the image if a method is named", "unread", "refused"]
+Inputs = Mapping[str, Any]  # what the host gives the model besides latent, time and text
+_FLUX_BLOCKS = {"double": "double_blocks", "single": "single_blocks"}
+
+
+def _none(network: Any, inputs: Inputs) -> tuple[int, int]:
+    return 0, 0
+
+
+def _length(inputs: Inputs, name: str, axis: int = 1) -> int:
+    value = inputs.get(name)
+    return 0 if value is None else value.shape[axis]
 
 
 @dataclass(frozen=True)
@@ -24,54 +29,98 @@ class JointFamily:
     """One row of the table."""
 
     name: str
-    base: type  # exactly these two classes: what derives from them orders or pads its tokens in other ways
-    network: type
+    base: str  # exactly these two classes of the host: what derives from them orders or pads its tokens in other ways
+    network: str
     blocks: dict[str, str]  # the block_type that a block announces -> the network's list of such blocks, as they run
-    # Blocks that announce nothing are counted (then `blocks` has one kind); some of them attend within the image, too.
+    # Blocks that announce nothing are counted; some of them attend within the image, too.
     announced: bool = True
     references: References = "behind the image"  # what becomes of reference latents
-    guided: tuple[float, float] = (0.25, 0.5)  # the part of its first kind of blocks whose maps guides read
+    # The part of one kind of blocks (the first if it is not said) whose maps guides read.
+    guided: tuple[float, float] = (0.25, 0.5)
+    guided_kind: str | None = None
     padding: str | None = None  # the network's attribute with the multiple to which it fills up text and image
+    left: int = 0  # columns to which the host fills up a shorter text, in front of it
+    image_first: bool = False
+    # (network, inputs) -> tokens that the model puts before and behind the text, which are not the conditioning's.
+    around: Callable[[Any, Inputs], tuple[int, int]] = _none
+    # Inputs -> text tokens behind the conditioning's that the model reads from there; Layout Prompt maps them, too.
+    further: Callable[[Inputs], int] | None = None
+    alone: tuple[str, ...] = ()  # inputs that put other tokens elsewhere, and are refused
 
     def supports(self, base_model: Any) -> bool:
-        return type(base_model) is self.base and type(base_model.diffusion_model) is self.network
+        return is_exactly(base_model, f"model_base.{self.base}") and is_exactly(
+            base_model.diffusion_model, f"ldm.{self.network}"
+        )
 
     def bind(self, base_model: Any) -> JointAdapter:
         network = base_model.diffusion_model
         counts = {kind: len(getattr(network, blocks)) for kind, blocks in self.blocks.items()}
-        kind, count = next(iter(counts.items()))
-        first, end = (int(part * count) for part in self.guided)
+        kind = self.guided_kind or next(iter(counts))
+        first, end = (int(part * counts[kind]) for part in self.guided)
+        named = getattr(network, "default_ref_method", None) is not None
         return JointAdapter(
+            family=self,
+            network=network,
             name=self.name,
             guided=tuple(f"{kind}.{number}" for number in range(first, max(end, first + 1))),
-            factors=(network.patch_size,),
+            factors=(patch_of(network),),
             layers=tuple(f"{kind}.{number}" for kind, count in counts.items() for number in range(count)),
-            announced=self.announced,
-            references=self.references,
+            references="behind the image" if self.references.startswith("behind") and named else self.references,
             multiple=(self.padding and getattr(network, self.padding)) or 1,
+            own_text=self.further is None,
         )
 
 
 FAMILIES = (
     JointFamily(
-        "Flux.1 (dev, schnell, Fill, Kontext)", comfy.model_base.Flux, Flux,
-        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0),
+        "Flux.1 (dev, schnell, Fill, Kontext)", "Flux", "flux.model.Flux", _FLUX_BLOCKS, guided=(0.5, 1.0),
     ),
     JointFamily(
-        "Chroma", comfy.model_base.Chroma, Chroma,
-        {"double": "double_blocks", "single": "single_blocks"}, guided=(0.5, 1.0), references="unread",
+        "Flux.2 (dev, Klein)", "Flux2", "flux.model.Flux", _FLUX_BLOCKS, guided=(0.0, 0.2), guided_kind="single",
+        left=512,
     ),
     JointFamily(
-        "Qwen-Image (and Edit)", comfy.model_base.QwenImage, QwenImageTransformer2DModel,
+        "Chroma", "Chroma", "chroma.model.Chroma", _FLUX_BLOCKS, guided=(0.5, 1.0), references="unread",
+    ),
+    JointFamily(
+        "Qwen-Image (and Edit)", "QwenImage", "qwen_image.model.QwenImageTransformer2DModel",
         {"double": "transformer_blocks"},
     ),
     JointFamily(
-        "Z-Image, Lumina 2", comfy.model_base.Lumina2, NextDiT,
-        {"double": "layers"}, references="refused", padding="pad_tokens_multiple",
+        "Z-Image, Lumina 2", "Lumina2", "lumina.model.NextDiT", {"double": "layers"}, references="refused",
+        padding="pad_tokens_multiple",
     ),
     JointFamily(
-        "Stable Diffusion 3 and 3.5", comfy.model_base.SD3, OpenAISignatureMMDITWrapper,
+        "Krea 2", "Krea2", "krea2.model.SingleStreamDiT", {"single": "blocks"},
+        references="behind the image if a method is named",
+    ),
+    JointFamily(
+        "Stable Diffusion 3 and 3.5", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",
         {"joint": "joint_blocks"}, announced=False, references="unread",
+    ),
+    JointFamily(
+        "AuraFlow", "AuraFlow", "aura.mmdit.MMDiT", {"double": "double_layers", "single": "single_layers"},
+        announced=False, references="unread", guided=(0.2, 0.45), guided_kind="single",
+        around=lambda network, inputs: (network.register_tokens.shape[1], 0),
+    ),
+    JointFamily(
+        "HunyuanImage 2.1", "HunyuanImage21", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
+        references="unread", around=lambda network, inputs: (0, _length(inputs, "txt_byt5")),
+    ),
+    JointFamily(
+        "HunyuanVideo", "HunyuanVideo", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
+        references="unread", alone=("ref_latent",),
+    ),
+    JointFamily(
+        "HunyuanVideo 1.5", "HunyuanVideo15", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
+        references="unread", alone=("ref_latent",),
+        around=lambda network, inputs: (_length(inputs, "txt_byt5") + _length(inputs, "clip_fea"), 0),
+    ),
+    JointFamily(
+        "HiDream-I1", "HiDream", "hidream.model.HiDreamImageTransformer2DModel",
+        {"double": "double_stream_blocks", "single": "single_stream_blocks"}, announced=False, references="unread",
+        guided=(0.5, 1.0), image_first=True, alone=("image_cond",),
+        further=lambda inputs: 2 * _length(inputs, "encoder_hidden_states_llama3", 2),
     ),
 )  # fmt: skip
 
@@ -80,21 +129,28 @@ FAMILIES = (
 class JointAdapter:
     """One model of the table."""
 
+    family: JointFamily
+    network: Any
     name: str
     factors: tuple[int, ...]  # its patch size
     layers: tuple[str, ...]  # the blocks that see text and image, in the order they run
-    announced: bool
     references: References
     multiple: int  # to which the model fills up text and image with tokens of its own; 1 = it does not
     guided: tuple[str, ...]
+    own_text: bool
     text: Literal["joint"] = "joint"
     gradients: bool = True
+    bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
 
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text, which would change what the model reads."""
+        if self.family.further is not None:
+            return (slice(0, length),)
+        if own < length == self.family.left:
+            return (slice(length - own, length),)
         if own != length:
             raise IncompatiblePatchError(
                 f"Another patch gives {self.name} {length} text tokens instead of the prompt's {own}, and Boxwright "
@@ -104,21 +160,22 @@ class JointAdapter:
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """As they are: the blocks announce themselves in transformer_options."""
-        slots = transformer_options.get("patches_replace", {}).get("dit", {})
-        call.notes[_REPLACED] = {slot: patch for slot, patch in slots.items() if id(patch) in call.others.lasting}
-        if call.references and self.references == "refused":
+        note_replaced(call, transformer_options)
+        found = [name for name in self.family.alone if call.inputs.get(name) is not None]
+        if found or (call.references and self.references == "refused"):
             raise IncompatiblePatchError(
-                f"{self.name} reads reference images in front of the image, where Boxwright does not place edits yet. "
-                "Remove the reference latents from the conditioning, or the Boxwright node from this model."
+                f"{self.name} reads reference images ({', '.join(found) or 'reference latents'}) in front of or beside "
+                "the image, where Boxwright does not place edits yet. Remove the reference latents from the "
+                "conditioning, or the Boxwright node from this model."
             )
         return transformer_options
 
     def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
         (patch,) = self.factors
-        grid = _tokens(call.latent, patch)
+        grid = tokens_of(call.latent, patch)
         extent = (grid[0] * patch, grid[1] * patch)
-        text, image = call.text_length, grid[0] * grid[1] * call.frames
-        if self.announced:
+        image = grid[0] * grid[1] * call.frames
+        if self.family.announced:
             layer = f"{options.get('block_type')}.{options.get('block_index')}"
             if layer not in self.layers:  # a refiner's, of the text or the image alone
                 return None
@@ -126,42 +183,26 @@ class JointAdapter:
             pixels = slice(0, image)
             return Place(f"image.{call.counted('image')}", grid, extent, 0, queries=pixels, text=None, image=pixels)
         else:
-            layer = f"joint.{call.counted('joint')}"
-        call.notes.setdefault(_REACHED, set()).add(layer)
-        start = _filled(text, self.multiple)
-        expected = start + _filled(image, self.multiple)
-        if self.references == "behind the image":
-            expected += sum(height * width for height, width in (_tokens(size, patch) for size in call.references))
-        if attention.shape != (call.rows, expected, expected):
-            rows, queries, keys = attention.shape
-            raise IncompatiblePatchError(
-                f"Another patch changed the attention of {layer}: {queries} queries and {keys} keys in "
-                f"{rows} rows instead of {expected} ({text} text, {grid[0]}x{grid[1]} image and reference "
-                f"tokens) in {call.rows}. Boxwright cannot tell which token lies where; remove the patch that merges "
-                "or adds tokens or rows."
-            )
-        pixels = slice(start, start + image)
-        return Place(layer, grid, extent, 0, queries=pixels, text=slice(0, text), image=pixels)
+            number = call.counted("joint")
+            layer = self.layers[number] if number < len(self.layers) else f"block {number}"
+        note_reached(call, layer)
+        before, behind = self.family.around(self.network, call.inputs)
+        own = call.text_length + (self.family.further(call.inputs) if self.family.further else 0)
+        text, pictures = filled(before + own + behind, self.multiple), filled(image, self.multiple)
+        expected = text + pictures + self._reference_tokens(call, patch)
+        if attention.shape != (call.rows, expected, expected) or layer not in self.layers:
+            tokens = f"({own} text, {grid[0]}x{grid[1]} image and reference tokens)"
+            raise changed(layer, attention.shape, f"{expected} {tokens} in {call.rows}")
+        if self.family.image_first:
+            before, text = before + pictures, 0
+        pixels = slice(text, text + image)
+        return Place(layer, grid, extent, 0, queries=pixels, text=slice(before, before + own), image=pixels)
+
+    def _reference_tokens(self, call: ModelCall, patch: int) -> int:
+        named = call.inputs.get("ref_latents_method") is not None
+        if self.references != "behind the image" and not (self.references.startswith("behind") and named):
+            return 0
+        return sum(height * width for height, width in (tokens_of(size, patch) for size in call.references))
 
     def finish(self, call: ModelCall) -> None:
-        """A block whose attention never came by is one that another pack computes, or leaves out, all run long."""
-        reached, replaced = call.notes.get(_REACHED, set()), call.notes[_REPLACED]
-        missing = {layer for layer in self.layers if layer not in reached}
-        if self.announced:
-            lost = [patch for slot, patch in replaced.items() if f"{slot[0].split('_')[0]}.{slot[1]}" in missing]
-        else:  # counted, so that the last ones are missing, whichever was replaced
-            lost = list(replaced.values()) if missing else []
-        if lost:
-            raise IncompatiblePatchError(
-                f"Another patch ({names_of(lost)}) replaces blocks of {self.name} and does not call the host's "
-                "attention with its options, so Boxwright's edit would be lost there. Remove that patch."
-            )
-
-
-def _tokens(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Tokens down and across: the model fills up the last ones."""
-    return -(-size[0] // patch), -(-size[1] // patch)
-
-
-def _filled(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+        refuse_lost(call, self.name, self.layers, self.family.announced)

@@ -80,6 +80,8 @@ class UNetAdapter:
     text: Literal["separate"] = "separate"
     gradients: bool = True
     guided: None = None
+    own_text: bool = True
+    bottleneck: bool = True
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]

@@ -6,6 +6,7 @@ import comfy.model_sampling
 from torch import Tensor
 
 from ...core.seam import LatentGuide
+from ...core.types import UnsupportedModelError
 from ..attention.calls import Installed
 from ..run.run import Run
 from .gradient import Gradient
@@ -21,7 +22,14 @@ def is_flow(run: Run) -> bool:
 
 
 def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
-    """A run of less noise (img2img, the later part of a schedule) may lie behind a guide's window as a whole."""
+    """Before the first step; refuses films.
+
+    A run of less noise (img2img, the later part of a schedule) may lie behind a guide's window as a whole."""
+    if len(run.pictures) > 1 and guides_of(run):
+        raise UnsupportedModelError(
+            f"Guides (Box Constraint) move pictures, and this latent has {len(run.pictures)} frames. Use a method "
+            "without gradients for films (Rectified Attention, Region Prompt)."
+        )
     points = [run.progress(sigma) for sigma in sigmas.tolist()]
     for guide in (item.edit for item in guides_of(run)):
         if guide.report is not None and points and not _acts(guide, points):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...core.seam import LatentGuide, LayerEdit, TextMix
+from ...core.seam import LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout
 from ..attention.calls import Chunk, Extra, Installed
 from ..text.layout import LAYOUT_KEY
@@ -34,7 +34,7 @@ class Entry:
     def chunk(
         self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool
     ) -> Chunk:
-        edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit)))
+        edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit, NoiseEdit)))
         active = (item for item in edits if item.edit.window.contains(progress))
         kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))
         # A guide asks what the prompt itself does. Where a region reads a text of its own, that holds what the prompt
@@ -74,9 +74,21 @@ def part_copies(conds: dict[str, list[dict]]) -> None:
 def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
     """uuid of a conditioning entry -> its edits, where copies have been parted.
 
+    Raises BoxwrightError where a layout has no conditioning in this run.
+    """
+    found = edits_by_entry(conds, installed)
+    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
+    for item in installed:
+        if item.layout.key not in seen:
+            raise BoxwrightError(_foreign_prompt(item.layout, conds))
+    return found
+
+
+def edits_by_entry(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
+    """The same, for conditionings that need not carry any.
+
     Entries are recognised by the layout they were encoded with, never by their position in the batch; edits of the
-    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it. Raises
-    BoxwrightError where a layout has no conditioning in this run.
+    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it.
     """
     of_input: dict[int, Entry | None] = {}
     found: dict[Any, Entry] = {}
@@ -93,10 +105,6 @@ def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed,
                 of_input[read] = Entry(edits, entry["cross_attn"].shape[1], None) if edits else None
             if of_input[read]:
                 found[entry["uuid"]] = replace(of_input[read], area=entry.get("area"))
-    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
-    for item in installed:
-        if item.layout.key not in seen:
-            raise BoxwrightError(_foreign_prompt(item.layout, conds))
     return found
 
 
@@ -116,6 +124,12 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
                 f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "
                 "shortened it. Wire `positive` of Layout Prompt to the sampler without that node."
             )
+        if text.shape[1] != expected.shape[1] != len(layout.prompt.tokens):
+            raise BoxwrightError(
+                f"The conditioning has {text.shape[1]} text tokens, its layout {expected.shape[1]}: a node in between "
+                "added text, and this model reads more behind it, which then lies elsewhere. Wire `positive` of Layout "
+                "Prompt to the sampler without that node."
+            )
         return True
     # A layout without regions (of a recorder) is of its text alone, whatever else that was encoded for.
     free = key is None or not layout.regions
@@ -123,7 +137,7 @@ def _encoded_with(entry: dict, layout: Layout) -> bool:
 
 
 def _foreign_prompt(layout: Layout, conds: dict[str, list[dict]]) -> str:
-    own = len(layout.prompt.tokens)
+    own = layout.prompt.embedding.shape[1]
     lengths = {e["cross_attn"].shape[1] for e in conds.get("positive", ()) if e.get("cross_attn") is not None}
     counts = "" if own in lengths else f" ({own} text tokens; the run has {', '.join(map(str, sorted(lengths)))})"
     return (

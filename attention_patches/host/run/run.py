@@ -24,7 +24,7 @@ from ..attention.others import replaced_attention
 from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
-from .entries import crop_of, entries_with_edits, of_layout, part_copies
+from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -39,11 +39,14 @@ class Run:
     EXTRA = "boxwright_extra"  # key of an Extra in transformer_options
     ASIDE = "boxwright_aside"  # key in transformer_options of passes that readers are not to hear
 
-    def __init__(self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor) -> None:
+    def __init__(
+        self, adapter: Adapter, guider: Any, installed: tuple[Installed, ...], noise: Tensor, sigmas: Tensor
+    ) -> None:
         self.adapter = adapter
         self.guider = guider
-        self.progress = progress_of(guider.inner_model.model_sampling)
+        self.progress = progress_of(guider.inner_model.model_sampling, sigmas.tolist())
         self.batch = noise.shape[0]
+        self.pictures = _pictures(_frames(noise), guider.inner_model.latent_format)
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         part_copies(guider.conds)
         self.entries = entries_with_edits(guider.conds, installed)
@@ -79,6 +82,11 @@ class Run:
         own = {WRAPPER: before[WRAPPER]} if WRAPPER in before else {}
         order = {RUN: [self.predict], **own}
         around[WrappersMP.PREDICT_NOISE] = order | {key: kept for key, kept in before.items() if key not in order}
+
+    def adopt(self, conds: dict[str, list[dict]]) -> None:
+        """Conditioning that a sampler adds to its run, prepared by the host; it carries edits as the others do."""
+        part_copies(conds)
+        self.entries.update(edits_by_entry(conds, self.installed))
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
@@ -201,6 +209,8 @@ class Run:
             further=self._further_texts(chunks, context, x.device),
             others=self.others,
             frames=_frames(x),
+            pictures=self.pictures if _frames(x) == len(self.pictures) else (),
+            inputs=inputs,
         )
 
     def _layer_call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> LayerCall:
@@ -284,6 +294,12 @@ def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
                     own = slice(text.start, text.start + count)
                     context[chunk.rows, own] = item.edit.fn(context[chunk.rows, own], item.layout)
     return context
+
+
+def _pictures(frames: int, latent_format: Any) -> tuple[tuple[int, int], ...]:
+    """The pictures that each frame of a latent makes: the first one, the others as many as the VAE puts into one."""
+    each = getattr(latent_format, "temporal_downscale_ratio", 1)
+    return tuple((max(0, 1 + (k - 1) * each), 1 + k * each) for k in range(frames))
 
 
 def _check_crop(crop: tuple[int, int, int, int], latent: tuple[int, int]) -> None:

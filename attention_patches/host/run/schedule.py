@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from ...core.types import Moment
 
-def progress_of(model_sampling: Any) -> Callable[[float], float]:
+
+def progress_of(model_sampling: Any, sigmas: Sequence[float] = ()) -> Callable[[float], float]:
     """How far the schedule has come at a sigma: the inverse of the host's `percent_to_sigma`, in [0, 1].
 
-    For one run. Found by bisection on a twin of the schedule in main memory, each sigma once: on a GPU every look-up in
-    the host's own table waits for the device.
+    For one run, and if its `sigmas` are given with the place of its next step (see Moment). Found by bisection on a
+    twin of the schedule in main memory, each sigma once: on a GPU every look-up in the host's own table waits for the
+    device.
     """
     twin = copy.copy(model_sampling)
     twin._buffers = {name: None if table is None else table.cpu() for name, table in model_sampling._buffers.items()}
 
     @cache
-    def progress(sigma: float) -> float:
+    def at(sigma: float) -> float:
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
@@ -29,4 +33,12 @@ def progress_of(model_sampling: Any) -> Callable[[float], float]:
         # Rounded, so that a step exactly on the edge of a window falls on the same side every time.
         return round(high, 6)
 
-    return progress
+    steps = sorted(map(at, sigmas))
+
+    @cache
+    def moment(sigma: float) -> Moment:
+        now = at(sigma)
+        after = bisect_right(steps, now)
+        return Moment(now, steps[after] if after < len(steps) else now)
+
+    return moment if steps else at

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.sd1_clip
 import torch
 
 from ...core.marks import EMPHASIS, notes_on, without_orders
-from ...core.types import BoxwrightError, EncodedText, TokenMap
+from ...core.types import BoxwrightError, EncodedText, TokenMap, TokenRole
 from .reader import PromptReader, Stream
 
 MAX_PROMPT = 100_000  # characters
@@ -32,8 +33,12 @@ STRIPS_TEMPLATE = {
     "OvisTEModel",
     "QwenImageTEModel",
 }
-# Encoders whose conditioning is not what the model's image tokens attend to.
-REFUSED = {"AnimaTEModel": "its model attends to the tokens of a second tokenizer instead of the conditioning"}
+# Encoders of whose streams the model reads some beside the conditioning: its blocks see one after the other behind it.
+# HiDream-I1 shows every block what the last layer of its language model says, and another layer's.
+READ_BESIDE = {"HiDreamTEModel": ("llama", "llama")}
+# Encoders whose conditioning the model turns into columns of another stream's tokens before image tokens read it, and
+# how many columns it makes at least.
+TURNED_INTO = {"AnimaTEModel": ("t5xxl", 512)}
 
 
 def encode(clip: Any, text: str) -> tuple[EncodedText, list]:
@@ -63,8 +68,8 @@ def column_streams(reader: PromptReader) -> list[tuple[str, ...]]:
     encoder = reader.encoder
     names = [parent.__name__ for parent in type(encoder).__mro__]
     for name in names:
-        if name in REFUSED:
-            raise reader.unsupported(REFUSED[name])
+        if name in TURNED_INTO:
+            return [TURNED_INTO[name][:1]]
         if name in ONE_STREAM:
             key = ONE_STREAM[name]
             if getattr(encoder, key) is None:
@@ -83,9 +88,43 @@ def column_streams(reader: PromptReader) -> list[tuple[str, ...]]:
 
 
 def token_map(reader: PromptReader, prompt: str, tokens: dict[str, list], columns: int) -> TokenMap:
-    """What each of the `columns` of the conditioning stands for. `tokens` are the ones that were encoded."""
+    """What each column of text stands for that image tokens read. `tokens` are the ones that were encoded.
+
+    These are the `columns` of the conditioning, but for models that read more (READ_BESIDE) or others (TURNED_INTO).
+    """
+    names = [parent.__name__ for parent in type(reader.encoder).__mro__]
+    map_ = columns_of(reader, prompt, tokens, column_streams(reader))
+    made = next((TURNED_INTO[name][1] for name in names if name in TURNED_INTO), None)
+    if made is not None:
+        map_ = followed(map_, max(0, made - len(map_)), "padding")
+    else:
+        dropped = len(map_) - columns
+        stripped = STRIPS_TEMPLATE & {*names} and "word" not in map_.roles[: max(0, dropped)]
+        if dropped and (dropped < 0 or not stripped):
+            raise reader.unsupported(f"its conditioning has {columns} columns for {len(map_)} tokens")
+        map_ = replace(map_, spans=map_.spans[dropped:], roles=map_.roles[dropped:])
+    for key in (key for name in names for key in READ_BESIDE.get(name, ())):
+        if getattr(reader.encoder, key) is None:
+            map_ = followed(map_, 1, "template")  # the host puts zeros there
+            continue
+        more = columns_of(reader, prompt, tokens, [(key,)])
+        if more.text != map_.text:
+            raise reader.unsupported("its tokenizers read different texts")
+        map_ = replace(map_, spans=map_.spans + more.spans, roles=map_.roles + more.roles)
+    return map_
+
+
+def followed(tokens: TokenMap, count: int, role: TokenRole) -> TokenMap:
+    """The map with `count` columns behind it that stand for no words."""
+    return replace(tokens, spans=tokens.spans + (None,) * count, roles=tokens.roles + (role,) * count)
+
+
+def columns_of(
+    reader: PromptReader, prompt: str, tokens: dict[str, list], groups: Sequence[tuple[str, ...]]
+) -> TokenMap:
+    """What token streams stand for, one group behind the other; those of a group share their columns."""
     text, spans, roles, filled_with_end = None, [], [], False
-    for keys in column_streams(reader):
+    for keys in groups:
         streams = [reader.read(prompt, key) for key in keys]
         for key, stream in zip(keys, streams, strict=True):
             check_same_tokens(reader, key, stream, tokens)
@@ -103,11 +142,7 @@ def token_map(reader: PromptReader, prompt: str, tokens: dict[str, list], column
         spans += streams[0].spans[:length]
         roles += streams[0].roles[:length]
         filled_with_end |= any(stream.filled_with_end for stream in streams)
-    dropped = len(spans) - columns
-    names = {parent.__name__ for parent in type(reader.encoder).__mro__}
-    if dropped and (dropped < 0 or not names & STRIPS_TEMPLATE or "word" in roles[:dropped]):
-        raise reader.unsupported(f"its conditioning has {columns} columns for {len(spans)} tokens")
-    return TokenMap(text, tuple(spans[dropped:]), tuple(roles[dropped:]), filled_with_end)
+    return TokenMap(text, tuple(spans), tuple(roles), filled_with_end)
 
 
 def check_same_tokens(reader: PromptReader, key: str, stream: Stream, tokens: dict[str, list]) -> None:
@@ -126,7 +161,10 @@ def check_embeddings(reader: PromptReader, key: str, stream: Stream) -> None:
     vectors = [(token, span) for token, span in zip(stream.ids, stream.spans, strict=True) if torch.is_tensor(token)]
     if not vectors:
         return
-    module = getattr(reader.encoder, key, None) or getattr(reader.encoder, f"clip_{key}")
+    module = getattr(reader.encoder, key, None) or getattr(reader.encoder, f"clip_{key}", None)
+    if module is None:
+        (a, b) = vectors[0][1]
+        raise BoxwrightError(f'This text encoder reads no embeddings: remove "{stream.text[a:b]}" from the prompt.')
     width = module.transformer.get_input_embeddings().embedding_dim
     for vector, (a, b) in vectors:
         if vector.shape[-1] != width:

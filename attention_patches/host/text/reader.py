@@ -22,7 +22,7 @@ from ...core.types import BoxwrightError, TokenRole
 
 PROBE = "boxwright"  # a prompt that no template contains
 SUPPORTED = (
-    "CLIP-L, CLIP-H, CLIP-G and pairs of them, SD3, Flux, HiDream, Hunyuan-DiT and HunyuanVideo encoders, and any "
+    "CLIP-L, CLIP-H, CLIP-G and pairs of them, SD3, Flux, Anima, HiDream, Hunyuan-DiT and HunyuanVideo encoders, any "
     "single T5, UMT5 or language model that ComfyUI loads as an SD1ClipModel"
 )
 

@@ -3,14 +3,14 @@
 // state = { boxes: [box], selection: [id], rest, nextId }. A box is what json.js reads, and an `id` that lives as
 // long as the editor. Later boxes lie on top of earlier ones.
 
-import { drawingText, MAX_BOXES, MAX_PHRASE, MIN_SIZE, parseDrawing } from "./json.js";
+import { CLAMPED, drawingText, MAX_BOXES, MAX_PHRASE, MIN_SIZE, parseDrawing } from "./json.js";
 import { bounds, carried, clamp, holds, moved, resized, tidied, touches } from "./geometry.js";
 
 const MAX_STEPS = 100;
-export const FRACTIONS = ["strength", "start", "end", "feather"];
+const FRACTIONS = ["strength", "feather"];
 export const DEFAULTS = {
     strength: 1, negative: "", start: 0, end: 1, feather: undefined, color: undefined, enabled: true, locked: false,
-    hidden: false,
+    hidden: false, opacity: 1, lora: "", lora_strength: 1, shape: undefined,
 };
 
 /** The state of a text, nothing selected; ids from `firstId` on, so that no box takes another's. Throws Problem. */
@@ -28,6 +28,12 @@ export function textOf(state) {
 /** The value of a box's optional key, or what it means when it is absent. */
 export function option(box, key) {
     return box[key] ?? DEFAULTS[key];
+}
+
+/** The server's name of a file, whichever way its folders are parted; undefined = it has none of that name. */
+export function fileAmong(files, name) {
+    const plain = (file) => file.replaceAll("\\", "/");
+    return files.find((file) => plain(file) === plain(name));
 }
 
 // --- choosing ---------------------------------------------------------------------------------------------------------
@@ -185,6 +191,7 @@ function legal(box, key, value) {
     if (key === "start") return clamp(value, 0, (box.end ?? 1) - 0.01);
     if (key === "end") return clamp(value, (box.start ?? 0) + 0.01, 1);
     if (FRACTIONS.includes(key)) return clamp(value, 0, 1);
+    if (key in CLAMPED) return clamp(value, ...CLAMPED[key]);
     return value;
 }
 
@@ -195,6 +202,13 @@ export function reordered(state, id, index) {
     const boxes = state.boxes.filter((box) => box.id !== id);
     boxes.splice(clamp(index, 0, boxes.length), 0, state.boxes[from]);
     return { ...state, boxes };
+}
+
+/** One box with another place and shape: {x, y, width, height, shape}, the last undefined for a box; null: without it. */
+export function withArea(state, id, area) {
+    if (!area) return { ...select(state, []), boxes: state.boxes.filter((box) => box.id !== id) };
+    const plain = ({ shape, ...box }) => box;
+    return changed(state, [id], (box) => tidied({ ...plain(box), ...area }));
 }
 
 function changed(state, ids, edit) {
@@ -223,7 +237,8 @@ export function split(state, columns, rows) {
     if (!hasRoom(state, columns * rows - 1)) return state;
     const at = state.boxes.indexOf(whole);
     const rest = { ...state, boxes: state.boxes.filter((box) => box !== whole), selection: [] };
-    const next = added(rest, gridOf(whole, columns, rows).map((part) => ({ ...whole, ...part })));
+    const { shape, ...box } = whole; // the parts are boxes
+    const next = added(rest, gridOf(box, columns, rows).map((part) => ({ ...box, ...part })));
     const parts = next.boxes.slice(rest.boxes.length);
     return { ...next, boxes: [...rest.boxes.slice(0, at), ...parts, ...rest.boxes.slice(at)] };
 }

@@ -1,10 +1,12 @@
 // Rectangles in fractions of the image: {x, y, width, height}, origin top-left. Pure functions, nothing kept.
 
 import { MIN_SIZE } from "./json.js";
+import { rasterized, shapeHolds } from "./shapes.js";
 
 export const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 export const ATTENTION_CELLS = [64, 32]; // pixels per cell on the coarsest grids of SD models; see nodes/layout_report.py
 const DIGITS = 1e6;
+const COVERAGE_CELLS = 96;
 
 export const right = (box) => box.x + box.width;
 export const bottom = (box) => box.y + box.height;
@@ -89,8 +91,12 @@ export function carried(box, from, to) {
     };
 }
 
-/** Whether a point lies in a rectangle, edges included. */
+/** Whether a point lies in a box, edges included, and in its shape. */
 export function holds(rect, point) {
+    return holdsPoint(rect, point) && shapeHolds(rect, point);
+}
+
+function holdsPoint(rect, point) {
     return point.x >= rect.x && point.x <= right(rect) && point.y >= rect.y && point.y <= bottom(rect);
 }
 
@@ -167,9 +173,10 @@ export function snappedPoint(point, handle, lines, reach) {
 
 /**
  * What boxes cover: {covered, overlapped} as shares of the image, and `gaps`, rectangles that no box covers. The image
- * is cut at every edge of a box, so the numbers are exact.
+ * is cut at every edge of a box, so the numbers are exact; with other shapes it is cut into COVERAGE_CELLS each way.
  */
 export function coverage(boxes) {
+    if (boxes.some((box) => box.shape)) return coverageOfShapes(boxes);
     const xs = cuts(boxes.flatMap((box) => [box.x, right(box)]));
     const ys = cuts(boxes.flatMap((box) => [box.y, bottom(box)]));
     const columns = xs.length - 1, rows = ys.length - 1, stride = columns + 1;
@@ -203,13 +210,48 @@ export function coverage(boxes) {
     return { covered, overlapped, gaps };
 }
 
+function coverageOfShapes(boxes) {
+    const side = COVERAGE_CELLS, most = new Float64Array(side * side), second = new Float64Array(side * side);
+    for (const box of boxes) {
+        sharesOf(box, side, side).forEach((share, at) => {
+            second[at] = Math.max(second[at], Math.min(most[at], share));
+            most[at] = Math.max(most[at], share);
+        });
+    }
+    const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+    const gaps = [];
+    for (let row = 0; row < side; row += 1) {
+        let run = null;
+        for (let column = 0; column < side; column += 1) {
+            if (most[row * side + column] >= 0.5) run = null;
+            else if (run) run.width += 1 / side;
+            else gaps.push(run = { x: column / side, y: row / side, width: 1 / side, height: 1 / side });
+        }
+    }
+    return { covered: mean(most), overlapped: mean(second), gaps };
+}
+
+const remembered = new WeakMap(); // box -> "columns x rows" -> its shares: an edit changes few of the boxes
+
+function sharesOf(box, columns, rows) {
+    if (!remembered.has(box)) remembered.set(box, new Map());
+    const known = remembered.get(box), key = `${columns} x ${rows}`;
+    if (!known.has(key)) {
+        if (known.size > 3) known.clear(); // another size of the picture
+        known.set(key, Float32Array.from(rasterized(box, columns, rows)));
+    }
+    return known.get(key);
+}
+
 function cuts(values) {
     return [...new Set([0, 1, ...values.map((value) => clamp(value, 0, 1))])].sort((a, b) => a - b);
 }
 
 /** The attention grids, as [columns, rows], of which a box fills no cell by half: it is too small to be noticed there. */
 export function unfilledGrids(box, { width, height }) {
-    return ATTENTION_CELLS.map((cell) => [Math.ceil(width / cell), Math.ceil(height / cell)]).filter(
+    const grids = ATTENTION_CELLS.map((cell) => [Math.ceil(width / cell), Math.ceil(height / cell)]);
+    if (box.shape) return grids.filter((grid) => !sharesOf(box, ...grid).some((share) => share >= 0.5));
+    return grids.filter(
         ([columns, rows]) => fullest(box.x, right(box), columns) * fullest(box.y, bottom(box), rows) < 0.5,
     );
 }

@@ -3,19 +3,24 @@
 import { between, bounds, clamp, handleAt, snappedMove, snappedPoint, snapLines } from "./geometry.js";
 import {
     added, boxesAt, carriedTo, clicked, duplicated, editable, option, resizedTo, select, selected, toggle, touching,
+    withArea,
 } from "./drawing.js";
+import { MIN_SIZE } from "./json.js";
+import { cornersOf, MIN_POINTS, polygonOf } from "./shapes.js";
 
 /**
  * The gesture that starts when the pointer goes down. keys = {shift, ctrl, alt}; `drawing`: the next drag draws, even
- * over boxes; `reach`: how near to a handle counts, {x, y}.
+ * over boxes; `reach`: how near to a handle counts, {x, y}; `shape`: of what is drawn, undefined = a box.
  */
-export function begin(state, point, keys, drawing, reach) {
+export function begin(state, point, keys, drawing, reach, shape = undefined) {
     const chosen = editable(state).filter((box) => !option(box, "hidden"));
+    const corner = keys.ctrl || drawing ? -1 : cornerAt(chosen, point, reach);
+    if (corner >= 0) return { kind: "corner", from: state, base: state, start: point, corner, id: chosen[0].id };
     const handle = chosen.length && !keys.ctrl && !drawing ? handleAt(bounds(chosen), point, reach) : null;
     if (handle) return { kind: "resize", from: state, base: state, start: point, handle };
     const [top] = boxesAt(state, point);
     if (keys.shift) return { kind: "marquee", from: state, base: state, start: point, top };
-    if (!top || keys.ctrl || drawing) return { kind: "draw", from: state, base: state, start: point, top };
+    if (!top || keys.ctrl || drawing) return { kind: "draw", from: state, base: state, start: point, top, shape };
     const held = boxesAt(state, point).some((box) => state.selection.includes(box.id));
     const base = held ? state : select(state, [top.id]);
     if (keys.alt) {
@@ -38,7 +43,15 @@ export function drag(gesture, point, keys, snapping) {
     if (kind === "draw") {
         const corner = snappedPoint(inside(start), "se", lines, snapping.reach);
         const other = snappedPoint(inside(point), "se", lines, snapping.reach);
-        return { state: base, draft: between(corner.point, other.point), guides: merged(corner.guides, other.guides) };
+        const draft = { ...between(corner.point, other.point), ...(gesture.shape && { shape: gesture.shape }) };
+        return { state: base, draft, guides: merged(corner.guides, other.guides) };
+    }
+    if (kind === "corner") {
+        const snapped = snappedPoint(inside(point), "se", lines, snapping.reach);
+        const points = cornersOf(base.boxes.find((box) => box.id === gesture.id));
+        points[gesture.corner] = snapped.point;
+        const made = polygonOf(points, MIN_SIZE);
+        return { state: made ? withArea(base, gesture.id, made) : base, guides: snapped.guides };
     }
     if (kind === "resize") {
         const rect = bounds(editable(base));
@@ -64,6 +77,7 @@ export function end(gesture, far, shown, keys) {
     if (far && shown) {
         return gesture.kind === "draw" ? added(gesture.base, [shown.draft]) : shown.state;
     }
+    if (gesture.kind === "corner") return keys.alt ? withoutCorner(gesture) : gesture.from;
     if (gesture.kind === "marquee") return gesture.top ? toggle(gesture.from, gesture.top.id) : gesture.from;
     if (gesture.kind === "draw") {
         if (keys.ctrl && gesture.top) return toggle(gesture.from, gesture.top.id);
@@ -71,6 +85,20 @@ export function end(gesture, far, shown, keys) {
     }
     if (gesture.kind === "move" && gesture.next) return select(gesture.from, [gesture.next.id]);
     return gesture.from;
+}
+
+/** The corner of the one chosen polygon that is within reach of a point, or -1. */
+export function cornerAt(chosen, point, reach) {
+    if (chosen.length !== 1 || chosen[0].shape?.kind !== "polygon") return -1;
+    const away = cornersOf(chosen[0]).map(({ x, y }) => Math.hypot((x - point.x) / reach.x, (y - point.y) / reach.y));
+    const nearest = away.indexOf(Math.min(...away));
+    return away[nearest] <= 1 ? nearest : -1;
+}
+
+function withoutCorner({ from, id, corner }) {
+    const points = cornersOf(from.boxes.find((box) => box.id === id));
+    const made = points.length > MIN_POINTS && polygonOf(points.filter((_, index) => index !== corner), MIN_SIZE);
+    return made ? withArea(from, id, made) : from;
 }
 
 function inside(point) {

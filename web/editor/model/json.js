@@ -1,5 +1,7 @@
 // Text <-> boxes. One file, since what is read and what is written must stay the same. The text is the only thing a workflow keeps; nodes/parts/regions_json.py reads the same format, strictly.
 
+import { shapeProblem } from "./shapes.js";
+
 export const FORMAT = "boxwright.regions";
 export const VERSION = 1;
 export const MAX_BOXES = 64;
@@ -9,7 +11,13 @@ export const MIN_SIZE = 0.001; // fraction of the image: the thinnest box the ed
 const MAX_DEPTH = 32;
 const ROUNDING = 1e-6; // how far a box may stick out of the image through rounding
 const COLOR = /^#[0-9a-f]{6}$/i;
-const OPTIONAL = ["strength", "negative", "start", "end", "feather", "color", "enabled", "locked", "hidden"];
+const CONTROL = /\p{Cc}/u;
+const MAX_NAME = 300; // characters of a LoRA's file
+const OPTIONAL = [
+    "shape", "strength", "opacity", "negative", "start", "end", "feather", "lora", "lora_strength", "color", "enabled",
+    "locked", "hidden",
+];
+export const CLAMPED = { opacity: [0, 1], lora_strength: [-10, 10] }; // numbers that are brought into their range
 const KNOWN = ["phrase", "x", "y", "width", "height", ...OPTIONAL];
 
 /** What is wrong with a text, as a key of words.js and its values; never an Error that nobody expects. */
@@ -72,7 +80,7 @@ function parsedBox(entry, index) {
     for (const key of OPTIONAL) {
         if (entry[key] === undefined || entry[key] === null) continue;
         checkOptional(key, entry[key], number);
-        box[key] = entry[key];
+        box[key] = key in CLAMPED ? Math.max(CLAMPED[key][0], Math.min(CLAMPED[key][1], entry[key])) : entry[key];
     }
     if ((box.start ?? 0) >= (box.end ?? 1)) throw new Problem("boxWindow", { number });
     box.extra = without(entry, KNOWN);
@@ -95,11 +103,16 @@ function checkOptional(key, value, number) {
     } else if (key === "negative") {
         if (typeof value !== "string") throw new Problem("boxNegative", { number });
         if (value.length > MAX_PHRASE) throw new Problem("boxPhraseLong", { number, limit: MAX_PHRASE });
+    } else if (key === "lora") {
+        if (typeof value !== "string" || value.length > MAX_NAME || CONTROL.test(value)) throw new Problem("boxLora", { number });
+    } else if (key === "shape") {
+        const problem = shapeProblem(value);
+        if (problem) throw new Problem(problem, { number });
     } else if (key === "color") {
         if (typeof value !== "string" || !COLOR.test(value)) throw new Problem("boxColor", { number });
     } else {
         checkNumber(value, key, number);
-        if (value < 0 || value > 1) throw new Problem("boxRange", { number, key });
+        if (!(key in CLAMPED) && (value < 0 || value > 1)) throw new Problem("boxRange", { number, key });
     }
 }
 

@@ -2,10 +2,13 @@
 
 import { option } from "../model/drawing.js";
 import { bottom, bounds, HANDLES, handlePoint, right } from "../model/geometry.js";
-import { boxColor, inkOn, lineOn } from "../model/colors.js";
+import { boxColor, inkOn } from "../model/colors.js";
+import { cornersOf } from "../model/shapes.js";
+import { drawCorner, drawFreehand, drawStencil, HANDLE, lineColor, onCanvas, trace } from "./outlines.js";
+import { remembering } from "./remembering.js";
+import { stencilOf } from "./stencils.js";
 
-export const MARGIN = 12; // CSS pixels around the image, so that handles at its edge can be grabbed
-export const HANDLE = 9; // CSS pixels, side of a handle
+export const MARGIN = 8; // CSS pixels around the image, so that handles at its edge can be grabbed
 const FONT = "ui-sans-serif, system-ui, sans-serif";
 const LABEL_ROOM = 96; // CSS pixels a label may take even where its box is narrower
 const LETTERS = 80; // of a label, before it is cut to fit
@@ -26,7 +29,8 @@ export function imageArea(width, height, image) {
 /**
  * scene = { boxes, selection, size: image pixels, canvas: CSS pixels, area: where the image lies on it, ratio: device
  *   pixels per CSS pixel, theme, picture, opacity, pins: Map id -> {image, x, y, width, height}, grid, gaps, flags:
- *   Map id -> text of a warning, draft, marquee, guides, hover }
+ *   Map id -> text of a warning, draft, marquee, guides, hover, handles: whether they are shown, freehand: what
+ *   Freehand.scene says }
  */
 export function drawScene(context, scene) {
     const { area } = scene;
@@ -44,7 +48,8 @@ export function drawScene(context, scene) {
     });
     drawSelection(context, scene, area);
     drawGuides(context, scene, area);
-    for (const rect of [scene.draft, scene.marquee]) if (rect) drawRubber(context, scene, frameOf(rect, area, scene.ratio));
+    for (const rect of [scene.draft, scene.marquee]) if (rect) drawRubber(context, scene, rect.shape, frameOf(rect, area, scene.ratio));
+    drawFreehand(context, scene);
 }
 
 /** A rectangle in fractions as one in CSS pixels, its edges on whole device pixels. */
@@ -101,22 +106,30 @@ function drawGrid(context, theme, grid, size, area) {
 }
 
 /** A veil of paper first, so that a box dims what it lies on: the order can be seen. */
-function drawBox(context, { theme, picture, selection, hover }, box, index, frame) {
+function drawBox(context, scene, box, index, frame) {
+    const { theme, picture, selection, hover } = scene;
     const on = option(box, "enabled"), strong = selection.includes(box.id) || hover === box.id;
-    const color = boxColor(box, index);
+    const color = boxColor(box, index), line = lineColor(`${color} ${theme.paper}`);
+    const opacity = (on ? 0.16 : 0.04) + (strong ? 0.1 : 0) + (on ? 0.14 * option(box, "strength") : 0);
+    if (scene.freehand?.painting?.target === box.id) return; // drawn as it is painted
+    if (box.shape?.kind === "paint") {
+        drawStencil(context, stencilOf(box.shape, line), frame, opacity, on ? 1 : 0.55);
+        return;
+    }
     context.fillStyle = `rgba(${theme.veil},${on ? (picture ? 0.12 : 0.5) : 0})`;
-    context.fillRect(frame.x, frame.y, frame.width, frame.height);
-    context.globalAlpha = (on ? 0.16 : 0.04) + (strong ? 0.1 : 0) + (on ? 0.14 * option(box, "strength") : 0);
+    trace(context, box.shape, frame);
+    context.fill("evenodd");
+    context.globalAlpha = opacity;
     context.fillStyle = color;
-    context.fillRect(frame.x, frame.y, frame.width, frame.height);
+    context.fill("evenodd");
     context.globalAlpha = on ? 1 : 0.55;
     if (!on) context.setLineDash([5, 4]);
     context.strokeStyle = `rgba(${theme.veil},0.8)`;
     context.lineWidth = 4;
-    context.strokeRect(frame.x, frame.y, frame.width, frame.height);
-    context.strokeStyle = outline(`${color} ${theme.paper}`);
+    context.stroke();
+    context.strokeStyle = line;
     context.lineWidth = 2;
-    context.strokeRect(frame.x, frame.y, frame.width, frame.height);
+    context.stroke();
     context.setLineDash([]);
     context.globalAlpha = 1;
 }
@@ -152,19 +165,6 @@ function labelWords(box) {
     return strength === 1 ? words : `${words} · ${Math.round(strength * 100)} %`;
 }
 
-/** A function that remembers its last answers: the same labels and colours are asked for at every frame. */
-function remembering(answer, limit = 512) {
-    const known = new Map();
-    return (key, ...rest) => {
-        if (!known.has(key)) {
-            if (known.size >= limit) known.clear();
-            known.set(key, answer(key, ...rest));
-        }
-        return known.get(key);
-    };
-}
-
-const outline = remembering((key) => lineOn(...key.split(" ")));
 const ink = remembering(inkOn);
 const label = remembering((key, context, number, words, room) => {
     const text = fitted(context, number, words, room);
@@ -226,7 +226,7 @@ function drawGaps(context, { gaps, theme, ratio }, area) {
     context.restore();
 }
 
-function drawSelection(context, { boxes, selection, theme, ratio }, area) {
+function drawSelection(context, { boxes, selection, theme, ratio, handles = true }, area) {
     const chosen = boxes.filter((box) => selection.includes(box.id) && !option(box, "hidden"));
     if (!chosen.length) return;
     context.strokeStyle = theme.ink;
@@ -236,7 +236,7 @@ function drawSelection(context, { boxes, selection, theme, ratio }, area) {
         context.strokeRect(frame.x - 2.5, frame.y - 2.5, frame.width + 5, frame.height + 5);
     }
     const free = chosen.filter((box) => !option(box, "locked"));
-    if (!free.length) return;
+    if (!free.length || !handles) return;
     const rect = bounds(free);
     if (free.length > 1) {
         const frame = frameOf(rect, area, ratio);
@@ -252,6 +252,8 @@ function drawSelection(context, { boxes, selection, theme, ratio }, area) {
         context.strokeStyle = "#1c1d20";
         context.strokeRect(x - HANDLE / 2, y - HANDLE / 2, HANDLE, HANDLE);
     }
+    if (free.length > 1 || free[0].shape?.kind !== "polygon") return;
+    for (const corner of cornersOf(free[0])) drawCorner(context, onCanvas(corner, area));
 }
 
 function drawGuides(context, { guides, theme }, area) {
@@ -272,12 +274,13 @@ function drawGuides(context, { guides, theme }, area) {
     context.stroke();
 }
 
-function drawRubber(context, { theme }, frame) {
+function drawRubber(context, { theme }, shape, frame) {
+    trace(context, shape, { x: frame.x + 0.5, y: frame.y + 0.5, width: frame.width - 1, height: frame.height - 1 });
     context.fillStyle = theme.accent;
     context.globalAlpha = 0.12;
-    context.fillRect(frame.x, frame.y, frame.width, frame.height);
+    context.fill();
     context.globalAlpha = 1;
     context.strokeStyle = theme.accent;
     context.lineWidth = 1;
-    context.strokeRect(frame.x + 0.5, frame.y + 0.5, frame.width - 1, frame.height - 1);
+    context.stroke();
 }

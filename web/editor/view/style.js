@@ -3,7 +3,7 @@
 
 export const STYLE = `
 .bw-editor { --bw-line: color-mix(in srgb, currentColor 16%, transparent); --bw-soft: color-mix(in srgb, currentColor 8%, transparent);
-    --bw-accent: #3d8fe0; container-type: size; contain-intrinsic-size: 560px 480px; display: flex; flex-direction: column; gap: 6px; box-sizing: border-box;
+    --bw-accent: #3d8fe0; container-type: size; contain-intrinsic-size: 560px 480px; display: flex; flex-direction: column; gap: 4px; box-sizing: border-box;
     width: 100%; height: 100%; min-height: 0; padding: 0; overflow: hidden; position: relative;
     color: var(--input-text, #ddd); font: 12px/1.35 ui-sans-serif, system-ui, sans-serif; text-align: left; user-select: none; }
 .lg-node-widgets:has(> :first-child .bw-editor) { grid-template-rows: minmax(420px, 1fr) !important; }
@@ -41,6 +41,19 @@ export const STYLE = `
 .bw-main { position: relative; display: flex; flex: 1; flex-direction: column; gap: 6px; min-height: 0; }
 .bw-stage { position: relative; flex: 1 1 0; min-height: 120px; overflow: hidden; border-radius: 8px; background: var(--bw-soft); }
 .bw-canvas { position: absolute; inset: 0; width: 100%; height: 100%; touch-action: none; outline-offset: -2px !important; }
+.bw-tool { position: absolute; z-index: 1; top: 6px; left: 6px; right: 6px; display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px;
+    width: fit-content; margin: 0 auto; padding: 4px 10px; border: 1px solid var(--bw-line); border-radius: 8px; background: var(--comfy-menu-bg, #222);
+    opacity: .94; pointer-events: none; }
+.bw-tool .bw-field { pointer-events: auto; }
+.bw-tool .bw-field input[type=range] { width: 90px; }
+.bw-tool.bw-away { opacity: .2; }
+.bw-tool[hidden], .bw-tool [hidden] { display: none; }
+.bw-item kbd { padding: 0 4px; border: 1px solid var(--bw-line); border-radius: 4px; font: inherit; opacity: .7; }
+.bw-item[aria-checked=true] { background: var(--bw-soft); font-weight: 600; }
+.bw-select { flex: 1; min-width: 0; height: 24px; border: 1px solid var(--bw-line); border-radius: 5px; background: var(--comfy-input-bg, #222); }
+.bw-fields > .bw-field:has(.bw-color) > span { width: auto; }
+.bw-field .bw-small { padding: 0 4px; }
+.bw-select + .bw-number { flex: none; width: 52px; }
 .bw-empty { position: absolute; inset: 0; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 4px;
     padding: 12px; text-align: center; pointer-events: none; opacity: .75; }
 .bw-empty strong { font-size: 14px; font-weight: 600; }

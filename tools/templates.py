@@ -1,0 +1,229 @@
+"""The example workflows, which ComfyUI offers as templates: brought into shape, and their pictures drawn.
+
+    python tools/templates.py               every workflow made for the toy model gets a checkpoint that users have, its
+                                            size, a note that says so, and its title as the name of its file
+    python tools/templates.py --pictures    draws the picture of each that lacks one (or of those that are named), on
+                                            the toy model; needs the environment of the tests (COMFYUI_PATH)
+
+The host shows a template's file name as its title and its words, and `<name>.jpg` beside it as its picture. The tests
+and the demo run the variants for the toy model, `for_toy`.
+"""
+
+import argparse
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from wb_common import ROOT, Failure
+from wb_demo import execute, load_workflow, save_pictures
+from wb_graph import NOTES, to_api
+
+FOLDER = ROOT / "example_workflows"
+TOY, TOY_SIDE, TOY_BATCH, TOY_CFG = "toyworld.safetensors", 256, 4, 5.0
+USUAL = "v1-5-pruned-emaonly-fp16.safetensors"  # as the host's own first template names it
+# Checkpoints that the workflows name: what the model is called, and the side of the pictures it draws.
+CHECKPOINTS = {USUAL: ("Stable Diffusion 1.5", 512), "flux1-dev-fp8.safetensors": ("FLUX.1 dev", 1024)}
+# LoRAs of the toy model -> what a workflow for users calls those that are to be chosen in their place.
+LORAS = {"toyworld_stripes.safetensors": "one_style.safetensors", "toyworld_dots.safetensors": "another.safetensors"}
+# Node -> places of pixels among its saved values; for the batch size the same.
+PIXELS = {
+    "EmptyLatentImage": (0, 1), "EmptySD3LatentImage": (0, 1), "BoxwrightBoxEditor": (1, 2), "BoxwrightRegions": (1, 2),
+    "BoxwrightRegionsPreview": (0, 1), "GrowMask": (0,),
+}  # fmt: skip
+BATCH = {"EmptyLatentImage": 2, "EmptySD3LatentImage": 2}
+CFG = {"KSampler": 3}
+# What only the toy model knows, in notes: its words, and how it errs.
+OF_THE_TOY = (
+    re.compile(r" \((?:textures|colours|shapes|circle)[:,][^)]*\)"),
+    re.compile(r"\n\nThis model tends to mix up two objects; look at the ones that are there\."),
+)
+NOTE_LINES = 60  # pixels that a note grows by for what is added to it
+# Stem of a workflow -> its title: the host sorts by it, and shows nothing else.
+TITLES = {
+    "box_constraint": "1.1 Objects in their boxes (Box Constraint)",
+    "rectified_attention": "1.2 Words kept in their boxes (Rectified Attention)",
+    "region_prompt": "1.3 Each box its own words (Region Prompt)",
+    "region_prompt_with_box_constraint": "1.4 Own words, and the object in its box (Region Prompt, Box Constraint)",
+    "region_conditioning": "1.5 Regions as ComfyUI's own conditioning (Region Conditioning)",
+    "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
+    "region_lora": "1.7 A LoRA for each box (Region LoRA)",
+    "reweight": "2.1 More or less of one word (Reweight Words)",
+    "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
+    "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",
+    "diff_edit": "2.4 Change this, keep that (DiffEdit)",
+    "diff_edit_by_parts": "2.5 Change this, keep that, part by part (DiffEdit)",
+    "flow_edit": "2.6 Another prompt for a given picture (FlowEdit)",
+    "masked_samplers": "2.7 Fill a mask (RePaint, Blended Latents)",
+    "ilvr": "2.8 The layout of a picture, other words (ILVR)",
+    "h_space": "2.9 Move a picture by two prompts (H-Space Edit)",
+    "attention_heatmap": "3.1 See what a word sees (Attention Heatmap)",
+}
+PICTURE = 512  # pixels each way
+
+
+def template(stem: str) -> Path:
+    """The file of the workflow that was once called `stem`."""
+    return FOLDER / f"{TITLES.get(stem, stem)}.json"
+
+
+def stem_of(path: Path) -> str:
+    """What the workflow of a file was once called."""
+    return next((stem for stem, title in TITLES.items() if title == path.stem), path.stem)
+
+
+def for_toy(workflow: dict) -> dict:
+    """The variant for the toy model: its checkpoint, its size, its batch, and a CFG that it listens to."""
+    side = _side_of(workflow)
+    made = _adapted(workflow, TOY, TOY_SIDE / side, TOY_BATCH)
+    for node in made["nodes"]:
+        place = CFG.get(node["type"])
+        if place is not None and node["widgets_values"][place] == 1.0:
+            node["widgets_values"][place] = TOY_CFG
+    return made
+
+
+def for_users(workflow: dict, checkpoint: str = USUAL) -> dict:
+    """The same workflow for a checkpoint that users have, with a note on that; one that names such a one as it is."""
+    if TOY not in _checkpoints(workflow):
+        return workflow
+    name, side = CHECKPOINTS[checkpoint]
+    made = _adapted(workflow, checkpoint, side / TOY_SIDE, 1)
+    note = next((node for node in made["nodes"] if node["type"] in NOTES), None)
+    if note is None:
+        raise Failure("the workflow has no note; write one that says what it shows and what to try")
+    text = note["widgets_values"][0]
+    for words in OF_THE_TOY:
+        text = words.sub("", text)
+    note["widgets_values"] = [
+        f"{text}\n\nMade for {name} ({checkpoint}) at {side} x {side}. For another model, choose its file in Load "
+        "Checkpoint, and its size wherever a width and height stand."
+    ]
+    (left, top), (width, height) = note["pos"], note["size"]
+    note["pos"], note["size"] = [left, top - NOTE_LINES], [width, height + NOTE_LINES]
+    return made
+
+
+def _adapted(workflow: dict, checkpoint: str, factor: float, batch: int) -> dict:
+    made = copy.deepcopy(workflow)
+    for node in made["nodes"]:
+        values = node.get("widgets_values")
+        for toys, users in LORAS.items():
+            old, new = (users, toys) if checkpoint == TOY else (toys, users)
+            values[:] = [value.replace(old, new) if isinstance(value, str) else value for value in values or ()]
+        if node["type"] == "CheckpointLoaderSimple":
+            node["widgets_values"] = [checkpoint]
+        for place in PIXELS.get(node["type"], ()):
+            values[place] = round(values[place] * factor)
+        if node["type"] in BATCH:
+            values[BATCH[node["type"]]] = batch
+    return made
+
+
+def _checkpoints(workflow: dict) -> list[str]:
+    return [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple"]
+
+
+def _side_of(workflow: dict) -> int:
+    names = _checkpoints(workflow)
+    sides = {TOY: TOY_SIDE} | {name: side for name, (_, side) in CHECKPOINTS.items()}
+    if len(names) != 1 or names[0] not in sides:
+        raise Failure(f"a template names one checkpoint of {', '.join(sides)}; this one names {names}")
+    return sides[names[0]]
+
+
+def written(workflow: dict) -> str:
+    return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
+
+
+def bring_into_shape() -> list[str]:
+    """Convert and rename what was made for the toy model; what was done, in lines."""
+    said = []
+    for path in sorted(FOLDER.glob("*.json")):
+        workflow = load_workflow(path)
+        made, goal = for_users(workflow), template(path.stem)
+        if made is not workflow:
+            path.write_text(written(made), "utf-8", newline="\n")
+            said.append(f"{path.name}: now for {_checkpoints(made)[0]}")
+        if goal != path:
+            path.rename(goal)
+            said.append(f"{path.name} -> {goal.name}")
+        elif stem_of(path) == path.stem:
+            said.append(f"{path.name}: has no title; give it one in TITLES")
+    return said
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_pictures(names: list[str], again: bool = False) -> None:
+    """The picture of each template that lacks one: what the workflow draws on the toy, and in the corner without."""
+    from wb_environment import host_at
+    from wb_server import running_server
+
+    paths = [path for path in sorted(FOLDER.glob("*.json")) if not names or {stem_of(path), path.stem} & {*names}]
+    lacking = [path for path in paths if again or not path.with_suffix(".jpg").exists()]
+    if not lacking:
+        return
+    with running_server(Path(sys.executable), host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")) as server:
+        info = server.get_json("/object_info")
+        for path in lacking:
+            graph = to_api(for_toy(load_workflow(path)), info)
+            for node in graph.values():
+                if "batch_size" in node["inputs"]:
+                    node["inputs"]["batch_size"] = 1
+            with tempfile.TemporaryDirectory() as folder:
+                drawn = save_pictures(server, graph, execute(server, graph), Path(folder))
+                last = {name: files[-1] for name, files in drawn.items()}
+                _compose(last["patched"], last["unpatched"], _boxes(graph), path.with_suffix(".jpg"))
+            print(f"{path.stem}.jpg", flush=True)
+
+
+def _boxes(graph: dict) -> list[dict]:
+    """The boxes of the workflow's editor; none where it has none."""
+    texts = [node["inputs"]["regions_json"] for node in graph.values() if node["class_type"] == "BoxwrightBoxEditor"]
+    return json.loads(texts[0])["regions"] if texts else []
+
+
+def _compose(patched: Path, unpatched: Path, boxes: list[dict], goal: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    colours = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66))
+    picture = Image.open(patched).convert("RGB").resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    for index, box in enumerate(boxes):
+        corners = [box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]]
+        edge = [round(value * PICTURE) for value in corners]
+        draw.rectangle(edge, outline=(0, 0, 0), width=6)
+        draw.rectangle([edge[0] + 1, edge[1] + 1, edge[2] - 1, edge[3] - 1], outline=colours[index % 4], width=4)
+    inset, margin, frame = PICTURE * 30 // 100, PICTURE // 40, 3
+    small = Image.open(unpatched).convert("RGB").resize((inset, inset), Image.Resampling.LANCZOS)
+    place = (margin, PICTURE - inset - margin)
+    draw.rectangle([place[0] - frame, place[1] - frame, place[0] + inset + frame - 1, place[1] + inset + frame - 1],
+                   fill=(40, 40, 40))
+    picture.paste(small, place)
+    picture.save(goal, quality=88, optimize=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures that are lacking")
+    parser.add_argument("--again", action="store_true", help="draw them even where they are there")
+    parser.add_argument("names", nargs="*", help="of workflows whose pictures are drawn; none = all")
+    options = parser.parse_args()
+    try:
+        print("\n".join(bring_into_shape()) or "every template is in shape")
+        if options.pictures:
+            draw_pictures(options.names, options.again)
+    except (Failure, subprocess.SubprocessError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+// What is known about the boxes of an editor: what they cover, and warnings. Worked out once, asked for at every frame.
+
+import { ATTENTION_CELLS, coverage, unfilledGrids } from "./model/geometry.js";
+import { fileAmong, option } from "./model/drawing.js";
+import { isInPrompt } from "./model/phrases.js";
+
+export class Knowledge {
+    constructor(editor) {
+        this.editor = editor;
+        this.known = { flags: null, coverage: null };
+    }
+
+    /** See geometry.coverage, of the boxes that take part. Worked out once per state. */
+    coverage() {
+        const { boxes } = this.editor.state;
+        if (this.known.coverage?.boxes !== boxes) {
+            const value = coverage(boxes.filter((box) => option(box, "enabled")));
+            this.known.coverage = { boxes, value };
+        }
+        return this.known.coverage.value;
+    }
+
+    /** Warnings, box id -> words. Worked out once per state, prompt and size. */
+    flags() {
+        const { state, size, facts: { prompt } } = this.editor, { flags } = this.known, loras = this.editor.host.loras();
+        if (flags?.boxes === state.boxes && flags.prompt === prompt && flags.size === size && flags.loras === loras) return flags.value;
+        const value = new Map();
+        state.boxes.forEach((box, index) => {
+            const words = option(box, "enabled") ? this.warning(box, index, prompt, size, loras) : "";
+            if (words) value.set(box.id, words);
+        });
+        this.known.flags = { boxes: state.boxes, prompt, size, loras, value };
+        return value;
+    }
+
+    warning(box, index, prompt, size, loras) {
+        const { t } = this.editor;
+        if (!box.phrase.trim()) return t("flagEmpty", { number: index + 1 });
+        if (prompt?.trim() && !this.isInPrompt(box.phrase, prompt)) return t("flagMissing", { phrase: box.phrase });
+        if (box.lora && loras && fileAmong(loras, box.lora) === undefined) return t("flagLora", { phrase: box.phrase, name: box.lora });
+        const grids = unfilledGrids(box, size);
+        if (grids.length < ATTENTION_CELLS.length) return ""; // one of the grids sees it
+        return t("flagSmall", { phrase: box.phrase, grids: grids.map((grid) => grid.join(" × ")).join(", ") });
+    }
+
+    /** Remembered per phrase: sixty boxes are asked for at every move of the pointer. */
+    isInPrompt(phrase, prompt) {
+        if (this.asked?.prompt !== prompt || this.asked.answers.size > 500) this.asked = { prompt, answers: new Map() };
+        const { answers } = this.asked;
+        if (!answers.has(phrase)) answers.set(phrase, isInPrompt(phrase, prompt));
+        return answers.get(phrase);
+    }
+}
