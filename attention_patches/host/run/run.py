@@ -58,6 +58,11 @@ class Run:
         self.areas = {e["uuid"]: e.get("area") for entries in guider.conds.values() for e in entries}
         self.layers: LiveLayers | None = None
         if any(isinstance(item.edit, LayerEdit) for item in installed):
+            if guider.model_options.get("multigpu_clones"):
+                raise IncompatiblePatchError(
+                    "This model runs on several GPUs, and the LoRAs of regions are put into the copy on one of them. "
+                    "Remove the node that spreads the model, or load the LoRA for the whole picture."
+                )
             self.layers = LiveLayers(adapter, guider.inner_model.diffusion_model, installed, self.cache)
 
     def with_layers(self) -> AbstractContextManager:
