@@ -107,10 +107,11 @@ def prepare(shape: Shape, model: Any, methods: str) -> dict[tuple[str, int], tup
 
 def job_of(shape: Shape, model: Any, rows: int) -> Job:
     """An evaluation of `rows` pictures, each conditioned and unconditioned."""
+    noise = torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0))
     return Job(
         positive=conditioning(shape, prompt(shape, seed=1), KEY, rows),
         negative=conditioning(shape, prompt(shape, seed=2), None),
-        noise=torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0)).repeat(rows, 1, 1, 1),
+        noise=noise.repeat(rows, *[1] * len(shape.latent)),
         cfg=shape.cfg,
         layers=attention_layers(model),
         device=model.load_device,

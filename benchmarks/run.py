@@ -2,6 +2,7 @@
 
     python tools/workbench.py bench                      everything (about half an hour on two CPU cores)
     python tools/workbench.py bench -- --quick           the toy model and a small one
+    python tools/workbench.py bench -- --families        two blocks of every family of transformers
 
 What is measured, and how: docs/benchmarks.md.
 """
@@ -37,6 +38,7 @@ def main() -> int:
     import shapes
 
     default = shapes.ON_CUDA if options.device == "cuda" else shapes.ON_CPU
+    default = shapes.FAMILIES if options.families else default
     names = options.only or (shapes.QUICK if options.quick else default)
     unknown = [name for name in names if name not in shapes.SHAPES]
     if unknown:
@@ -63,6 +65,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="only the toy model and a small one")
+    parser.add_argument("--families", action="store_true", help="a few blocks of every family of transformers")
     parser.add_argument("--only", metavar="NAME", action="append", help="only this shape (may be given several times)")
     parser.add_argument("--repeats", type=positive, metavar="N", help="patched steps per method and regions")
     parser.add_argument("--method", metavar="NAME", default="", help="only methods whose name starts so")

@@ -6,16 +6,17 @@ importable as `pack`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.supported_models
+import family_shapes
 import torch
-from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.patcher_extension import WrappersMP
 from pack.attention_patches.core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
 from pack.attention_patches.core.token_alignment import token_alignment
@@ -33,26 +34,10 @@ from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
+from shape import Shape
 
 KEY = "benchmark"  # marks the conditioning that the layouts belong to
 WORDS = 40  # of the prompt; region r (from 0) owns words 2r + 1 and 2r + 2
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One model and the size it runs at."""
-
-    title: str
-    config: str  # class in comfy.supported_models
-    model: dict[str, Any]  # the host's model configuration
-    latent: tuple[int, int, int]  # (C, H, W) in latent cells
-    tokens: int  # N: image tokens of the finest attention grid
-    heads: int  # at that grid
-    text: int = 77  # T: text tokens
-    context: int = 768  # channels of a text token
-    pooled: int | None = None  # channels of the pooled text; None where the model takes none
-    cfg: float = 5.0  # 1 = the host evaluates the conditioned row alone
-    repeats: int = 3  # patched evaluations of every method and number of regions
 
 
 _UNET = dict(
@@ -127,6 +112,8 @@ SHAPES = {
         latent=(4, 128, 128), tokens=4096, heads=10, context=2048, pooled=1280, repeats=7,
     ),
 }  # fmt: skip
+SHAPES |= family_shapes.SHAPES
+FAMILIES = tuple(family_shapes.SHAPES)
 QUICK = ("toy", "small")
 ON_CPU = ("toy", "sd15", "sdxl", "flux")
 ON_CUDA = ("toy", "sd15-full", "sdxl-full", "flux")
@@ -148,12 +135,10 @@ def build(shape: Shape, dtype: torch.dtype) -> Any:
 
 
 def attention_layers(model: Any) -> list[torch.nn.Module]:
-    """The modules in which edits act: the cross-attention layers of a UNet, the blocks of Flux."""
-    return [
-        module
-        for name, module in model.model.diffusion_model.named_modules()
-        if name.endswith(".attn2") or isinstance(module, (DoubleStreamBlock, SingleStreamBlock))
-    ]
+    """The modules in which edits act: the cross-attention layers of a UNet, the blocks of a transformer."""
+    network = model.model.diffusion_model
+    wanted = re.compile(r"\.attn2$" if hasattr(network, "input_blocks") else r"^\w*(blocks|layers)\.\d+$")
+    return [module for name, module in network.named_modules() if wanted.search(name)]
 
 
 def prompt(shape: Shape, seed: int) -> EncodedText:
@@ -184,7 +169,7 @@ def conditioning(shape: Shape, encoded: EncodedText, key: str | None, rows: int 
 
     `rows`: prompts side by side, as Prompt to Prompt has them (what they say does not count here).
     """
-    values: dict[str, Any] = {} if key is None else {LAYOUT_KEY: key}
+    values: dict[str, Any] = dict(shape.extra) if key is None else {**shape.extra, LAYOUT_KEY: key}
     if shape.pooled:
         pooled = torch.randn(1, shape.pooled, generator=torch.Generator().manual_seed(3))
         values["pooled_output"] = pooled.repeat(rows, 1)
@@ -267,6 +252,8 @@ ROWS = {"prompt to prompt": 2}  # pictures in the batch, patched and unpatched, 
 
 def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
     """With how many regions a method is measured; some costs hardly depend on it. None where Flux cannot have it."""
+    if shape.few:
+        return {"rectified": (4,), "reweight as published (explicit)": (4,), "recorder": (0,)}.get(method, ())
     if method in ("couple", "host's Conditioning (Set Mask)"):
         return () if shape.config == "Flux" else (1, 2, 4, 8, 16)
     if method.startswith(("dense", "bound")):

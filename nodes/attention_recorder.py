@@ -8,11 +8,13 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow
 from ..attention_patches.host.recorder import recorded
+from ..attention_patches.host.support import supports
 from ..attention_patches.host.text.layout import encode_layout
 from ..attention_patches.methods.recorder import MAX_MOMENTS, MIB, RecordedGrids, Recording, Records
 from .parts import schema
 from .parts.drawn_by import place
 from .parts.phrases import parse_phrases
+from .parts.progress import tell
 
 DEFAULT = Recording()
 
@@ -85,6 +87,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
                     "record", tooltip="Filled while the model samples. Every run has a record of its own."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -95,6 +98,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
         window = StepWindow(start, end)
         recording = Recording(parse_phrases(phrases, "phrases"), resolutions, moments, window, budget_mb * MIB)
         records = Records(layout.prompt.tokens, recording)
+        tell(cls.hidden, supports(model))
         return io.NodeOutput(recorded(model, layout, records, place), records)
 
 

@@ -9,10 +9,11 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.install import install
+from ..attention_patches.host.support import supports
 from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode, by_hand
 from ..attention_patches.methods.box_constraint import preset as numbers_of
 from .parts import schema
-from .parts.progress import progress_reporter
+from .parts.progress import progress_reporter, tell
 
 Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.box_constraint.BoxConstraint
 DEFAULT = PRESETS["standard"]
@@ -67,6 +68,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
     def execute(cls, model, layout, mode, preset, settings=None) -> io.NodeOutput:
         method = by_hand(settings, mode) if settings else numbers_of(preset, mode)
         report = progress_reporter(cls.hidden.unique_id)
+        tell(cls.hidden, supports(model))
         return io.NodeOutput(install(model, layout, [replace(g, report=report) for g in method.guides(layout)]))
 
 

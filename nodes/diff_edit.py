@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.core.masks import on_latent
 from ..attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
 from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.inversion import invert_latent
@@ -104,19 +103,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
                 heat_threshold_input(),
                 dilate_input(DILATE),
                 editing.seed_input("Of the mask's noise draws. Nothing else is random."),
-                io.Boolean.Input(
-                    "paste",
-                    default=True,
-                    tooltip="On = outside the mask the picture's own pixels are put back. Off = they went through the "
-                    "VAE.",
-                ),
-                io.Int.Input(
-                    "feather",
-                    default=4,
-                    min=0,
-                    max=64,
-                    tooltip="Pixels of soft transition when pasting, inside the mask: 0 = a hard edge.",
-                ),
+                *editing.paste_inputs(),
                 editing.mask_input("Your own mask instead of the difference mask; white = redrawn. Any size."),
             ],
             outputs=[
@@ -142,9 +129,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
             spent.append(("mask", found.evaluations))
             area = editing.in_pixels(found.mask, cell)
         else:
-            height, width = (side * cell for side in samples.shape[-2:])
-            area = editing.unframed(mask, tuple(image.shape[1:3]), height, width)
-            on_latent(area, samples.shape)  # refused now, not when the inversion is done
+            area = editing.covered_cells(mask, image, samples, cell)
         prompt = negative if invert_with == "negative" else source
         inverted = invert_latent(model, samples, prompt, sigmas, refinements=refinements)
         spent.append(("inversion", inverted.evaluations))
@@ -152,6 +137,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
         spent.append(("edit", evaluations))
         edited = editing.decoded(vae, latent)
         shown = editing.fitted(area, edited)
+        hint = editing.hint_of_nothing(image, edited, shown)
         if paste:
             edited = pasted(edited, image, shown, feather)
         report = (
@@ -164,6 +150,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
                 f" The model has {len(sigmas) - 1} noise levels for these settings, so that the edit took as many "
                 f"steps instead of {steps}."
             )
+        report += hint
         return io.NodeOutput(
             edited, editing.framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
         )

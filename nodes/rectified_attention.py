@@ -8,8 +8,10 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.install import install
+from ..attention_patches.host.support import supports
 from ..attention_patches.methods.rectified_attention import EndTokens, RectifiedAttention, Resolutions
 from .parts import schema
+from .parts.progress import tell
 
 DEFAULT = RectifiedAttention()
 
@@ -63,11 +65,13 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The patched model.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, layout, strength, start, end, feather, resolutions, end_tokens) -> io.NodeOutput:
         method = RectifiedAttention(strength, StepWindow(start, end), feather, resolutions, end_tokens)
+        tell(cls.hidden, supports(model))
         return io.NodeOutput(install(model, layout, method.edits(layout)))
 
 

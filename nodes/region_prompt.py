@@ -10,6 +10,7 @@ from ..attention_patches.core.seam import ending
 from ..attention_patches.core.types import BoxwrightError, Layout, StepWindow
 from ..attention_patches.host import region_prompt as texts
 from ..attention_patches.host.install import install
+from ..attention_patches.host.support import supports, takes_own_phrases
 from ..attention_patches.methods.bounded_attention import BoundedAttention
 from ..attention_patches.methods.dense_diffusion import DenseDiffusion
 from ..attention_patches.methods.region_prompt import Overlap, RegionPrompt
@@ -100,7 +101,9 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             edits = method.edits(layout, own, rest, progress_reporter(cls.hidden.unique_id))
         else:
             check_end(window, mode["dense_end"], "dense_end")
-            method = DenseDiffusion(strength, mode["cross_weight"], mode["self_weight"], overlap=overlap, window=window)
+            weights = mode["cross_weight"], mode["self_weight"]
+            own = takes_own_phrases(model)
+            method = DenseDiffusion(strength, *weights, own_phrases=own, overlap=overlap, window=window)
             edits = ending(method.edits(layout), mode["dense_end"])
         on = bool(edits)
         if bound["bound"] != "off" and strength > 0:
@@ -245,10 +248,13 @@ def without_effect(layout: Layout, mode: dict, bound: dict) -> list[str]:
 
 
 def model_notes(model, mode: str) -> list[str]:
-    """What this model does not take from the regions."""
+    """What this model does not take from the regions, and what acts on it."""
+    notes = []
     if mode == "couple" and getattr(model.model, "adm_channels", 0):
-        return ["This model also reads the whole prompt as one vector (pooled text); that one stays the prompt's."]
-    return []
+        notes.append("This model also reads the whole prompt as one vector (pooled text); that one stays the prompt's.")
+    if mode == "dense" and not takes_own_phrases(model):
+        notes.append("This model reads phrases only as they stand in the prompt, and dense leaves them so.")
+    return [*notes, supports(model)]
 
 
 NODES = [BoxwrightRegionPrompt]

@@ -8,8 +8,10 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError, StepWindow
 from ..attention_patches.host.install import install
+from ..attention_patches.host.support import supports
 from ..attention_patches.methods.reweight import HIGHEST, LOWEST, Reweight
 from .parts import schema
+from .parts.progress import tell
 
 MAX_LINES = 200
 MAX_CHARACTERS = 20_000
@@ -82,6 +84,7 @@ class BoxwrightReweight(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The patched model.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -97,6 +100,7 @@ class BoxwrightReweight(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, weights, start, end, region, renormalize) -> io.NodeOutput:
         method = Reweight(parse_weights(weights), StepWindow(start, end), region, renormalize)
+        tell(cls.hidden, supports(model))
         return io.NodeOutput(install(model, layout, method.edits(layout)))
 
 

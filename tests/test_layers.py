@@ -12,6 +12,7 @@ CORE = "attention_patches/core"
 METHODS, SAMPLERS = "attention_patches/methods", "attention_patches/samplers"
 HOST = "attention_patches/host"
 ATTENTION, FAMILIES, TEXT = f"{HOST}/attention", f"{HOST}/families", f"{HOST}/text"
+LAYERS = f"{HOST}/layers"
 RUN, GUIDANCE, LOOPS = f"{HOST}/run", f"{HOST}/guidance", f"{HOST}/samplers"
 ROOMS = {
     ".": {"nodes"},
@@ -22,16 +23,18 @@ ROOMS = {
     ATTENTION: {CORE},
     FAMILIES: {CORE, ATTENTION},
     TEXT: {CORE},
-    RUN: {CORE, ATTENTION, FAMILIES, TEXT},
+    LAYERS: {CORE, ATTENTION, FAMILIES},
+    RUN: {CORE, ATTENTION, FAMILIES, LAYERS, TEXT},
     GUIDANCE: {CORE, ATTENTION, FAMILIES, RUN},
     LOOPS: {CORE, SAMPLERS, ATTENTION, RUN},
-    HOST: {CORE, METHODS, SAMPLERS, ATTENTION, FAMILIES, TEXT, RUN, GUIDANCE, LOOPS},
+    HOST: {CORE, METHODS, SAMPLERS, ATTENTION, FAMILIES, LAYERS, TEXT, RUN, GUIDANCE, LOOPS},
     "nodes/parts": {CORE, METHODS, SAMPLERS},
     "nodes": {"nodes/parts", CORE, METHODS, SAMPLERS, HOST, TEXT, LOOPS},
 }
 HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "node_helpers"}
 HOST_MODULES |= {"nodes", "server", "latent_preview"}
-IN_NODES = {"comfy_api", "comfy_execution", "nodes", "server"}  # the host's nodes are described, not its models touched
+# The host's nodes are described and its files listed, not its models touched.
+IN_NODES = {"comfy_api", "comfy_execution", "folder_paths", "nodes", "server"}
 SPOKEN = {  # which of the host's modules a room may name
     **{room: {"comfy", "latent_preview"} for room in ROOMS if room.startswith(HOST)},
     **{room: IN_NODES for room in ROOMS if room.startswith("nodes")},

@@ -34,6 +34,24 @@ def coverage(area: Box | Tensor, grid: tuple[int, int], view: View = WHOLE_IMAGE
     return (share / inside.clamp_min(1e-9)).clamp(0.0, 1.0).float()
 
 
+def laid_over(values: Tensor, view: View, grid: tuple[int, int], onto: View = WHOLE_IMAGE) -> tuple[Tensor, Tensor]:
+    """Values [..., h, w] on cells over `view`, as averages on `grid` cells over `onto`, by area.
+
+    Returns them [..., *grid] in float64, and how much of each of those cells lies under `view`, [*grid] in [0, 1];
+    where nothing does, the average is 0.
+    """
+    down, across = (
+        _overlap(_cell_edges(to, start, length), _cell_edges(of, begin, extent))
+        for to, start, length, of, begin, extent in (
+            (grid[0], onto.y, onto.height, values.shape[-2], view.y, view.height),
+            (grid[1], onto.x, onto.width, values.shape[-1], view.x, view.width),
+        )
+    )
+    under = down.sum(dim=1)[:, None] * across.sum(dim=1)
+    sums = down @ values.to(device="cpu", dtype=torch.float64) @ across.T
+    return torch.where(under > 1e-9, sums / under.clamp_min(1e-9), 0.0), under.clamp_max(1.0)
+
+
 def covered(region: Region, site: AttentionSite) -> Tensor:
     """Coverage of the region at this site, [h, w]; worked out once for each grid of a run. 0 in frames it is not in."""
     if not holds_in(region, site.frames):

@@ -120,6 +120,24 @@ class ContextEdit:
 
 
 @dataclass(frozen=True)
+class LayerEdit:
+    """Changes of linear and convolution layers (LoRAs) that count by place, in every row of a run.
+
+    A unit is a change, its strength and where it counts. In every layer that one touches, with x its input, y its
+    output: y += sum over units of share_u(place) * strength_u * change_u(x). The layout's rows must be in the run.
+    """
+
+    name: str
+    changes: tuple[Any, ...]  # one for each unit, the same object for the same change: what the host applies
+    strengths: tuple[float, ...]  # one for each unit, any sign
+    # shares(site) -> float32 [units, h * w] on any grid, of the site alone: at least 0, at most 1 in sum over the units
+    shares: Callable[[AttentionSite], Tensor]
+    # words(site) -> float32 [units, T]: the share for the layout's own text columns; 0 = not the unit's word
+    words: Callable[[AttentionSite], Tensor]
+    window: StepWindow = StepWindow()
+
+
+@dataclass(frozen=True)
 class AttentionLoss:
     """How far attention maps are from what is wanted."""
 
@@ -154,3 +172,30 @@ class LatentGuide:
     smallest_side: int = 16  # cells the shorter side of the coarsest grid should have; of other grids, half as many
     early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves
     report: Callable[[str], None] | None = None  # told once for each step how far each phrase is
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a NoiseEdit knows of the run that is about to start."""
+
+    # Of each grid that was read, finest first: image-to-text probabilities before any edit, float32 [B, T, h, w], mean
+    # over heads and layers, and where they are from.
+    maps: tuple[tuple[Tensor, AttentionSite], ...]
+    size: tuple[int, int]  # (H, W) of the latent
+    free: Tensor | None = None  # bool [B, H, W]: cells that are drawn anew; None = all of them
+
+
+@dataclass(frozen=True)
+class NoiseEdit:
+    """Changes the noise that a run starts from, once, before the sampler scales it.
+
+    fn(noise [B, C, H, W] or [B, C, F, H, W], start) -> (same shape, one line of text for the user). The maps are those
+    of one model call on the layout's own rows with the noise as it came. A run without noise, or one that begins when
+    more than `latest` of its schedule is over, is left as it is.
+    """
+
+    name: str
+    fn: Callable[[Tensor, Start], tuple[Tensor, str]]
+    latest: float = 0.5
+    smallest_side: int = 16  # cells the shorter side of the coarsest grid that is read should have; see LatentGuide
+    report: Callable[[str], None] | None = None  # told once in a run what was done, or why nothing was

@@ -14,6 +14,7 @@ from torch import Tensor
 
 MAX_REGIONS = 64
 MAX_PHRASE = 1000  # characters
+MAX_LORA = 10.0  # strength of a LoRA, either sign
 
 NOT_IN_KEY = {"counts": False}  # metadata of a field that changes no picture
 
@@ -80,6 +81,8 @@ class Region:
     start_frame: int | None = None
     end_frame: int | None = None
     enabled: bool = True  # what reads regions from text leaves those out that are not; no method sees one
+    lora: str = ""  # a LoRA of its own: a file as the host lists it; "" = none
+    lora_strength: float = 1.0  # of that LoRA, -MAX_LORA to MAX_LORA
 
 
 @dataclass(frozen=True)

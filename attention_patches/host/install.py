@@ -13,20 +13,23 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
+from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
-from .guidance import latent, prediction
+from .guidance import latent, prediction, start
 from .guidance.foreign import refuse_without_gradient
 from .guidance.guides import tell_idle_guides
-from .run.run import WRAPPER, Run
+from .run.run import RUN, WRAPPER, Run
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 
 
-def install(model: Any, layout: Layout, edits: Sequence[AttentionEdit | ContextEdit | LatentGuide | TextMix]) -> Any:
+Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
+
+
+def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
     """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
 
     Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
@@ -77,10 +80,15 @@ def _sample_with_edits(
             "TorchCompileModel compiles the model without looking at its options, so that Boxwright's edits would be "
             "left out or stay on after their time. Remove TorchCompileModel from this model."
         )
+    nested = RUN in options
     run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise, sigmas)
     run.attach(options)
     prediction.attach(run, options)
     tell_idle_guides(run, sigmas)
-    result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    with run.with_layers():
+        noise = start.edited_noise(
+            run, executor.class_obj, sigmas, extra_args["model_options"], noise, nested, *args, **kw
+        )
+        result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result

@@ -24,9 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.grids import coverage, visible_cells
+from ..core.grids import WHOLE_IMAGE, coverage, visible_cells
 from ..core.seam import AttentionLoss, AttentionSite, LatentGuide
-from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, widest_window, window_of
+from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View, widest_window, window_of
 from .box_losses import Place, Sight, best_mean, corner_loss, inner_loss, outer_loss, place, sight
 
 ALWAYS = StepWindow()
@@ -144,10 +144,13 @@ def constrained_phrases(layout: Layout, window: StepWindow = ALWAYS) -> tuple[Ph
     )
 
 
-def small_boxes(layout: Layout, grid: tuple[int, int]) -> list[str]:
-    """The phrases of boxes that no cell of the grid is covered by for more than half; they grow to one cell."""
-    phrases = constrained_phrases(layout)
-    return [p.text for p in phrases for area in p.areas if not bool((coverage(area, grid) > 0.5).any())]
+def small_boxes(layout: Layout, grid: tuple[int, int], view: View = WHOLE_IMAGE) -> list[str]:
+    """The phrases of boxes that no cell of the grid is covered by for more than half; they grow to one cell.
+
+    Of a crop of the image (`view`), those that are in it.
+    """
+    boxes = [(phrase.text, area) for phrase in constrained_phrases(layout) for area in phrase.areas]
+    return [text for text, area in boxes if 0.0 < float(coverage(area, grid, view).max()) <= 0.5]
 
 
 def rivals(tokens: TokenMap, own: Sequence[int], competition: Competition) -> list[int]:
@@ -238,7 +241,7 @@ class _Losses:
             places.append(place(boxes, site.grid, self.settings.corner_width, device))
         notes = tuple(
             f'the box of "{text}" was grown to one cell of the {site.grid[0]}x{site.grid[1]} attention grid'
-            for text in small_boxes(self.layout, site.grid)
+            for text in small_boxes(self.layout, site.grid, site.view)
         )
         return _Facts(tuple(columns), tuple(places), notes)
 

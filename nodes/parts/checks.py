@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, counted
 
+MAX_FILE = 300  # characters of a file's name with its folders
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
 
 
@@ -29,6 +30,19 @@ def checked_phrase(phrase: Any, where: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in phrase):
         raise BoxwrightError(f"{where} holds half of a character pair ({shown(phrase)}); write it anew.")
     return phrase.strip()
+
+
+def checked_file(name: Any, where: str) -> str:
+    """A file's name below a folder of the host, its own folders parted by "/"; nothing that could lead out of it."""
+    if not isinstance(name, str):
+        raise BoxwrightError(f"{where} must be the name of a file; it is {shown(name)}.")
+    parts = name.strip().replace("\\", "/").split("/")
+    if len(name) > MAX_FILE or any(part in ("", ".", "..") for part in parts) or not name.isprintable() or ":" in name:
+        raise BoxwrightError(
+            f'{where} is {shown(name)}, which is no name of a file in the folder of LoRAs. Write it as the LoRA loader '
+            'lists it, for instance "styles/ink.safetensors".'
+        )
+    return "/".join(parts)
 
 
 def own_text(where: str, *candidates: Any) -> str:

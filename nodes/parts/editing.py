@@ -8,7 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...attention_patches.core.masks import check_mask, on_latent
 from ...attention_patches.core.types import BoxwrightError
+from ...attention_patches.samplers.drawn import nothing_drawn
 from .checks import rgb
 
 Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.inversion.Trajectory
@@ -33,6 +35,17 @@ def seed_input(tooltip: str) -> io.Input:
     return io.Int.Input(
         "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
     )
+
+
+def one_mask(mask: Tensor) -> Tensor:
+    """The one mask of a MASK [H, W] or [1, H, W], float32 [H, W]. Raises BoxwrightError for several, and for none."""
+    masks = mask[None] if mask.ndim == 2 else mask
+    if masks.shape[0] != 1:
+        raise BoxwrightError(f"There are {masks.shape[0]} masks; wire one, for all pictures.")
+    check_mask(masks)
+    if float(masks.max()) <= 0.0:
+        raise BoxwrightError("The mask is empty: nothing in it is white. Paint something, or leave it out.")
+    return masks[0].float().cpu().clamp(0.0, 1.0)
 
 
 def encoded(vae: Any, image: Tensor) -> Tensor:
@@ -115,10 +128,57 @@ def fitted(mask: Tensor, pictures: Tensor) -> Tensor:
     return masks.float().to(pictures.device).expand(pictures.shape[0], -1, -1)
 
 
+def paste_inputs() -> list[io.Input]:
+    """`paste` and `feather`."""
+    return [
+        io.Boolean.Input(
+            "paste",
+            default=True,
+            tooltip="On = outside the mask the picture's own pixels are put back. Off = they went through the "
+            "VAE.",
+        ),
+        io.Int.Input(
+            "feather",
+            default=4,
+            min=0,
+            max=64,
+            tooltip="Pixels of soft transition when pasting, inside the mask: 0 = a hard edge.",
+        ),
+    ]
+
+
+def covered_cells(mask: Tensor, image: Tensor, samples: Tensor, cell: int) -> Tensor:
+    """A MASK for pictures [B, H, W, C] as the VAE sees them, whose latents are `samples`. Raises BoxwrightError."""
+    height, width = (side * cell for side in samples.shape[-2:])
+    area = unframed(mask, tuple(image.shape[1:3]), height, width)
+    on_latent(area, samples.shape)  # refused now, not when the model has worked
+    return area
+
+
 def cost(evaluations: int, pictures: int) -> str:
     """"520 model evaluations (130 for each of 4 pictures)"."""
     each = f" ({evaluations / pictures:g} for each of {pictures} pictures)" if pictures > 1 else ""
     return f"{evaluations} model evaluation{'s' if evaluations != 1 else ''}{each}"
+
+
+def hint_of_nothing(before: Tensor, after: Tensor, masks: Tensor) -> str:
+    """A sentence, with a space before it, where an edit seems to have erased what was there and drawn nothing.
+
+    Pictures [B, H, W, C] as the VAE makes them, `before` of any larger size; masks [B, H, W]. "" where all seems well.
+    """
+    height, width = after.shape[1:3]
+    top, left = (before.shape[1] - height) // 2, (before.shape[2] - width) // 2
+    shown = before[:, top : top + height, left : left + width]
+    if shown.shape[1:3] != after.shape[1:3]:
+        return ""
+    empty = [number for number, none in enumerate(nothing_drawn(shown, after, masks), 1) if none]
+    if not empty:
+        return ""
+    which = "" if len(after) == 1 else f" of picture {', '.join(map(str, empty[:8]))}{', ...' * (len(empty) > 8)}"
+    return (
+        f" Nothing seems to have been drawn in the mask{which}: what was there is gone, and the surroundings go on. "
+        "Try another seed, more dilate, another strength or cfg, or a target prompt that names fewer things."
+    )
 
 
 def shares(masks: Tensor) -> str:

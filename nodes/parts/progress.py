@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from comfy_api.latest import io
 from server import PromptServer
 
 
@@ -13,3 +14,10 @@ def progress_reporter(node_id: str | None) -> Callable[[str], None] | None:
     if server is None or node_id is None:
         return None
     return lambda line: server.send_progress_text(line, node_id)
+
+
+def tell(hidden: io.HiddenHolder | None, line: str) -> None:
+    """Shows one line on the node that runs, if somebody listens."""
+    report = progress_reporter(getattr(hidden, "unique_id", None))
+    if report is not None:
+        report(line)

@@ -10,8 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...attention_patches.core.regions import OPTIONS
-from ...attention_patches.core.types import Box, BoxwrightError, Region
-from .checks import ROUNDING, check_count, check_size, checked_phrase, clipped_box, counted, number_of, shortened, shown
+from ...attention_patches.core.types import MAX_LORA, Box, BoxwrightError, Region
+from .checks import (
+    ROUNDING,
+    check_count,
+    check_size,
+    checked_file,
+    checked_phrase,
+    clipped_box,
+    counted,
+    number_of,
+    ranged,
+    shortened,
+    shown,
+)  # fmt: skip
 from .shapes import BOX_KEYS, area_of, checked_shape, outline_of
 
 FORMAT_TYPE = "boxwright.regions"
@@ -265,6 +277,12 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
         extra["negative"] = checked_phrase(extra["negative"], f"{where}: negative")
     elif extra.get("negative", "") != "":
         raise BoxwrightError(f"{where}: negative must be text; it is {shown(extra['negative'])}.")
+    if extra.get("lora"):
+        extra["lora"] = checked_file(extra["lora"], f"{where}: lora")
+    elif extra.get("lora", "") != "":
+        raise BoxwrightError(f"{where}: lora must be the name of a file; it is {shown(extra['lora'])}.")
+    if "lora_strength" in extra:
+        extra["lora_strength"] = ranged(extra["lora_strength"], f"{where}: lora_strength", -MAX_LORA, MAX_LORA)
     if "color" in extra and not (isinstance(extra["color"], str) and COLOR.fullmatch(extra["color"])):
         raise BoxwrightError(
             f'{where}: color must look like "#e69f00"; it is {shown(extra["color"])}. Take it away '

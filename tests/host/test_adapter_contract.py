@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from math import prod
 
+import comfy.model_base
 import comfy.samplers
 import pytest
 import tiny_models as tiny
@@ -1059,6 +1060,21 @@ def test_an_unsupported_model_raises_and_says_what_is_supported():
         model = Other()
 
     with pytest.raises(UnsupportedModelError, match="Other.*Linear.*SD 1.x.*Flux.1"):
+        adapter_for(Patcher())
+
+
+UNREACHABLE = [name for name in ("PixArt", "HunyuanDiT", "ErnieImage") if hasattr(comfy.model_base, name)]
+
+
+@pytest.mark.parametrize("name", UNREACHABLE)
+def test_models_that_the_host_gives_no_options_are_refused_with_that_reason(name):
+    kind = getattr(comfy.model_base, name)
+
+    class Patcher:
+        model = object.__new__(type(name, (kind,), {}))
+
+    Patcher.model.__dict__["_modules"] = {}
+    with pytest.raises(UnsupportedModelError, match=f"{name}.*without the options that edits travel in"):
         adapter_for(Patcher())
 
 

@@ -118,6 +118,29 @@ def test_diff_edit_of_a_batch_is_single_edits(model):
         torch.testing.assert_close(alone[2]["samples"][0], together[2]["samples"][row], atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("batch, which", [(1, ""), (3, " of picture 1, 3")])
+def test_an_edit_that_only_erases_says_so(batch, which):
+    before, mask = torch.full((batch, 70, 101, 3), 0.5), torch.zeros(batch, 64, 96)
+    before[:, 23:43, 32:52] = torch.tensor([0.9, 0.1, 0.1])
+    mask[:, 16:48, 24:56] = 1.0
+    after = torch.full((batch, 64, 96, 3), 0.5)
+    hint = f" Nothing seems to have been drawn in the mask{which}: "
+    if batch > 1:
+        after[1, 20:40, 30:50] = torch.tensor([0.1, 0.2, 0.9])
+    assert editing.hint_of_nothing(before, after, mask).startswith(hint)
+    assert editing.hint_of_nothing(before, before[:, 3:67, 2:98], mask) == ""
+
+
+def test_diff_edit_and_its_kin_report_an_erased_thing(model, monkeypatch):
+    """A VAE that decodes grey, whatever it is given: an edit that drew nothing."""
+    picture, mask = torch.full((1, 64, 96, 3), 0.5), torch.zeros(64, 96)
+    picture[:, 16:48, 24:56] = torch.tensor([0.9, 0.1, 0.1])
+    mask[16:48, 24:56] = 1.0
+    assert "Nothing seems" not in diff_edit(model, picture, mask=mask)[3]
+    monkeypatch.setattr(Averaging, "decode", lambda self, samples: torch.full((1, 64, 96, 3), 0.5))
+    assert "Nothing seems to have been drawn in the mask: " in diff_edit(model, picture, mask=mask)[3]
+
+
 def test_ones_own_mask_takes_the_place_of_the_difference(model):
     picture = image(1, (70, 101))
     mask = torch.zeros(70, 101)

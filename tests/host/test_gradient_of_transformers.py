@@ -1,4 +1,4 @@
-"""Guides on models where text and image share one attention."""
+"""Guides on transformers: text and image share one attention, or have each its own."""
 
 import types
 from dataclasses import replace
@@ -23,7 +23,7 @@ from pack.attention_patches.host.guidance.prediction import prediction_change
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint, Mode
 
-TRANSFORMERS = ["flux", "chroma", "qwen", "zimage", "lumina2", "sd3"]
+TRANSFORMERS = [name for name, family in tiny.FAMILIES.items() if family.gradients and not family.unet]
 # Every mode with CFG and without; of the other families, the two ways of moving.
 GUIDED = [
     *(("flux", mode, cfg) for mode in get_args(Mode) for cfg in (1.0, 4.0)),
@@ -33,12 +33,17 @@ GUIDED = [
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in TRANSFORMERS}
+    return tiny.Built()
 
 
 @pytest.fixture
 def layout():
     return tiny.layout()
+
+
+def fitting(family, size):
+    """The size, or the next that the host's model takes."""
+    return tuple(side + side % 2 for side in size) if tiny.FAMILIES[family].even else size
 
 
 def guide_of(layout, **settings):
@@ -60,30 +65,36 @@ def in_double(monkeypatch):
 # --- the gradient is right ---
 
 
-@pytest.mark.parametrize("mode", [None, "boxdiff", "attend_excite"])
+MODES = (None, "boxdiff", "attend_excite")
+# Where a kernel takes no float64 the steps are coarse, and only a smooth loss is near its slope.
+EXACT = [(family, mode) for family in TRANSFORMERS for mode in MODES if mode is None or tiny.FAMILIES[family].double]
+
+
 @pytest.mark.parametrize("size", [(16, 24), (15, 21)])
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family, mode", EXACT)
 def test_the_gradient_equals_central_differences(family, size, mode, layout, monkeypatch):
-    in_double(monkeypatch)
+    double = tiny.FAMILIES[family].double
+    if double:
+        in_double(monkeypatch)
     monkeypatch.setattr(attend, "WORK_BYTES", 200_000)  # several pieces, as in a large picture
     guide = guide_of(layout, mode=mode) if mode else GUIDE
 
     def slope(gradient_of, x):
         draw = torch.Generator().manual_seed(3)
-        x = x.double()
-        exact, step = gradient_of(x).values, 1e-4
-        directions = [exact / exact.norm(), torch.randn(x.shape, generator=draw).double()]
+        x = x.double() if double else x
+        exact, step = gradient_of(x).values, 1e-4 if double else 2e-2
+        directions = [exact / exact.norm(), torch.randn(x.shape, generator=draw).to(x)][: 1 + double]
         found = []
         for direction in directions:
             up, down = (gradient_of(x + sign * step * direction).total.sum() for sign in (1, -1))
             found.append((float((up - down) / (2 * step)), float((exact * direction).sum())))
         return found
 
-    model = tiny.build(family, dtype=torch.float64)
-    _, found = gradients(family, model, layout, guide, then=slope, size=size)
+    model = tiny.build(family, dtype=torch.float64 if double else torch.float32)
+    _, found = gradients(family, model, layout, guide, then=slope, size=fitting(family, size))
     for numeric, exact in found:
         assert abs(exact) > 1e-6
-        assert numeric == pytest.approx(exact, rel=1e-5)
+        assert numeric == pytest.approx(exact, rel=1e-5 if double else 0.02)
 
 
 @pytest.mark.parametrize("guide", [GUIDE, None])
@@ -176,7 +187,7 @@ def test_the_loss_falls_over_guided_steps(models, layout, family, mode, cfg):
     """Against the same run without a guide, batch 2, an odd size."""
     scale = {"step_size": 300.0, "max_change": 2.0} if mode == "fast" else {"max_change": 0.5, "step_size": 300.0}
     guide = guide_of(layout, mode=mode, top_fraction=1.0, **scale)
-    noise = tiny.latent(family, size=(15, 22), batch=2)
+    noise = tiny.latent(family, size=fitting(family, (15, 22)), batch=2)
 
     def losses(step_size):
         found = []
@@ -253,6 +264,23 @@ def test_weights_in_a_packed_format_are_refused_before_the_run(layout):
     with pytest.raises(UnsupportedModelError, match="quantised format.*GGUF"):
         install(model, layout, [GUIDE])
     install(model, layout, [])
+
+
+@pytest.mark.parametrize("family", [name for name, family in tiny.FAMILIES.items() if not family.gradients])
+def test_a_guide_on_a_family_without_gradients_is_refused(models, layout, family):
+    assert not adapter_for(models[family]).gradients
+    with pytest.raises(UnsupportedModelError, match="does not take through"):
+        install(models[family], layout, [GUIDE])
+
+
+def test_a_guide_on_a_film_is_refused_before_the_first_step(models, layout):
+    calls = []
+    model = models["wan"].clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: calls.append(1) or args["conds_out"])
+    noise = torch.cat([tiny.latent("wan", seed=seed) for seed in (7, 8, 9)], dim=2)
+    with pytest.raises(UnsupportedModelError, match="this latent has 3 frames"):
+        run("wan", install(model, layout, [GUIDE]), layout, noise=noise, steps=1)
+    assert not calls
 
 
 def test_families_without_gradients_are_refused_when_installing(models):

@@ -26,6 +26,7 @@ QUERIES = {
     "flux 3 layout": "BoxwrightLayoutToPrompt",
     "coco": "BoxwrightPromptToRegions",
     "diffedit": "BoxwrightDiffEdit",
+    "flowedit": "BoxwrightFlowEdit",
 }
 # Of the list; ROOM for all others. For words that the host's own titles hold, being in the list must do.
 PLACES = {"box": 1, "box editor": 1, "coco": 8, "area": 40, "inpaint": 40}

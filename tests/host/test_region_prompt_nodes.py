@@ -134,9 +134,9 @@ def test_what_is_refused(toy, encoded):
 
 
 @pytest.mark.parametrize("wrong, words", [
-    ({"mode": {"mode": "couples"}}, "mode is 'couples'; choose one of couple, dense"),
-    ({"mode": None}, "mode is missing or null; choose one of couple, dense"),
-    ({"bound": {"bound": "fine"}}, "bound is 'fine'; choose one of off, coarse, all"),
+    ({"mode": {"mode": "couples"}}, "mode is 'couples'; choose one of couple, dense."),
+    ({"mode": None}, "mode is missing or null; choose one of couple, dense."),
+    ({"bound": {"bound": "fine"}}, "bound is 'fine'; choose one of off, coarse, all."),
 ])  # fmt: skip
 def test_a_choice_that_there_is_not_is_refused_before_anything_runs(wrong, words):
     """The host leaves such a choice out, with all that hangs on it."""

@@ -67,6 +67,8 @@ class Tiny:
     extra: Callable[[int], dict[str, Any]] | None = None  # columns of a text -> what else its conditioning holds
     own_text: bool = True  # its image tokens read the conditioning's embedding and no more
     others: int = 0  # attention calls of a block to something else, before that to the text
+    gradients: bool = True
+    double: bool = True  # all its kernels take float64
     masks: bool = False  # a mask of the text may come with it
     even: bool = False  # the host's model takes no latent of odd sides
     finish: Callable[[Any], None] | None = None  # makes parts of the network small that its config does not
@@ -291,6 +293,7 @@ FAMILIES = {
         ),
         16,
         pooled=32,
+        double=False,
         layers=_FLUX_LAYERS,
         joint=True,
         image_first=True,
@@ -301,6 +304,7 @@ FAMILIES = {
         "WAN21_T2V",
         dict(_WAN, model_type="t2v"),
         16,
+        double=False,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
         frames=True,
@@ -309,6 +313,7 @@ FAMILIES = {
         "WAN21_I2V",
         dict(_WAN, model_type="i2v", in_dim=36),
         16,
+        double=False,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
         frames=True,
@@ -322,6 +327,7 @@ FAMILIES = {
         "CosmosT2IPredict2",
         dict(_COSMOS, image_model="cosmos_predict2"),
         16,
+        double=False,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
         frames=True,
@@ -330,6 +336,7 @@ FAMILIES = {
         "Anima",
         dict(_COSMOS, image_model="anima"),
         16,
+        double=False,
         layers=frozenset({"double.0", "double.1"}),
         shape=(1,),
         frames=True,
@@ -347,6 +354,7 @@ FAMILIES = {
         patch=1,
         shape=(1,),
         frames=True,
+        gradients=False,
         masks=True,
         extra=lambda columns: {"attention_mask": torch.ones(1, columns, dtype=torch.long)},
     ),

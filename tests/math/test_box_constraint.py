@@ -6,7 +6,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
-from pack.attention_patches.core.types import Box, BoxwrightError
+from pack.attention_patches.core.types import Box, BoxwrightError, View
 from pack.attention_patches.methods.box_constraint import (
     PRESETS,
     PUBLISHED,
@@ -260,6 +260,19 @@ def test_a_box_smaller_than_a_cell_grows_to_one_and_is_named():
     inside, outside = blob_maps(4.5, 4.5, 2, size=0.5), blob_maps(1.5, 4.5, 2, size=0.5)
     near, far = (of_boxes(maps, (tiny,), ((2,),)).total for maps in (inside, outside))
     assert bool(torch.isfinite(near)) and near < far
+
+
+def test_a_box_is_small_by_the_cells_of_the_crop_it_is_in():
+    tiny = Box(0.51, 0.51, 0.06, 0.06)
+    lay, phrase = layout((tiny, oracles.RIGHT)), layout().regions[0].phrase
+    assert small_boxes(lay, (8, 8)) == small_boxes(lay, (8, 8), View(0.4, 0.4, 0.6, 0.6)) == [phrase]
+    assert small_boxes(lay, (8, 8), View(0.5, 0.5, 0.25, 0.25)) == []  # it fills a cell there
+    assert small_boxes(lay, (8, 8), View(0.0, 0.0, 0.25, 0.25)) == []  # none of it is there, nothing grew
+
+    (guide,) = BoxConstraint().guides(lay)
+    maps = blob_maps(4.5, 4.5, 2, size=0.5)
+    notes = [guide.loss(maps, oracles.site(lay, (8, 8), view)).notes for view in (View(), View(0.5, 0.5, 0.25, 0.25))]
+    assert [len(each) for each in notes] == [1, 0]
 
 
 def test_strength_weighs_and_strength_0_leaves_a_phrase_alone():

@@ -15,11 +15,13 @@ def text(*regions, **more):
 
 def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
     given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "opacity": 0.5, "color": "#E69f00",
-             "enabled": True, "locked": True, "hidden": False, "theirs": {"a": [1]}}
+             "enabled": True, "lora": " inks\\blue.safetensors ", "lora_strength": -2, "locked": True,
+             "hidden": False, "theirs": {"a": [1]}}
     [region] = regions_json.parse_regions_json(text(HEART | given))
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
                             ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
-                            opacity=0.5, color="#E69f00", enabled=True)  # fmt: skip
+                            opacity=0.5, color="#E69f00", enabled=True, lora="inks/blue.safetensors",
+                            lora_strength=-2.0)  # fmt: skip
     assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 4
     assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 
@@ -28,6 +30,7 @@ def test_an_option_is_written_under_the_name_of_its_field_and_only_where_it_says
     values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "opacity": 0.5, "color": "#e69f00",
               "enabled": False}  # fmt: skip
     values |= {"start_frame": 1, "end_frame": 9}
+    values |= {"lora": "ink.safetensors", "lora_strength": 0.5}
     assert set(values) == {option.name for option in OPTIONS}
     for key, value in values.items():
         region = Region("red heart", Box(0.1, 0.2, 0.3, 0.4), extra={"mine": 1}, **{key: value})
@@ -62,6 +65,16 @@ def test_a_null_option_is_an_absent_one():
     ({"hidden": "no"}, "hidden must be true or false"),
     ({"negative": 5}, "negative must be text"),
     ({"negative": "x" * 1001}, "at most 1000"),
+    ({"lora": 5}, "lora must be the name of a file"),
+    ({"lora": False}, "lora must be the name of a file"),
+    ({"lora": "../ink.safetensors"}, "no name of a file in the folder"),
+    ({"lora": "a\\..\\..\\ink.safetensors"}, "no name of a file in the folder"),
+    ({"lora": "/etc/passwd"}, "no name of a file in the folder"),
+    ({"lora": "C:\\ink.safetensors"}, "no name of a file in the folder"),
+    ({"lora": "ink\0.safetensors"}, "no name of a file in the folder"),
+    ({"lora": "i" * 301}, "no name of a file in the folder"),
+    ({"lora_strength": 10.5}, "lora_strength is 10.5; choose a number from -10"),
+    ({"lora_strength": "1"}, "lora_strength must be a number"),
     ({"color": "red"}, "color must look like"),
     ({"color": "#e69f0"}, "color must look like"),
     ({"color": "#e69f00ff"}, "color must look like"),

@@ -21,6 +21,8 @@ COUNT = {
     "start_frame": 9,
     "end_frame": 17,
     "enabled": False,
+    "lora": "ink.safetensors",
+    "lora_strength": 0.5,
 }
 DO_NOT = {"extra": {"locked": True}, "color": "#ffffff"}
 
@@ -47,8 +49,8 @@ def test_all_changes_differ_from_each_other():
 def test_a_field_of_tomorrow_counts_by_itself():
     @dataclass(frozen=True)
     class Later(Region):
-        lora: str | None = field(default=None, kw_only=True)
+        ink: str | None = field(default=None, kw_only=True)
         note: str = field(default="", kw_only=True, metadata=NOT_IN_KEY)
 
     plain = Later("circle", PLAIN.area)
-    assert digest(replace(plain, lora="ink")) != digest(plain) == digest(replace(plain, note="mine"))
+    assert digest(replace(plain, ink="blue")) != digest(plain) == digest(replace(plain, note="mine"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, TextMix
+from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout, View
 from .call import Attention, AttentionCall
 
@@ -26,7 +26,7 @@ class Installed:
     """One edit, and the layout whose rows it changes."""
 
     layout: Layout
-    edit: AttentionEdit | ContextEdit | LatentGuide | TextMix
+    edit: AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
 
 
@@ -47,6 +47,9 @@ class Chunk:
     text_length: int  # columns of this entry before the host repeats it to match its neighbours
     offset: tuple[int, int]  # (y, x) of the crop in latent cells
     origin: slice | None = None  # its rows in the model call, where another patch moved them for one attention
+
+    def without_readers(self) -> Chunk:
+        return replace(self, edits=tuple(i for i in self.edits if getattr(i.edit, "stage", None) != "read"))
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class ModelCall:
     def rows(self) -> int:
         return self.chunks[-1].rows.stop
 
+    def without_readers(self) -> ModelCall:
+        """The same call for an attention that is worked out once more, whose readers have heard it."""
+        return replace(self, chunks=tuple(chunk.without_readers() for chunk in self.chunks))
+
     def edits(self, kind: AttentionKind) -> bool:
         """Whether some row has an edit of this kind."""
         items = (item.edit for chunk in self.chunks for item in chunk.edits)
@@ -118,6 +125,10 @@ class Place:
     def tokens(self) -> int:
         """Image tokens of one frame: edits see one frame at a time."""
         return self.grid[0] * self.grid[1]
+
+    def without_readers(self) -> Place:
+        chunks = self.chunks and tuple(chunk.without_readers() for chunk in self.chunks)
+        return replace(self, chunks=chunks)
 
     def keys_of(self, kind: AttentionKind) -> slice | None:
         return self.text if kind == "image_text" else self.image

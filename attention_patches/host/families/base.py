@@ -33,6 +33,7 @@ class Adapter(Protocol):
     # Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes something
     # else of it, other embeddings cannot stand in for it: edits of it and further texts are refused.
     own_text: bool
+    bottleneck: bool  # whether it is a UNet, in whose middle H-Space Edit acts
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""

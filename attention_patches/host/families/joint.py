@@ -140,6 +140,7 @@ class JointAdapter:
     own_text: bool
     text: Literal["joint"] = "joint"
     gradients: bool = True
+    bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]

@@ -64,7 +64,7 @@ class SeparateFamily:
     # (network, inputs, grid) -> tokens of other pictures before and behind the image's.
     around: Callable[[Any, Inputs, tuple[int, int]], tuple[int, int]] = _none
     guided: tuple[float, float] = (0.25, 0.5)  # the part of the blocks whose maps guides read
-    gradients: bool = True
+    gradients: bool = True  # not where blocks write into what the backward pass needs
     own_text: bool = True
     masked: bool = False  # the model takes a mask of the text as the argument behind it
     alone: tuple[str, ...] = ()  # inputs that put tokens elsewhere, and are refused
@@ -103,7 +103,7 @@ FAMILIES = (
     ),
     SeparateFamily(
         "LTX-Video (up to 0.9.8)", ("LTXV",), "lightricks.model.LTXVModel", "transformer_blocks", announced=False,
-        masked=True, alone=("keyframe_idxs", "guide_attention_entries"),
+        masked=True, alone=("keyframe_idxs", "guide_attention_entries"), gradients=False,
     ),
 )  # fmt: skip
 
@@ -121,6 +121,7 @@ class SeparateAdapter:
     gradients: bool
     own_text: bool
     text: Literal["separate"] = "separate"
+    bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]

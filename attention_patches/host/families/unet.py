@@ -81,6 +81,7 @@ class UNetAdapter:
     gradients: bool = True
     guided: None = None
     own_text: bool = True
+    bottleneck: bool = True
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]

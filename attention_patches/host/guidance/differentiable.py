@@ -9,11 +9,12 @@ switch for training chooses kernels that have a backward (rotary embeddings, fus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 import torch
 from torch import Tensor
 
@@ -23,15 +24,17 @@ _ABSENT = object()
 
 
 @contextmanager
-def differentiable(module: torch.nn.Module) -> Iterator[None]:
+def differentiable(module: torch.nn.Module, adds_in_place: bool = False) -> Iterator[None]:
     """Inside, with gradients on, the module can be run on a tensor that requires grad, and differentiated by it.
 
-    Covers forward and backward. Weights get no gradient. The module is restored on the way out.
+    Covers forward and backward. Weights get no gradient. The module is restored on the way out. `adds_in_place`: its
+    blocks go on with `x += ...` behind every norm, not only behind those without weights (the host's CLIP models).
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_replaced(comfy.model_management, "in_training", True))
+        stack.enter_context(_plain_rotations())
         owned: set[int] = set()
         for layer in module.modules():
             if not hasattr(layer, "comfy_cast_weights"):
@@ -40,7 +43,7 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
             if _is_plainly_linear(layer):
                 stack.enter_context(_replaced(layer, "forward", _frozen(layer, layer.forward)))
             elif isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
-                stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward)))
+                stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward, adds_in_place)))
             else:
                 for name in ("weight_function", "bias_function"):
                     functions = [*getattr(layer, name, ()), torch.clone]
@@ -48,6 +51,16 @@ def differentiable(module: torch.nn.Module) -> Iterator[None]:
         for layer in module.modules():
             if id(layer) not in owned:
                 stack.enter_context(_normal_tensors(layer))
+        yield
+
+
+@contextmanager
+def _plain_rotations() -> Iterator[None]:
+    """Cosmos models rotate by a kernel without a backward and ask no switch: its twin in torch, where it has one."""
+    kernels = getattr(comfy.quant_ops, "ck", None)
+    eager = getattr(getattr(getattr(kernels, "backends", None), "eager", None), "rope", None)
+    plain = getattr(eager, "rms_rope_split_half", None)
+    with nullcontext() if plain is None else _replaced(kernels, "rms_rope_split_half", plain):
         yield
 
 
@@ -104,11 +117,13 @@ def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable
     return forward
 
 
-def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _normalising(
+    layer: torch.nn.Module, original: Callable[..., Tensor], adds_in_place: bool
+) -> Callable[..., Tensor]:
     """Group and layer normalisation with copies of their few weights, fetched for the call.
 
     One without weights is modulated from outside, as in transformers whose blocks go on with `x += ...`: it gets a copy
-    of its input, which the backward pass needs as it was.
+    of its input, which the backward pass needs as it was; and so does every one where all blocks do that.
     """
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -120,7 +135,7 @@ def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Cal
                 fetched, shift, offloaded = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
             weight, bias = fetched.clone(), None if shift is None else shift.clone()
             comfy.ops.uncast_bias_weight(layer, fetched, shift, offloaded)
-        else:
+        if adds_in_place or weight is None:
             x = x.clone()
         if isinstance(layer, torch.nn.GroupNorm):
             return torch.nn.functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)

@@ -28,6 +28,11 @@ def attention_with_gradient(run: Run, func: Any, *args: Any, **kwargs: Any) -> T
     return run.attention(None, _attention_with_backward, *args, **kwargs)
 
 
+def plain_attention_with_gradient(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The same where no run of ours edits the model."""
+    return _attention_with_backward(*args, **kwargs)
+
+
 def _attention_with_backward(
     q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, *rest: Any, **options: Any
 ) -> Tensor:

@@ -7,11 +7,10 @@ reads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
@@ -29,6 +28,7 @@ from .foreign import attention_with_gradient, explained
 from .maps import MapReader, reader_of
 
 Loss = Callable[[Tensor, AttentionSite], AttentionLoss]
+Found = TypeVar("Found")
 
 # Gradients in 16 bits are small: the loss is scaled up, and the gradient down again. Tried in turn until it is finite.
 HALF_SCALES = (1024.0, 64.0, 4.0, 0.25)
@@ -36,6 +36,7 @@ REMEDIES = {  # what else can be done about an overflow, by the model's type
     torch.float16: "Run the model in bfloat16 or float32, or c",
     torch.bfloat16: "Run the model in float32, or c",
 }
+WITHOUT_GRADIENTS = "a method without gradients (Rectified Attention)"
 LITTLE = 1e-3  # a loss that may well have no gradient: the goal is reached
 
 
@@ -62,31 +63,35 @@ def loss_gradient(
     After running out of memory, the rows are taken one at a time; where one is too much, the pass is made once more
     with what it keeps for its way back in main memory.
     """
-    parts = [
-        _within_memory(run, item, loss, entry, x, sigma, options) for entry in _originals(run.conditioning(item.layout))
-    ]
-    found = [part for part in parts if part is not None]
+    batch, found = x.shape[0], []
+    for entry in originals(run.conditioning(item.layout)):
+
+        def attempt(rows: slice, entry: dict[str, Any] = entry) -> Gradient | None:
+            own = entry_of_rows(entry, rows, batch)
+            return _entry_gradient(run, item, loss, own, x[rows], sigma[rows], options)
+
+        parts = within_memory(attempt, slice(0, batch))
+        if parts[0] is not None:
+            found.append(parts[0] if len(parts) == 1 else _joined(parts))
     return mean_gradient(found) if found else None
 
 
-def _within_memory(
-    run: Run, item: Installed, loss: Loss, entry: dict[str, Any], x: Tensor, sigma: Tensor, options: dict[str, Any]
-) -> Gradient | None:
+def within_memory(attempt: Callable[[slice], Found], rows: slice) -> list[Found]:
+    """What `attempt` returns for some rows of a batch, or for each of them alone where memory does not do for all.
+
+    Where it does not do for one either, what a pass keeps for its way back is kept in main memory.
+    """
     try:
-        return _entry_gradient(run, item, loss, entry, x, sigma, options)
+        return [attempt(rows)]
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
     # Not before the error is gone: its traceback holds the tensors of the pass.
     comfy.model_management.soft_empty_cache()
-    if x.shape[0] == 1:
+    if rows.stop - rows.start == 1:
         with torch.autograd.graph.save_on_cpu():
-            return _entry_gradient(run, item, loss, entry, x, sigma, options)
-    rows = [
-        _within_memory(run, item, loss, _row(entry, i, x.shape[0]), x[i : i + 1], sigma[i : i + 1], options)
-        for i in range(x.shape[0])
-    ]
-    return None if rows[0] is None else _joined(rows)
+            return [attempt(rows)]
+    return [part for i in range(rows.start, rows.stop) for part in within_memory(attempt, slice(i, i + 1))]
 
 
 def mean_gradient(found: list[Gradient]) -> Gradient:
@@ -101,7 +106,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
-def _originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the copies that the host makes of an entry for the areas of the other side: those share its text."""
     return list({id(entry["model_conds"].get("c_crossattn", entry)): entry for entry in reversed(entries)}.values())
 
@@ -111,13 +116,15 @@ def _joined(rows: list[Gradient]) -> Gradient:
     return Gradient(*fields, rows[0].phrases, rows[0].notes)
 
 
-def _row(entry: dict[str, Any], row: int, batch: int) -> dict[str, Any]:
-    """The conditioning of one row of the batch."""
+def entry_of_rows(entry: dict[str, Any], rows: slice, batch: int) -> dict[str, Any]:
+    """The conditioning of some rows of the batch; itself for all."""
+    if rows == slice(0, batch):
+        return entry
     inputs = {}
     for name, cond in entry["model_conds"].items():
         value = getattr(cond, "cond", None)
         per_row = torch.is_tensor(value) and value.ndim > 0 and value.shape[0] == batch
-        inputs[name] = cond._copy_with(value[row : row + 1]) if per_row else cond
+        inputs[name] = cond._copy_with(value[rows]) if per_row else cond
     return {**entry, "model_conds": inputs}
 
 
@@ -168,22 +175,31 @@ def differentiate(model: Any, loss: AttentionLoss, latent: Tensor, last: bool = 
 
     All but the `last` of several losses keep the graph that they share.
     """
-    dtype = model.manual_cast_dtype or model.get_dtype()
-    scales = HALF_SCALES if dtype in REMEDIES else (1.0,)
-    for scale in scales:
-        values = _backward(loss.total.sum() * scale, latent, keep=not last or scale != scales[-1]).float() / scale
-        peaks = torch.stack([values.flatten(1).abs().amax(dim=1), loss.total.detach().float()]).tolist()
-        if all(map(math.isfinite, peaks[0])):
-            break
-    else:
-        raise BoxwrightError(
-            f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. "
-            f"{REMEDIES.get(dtype, 'C')}hoose a method without gradients (Rectified Attention)."
-        )
+    values = finite_gradient(model, loss.total.sum(), latent, last)
+    peaks = torch.stack([values.flatten(1).abs().amax(dim=1), loss.total.detach().float()]).tolist()
     notes = loss.notes
     if any(peak == 0.0 and total > LITTLE for peak, total in zip(*peaks, strict=True)):
         notes = (*notes, "the attention gives no direction here, so that nothing is moved")
     return Gradient(values.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, notes)
+
+
+def finite_gradient(
+    model: Any, loss: Tensor, latent: Tensor, last: bool = True, instead: str = WITHOUT_GRADIENTS
+) -> Tensor:
+    """d loss / d latent, float32, of a loss [] with a graph through the model. Raises BoxwrightError if it overflows.
+
+    `instead` is the rest of the sentence "Choose ..." for a user. See `differentiate` for the rest.
+    """
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    scales = HALF_SCALES if dtype in REMEDIES else (1.0,)
+    for scale in scales:
+        values = _backward(loss * scale, latent, keep=not last or scale != scales[-1]).float() / scale
+        if bool(values.isfinite().all()):
+            return values
+    raise BoxwrightError(
+        f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. "
+        f"{REMEDIES.get(dtype, 'C')}hoose {instead}."
+    )
 
 
 def _backward(loss: Tensor, latent: Tensor, keep: bool) -> Tensor:

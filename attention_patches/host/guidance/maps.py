@@ -52,8 +52,10 @@ class MapReader:
         count.
         """
         finest = max(self.sites.values(), key=lambda site: site.grid[0] * site.grid[1])
+        cells = finest.grid[0] * finest.grid[1]
         layers = [torch.cat(self.parts[name], dim=1) for name, s in self.sites.items() if s.grid == finest.grid]
-        mean = torch.stack(layers).mean(dim=0)
+        frames = [layer.unflatten(1, (-1, cells)).mean(dim=1) for layer in layers]  # a picture has one
+        mean = torch.stack(frames).mean(dim=0)
         if self.layers is not None:
             mean = mean / mean.sum(dim=2, keepdim=True).clamp_min(torch.finfo(mean.dtype).tiny)
         return mean.transpose(1, 2).unflatten(2, finest.grid), finest

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...core.seam import LatentGuide, TextMix
+from ...core.seam import LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout
 from ..attention.calls import Chunk, Extra, Installed
 from ..text.layout import LAYOUT_KEY
@@ -22,24 +22,34 @@ class Entry:
     text_length: int
     area: tuple[int, ...] | None  # in latent cells: (height, width, y, x), with frames (T, height, width, t, y, x)
 
+    @property
+    def layouts(self) -> frozenset[str]:
+        """The keys of the layouts that it was encoded with."""
+        return frozenset(item.layout.key for item in self.edits if of_layout(item))
+
     def crop(self, image: tuple[int, int]) -> tuple[int, int, int, int]:
         """(height, width, y, x) of what the model sees for this entry."""
-        if self.area is None:
-            return (*image, 0, 0)
-        axes = len(self.area) // 2
-        (height, width), (y, x) = self.area[axes - 2 : axes], self.area[-2:]
-        return min(height, image[0] - y), min(width, image[1] - x), y, x
+        return crop_of(self.area, image)
 
     def chunk(
         self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool
     ) -> Chunk:
-        edits = (item for item in self.edits if not isinstance(item.edit, LatentGuide))
+        edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit, NoiseEdit)))
         active = (item for item in edits if item.edit.window.contains(progress))
         kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))
         # A guide asks what the prompt itself does. Where a region reads a text of its own, that holds what the prompt
         # wants there, wherever the model would draw it.
         kept = (item for item in kept if not (heard and getattr(item.edit, "stage", None) == "read"))
         return Chunk(rows, (*kept, *extra.items.get(key, ())), self.text_length, self.crop(image)[2:])
+
+
+def crop_of(area: tuple[int, ...] | None, image: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(height, width, y, x) of what the model sees of the latent where a conditioning entry has this area."""
+    if area is None:
+        return (*image, 0, 0)
+    axes = len(area) // 2
+    (height, width), (y, x) = area[axes - 2 : axes], area[-2:]
+    return min(height, image[0] - y), min(width, image[1] - x), y, x
 
 
 def of_layout(item: Installed) -> bool:
@@ -64,9 +74,21 @@ def part_copies(conds: dict[str, list[dict]]) -> None:
 def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
     """uuid of a conditioning entry -> its edits, where copies have been parted.
 
+    Raises BoxwrightError where a layout has no conditioning in this run.
+    """
+    found = edits_by_entry(conds, installed)
+    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
+    for item in installed:
+        if item.layout.key not in seen:
+            raise BoxwrightError(_foreign_prompt(item.layout, conds))
+    return found
+
+
+def edits_by_entry(conds: dict[str, list[dict]], installed: tuple[Installed, ...]) -> dict[Any, Entry]:
+    """The same, for conditionings that need not carry any.
+
     Entries are recognised by the layout they were encoded with, never by their position in the batch; edits of the
-    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it. Raises
-    BoxwrightError where a layout has no conditioning in this run.
+    negative rows go to every entry of the negative prompt; a copy has the edits of what the model reads for it.
     """
     of_input: dict[int, Entry | None] = {}
     found: dict[Any, Entry] = {}
@@ -83,10 +105,6 @@ def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed,
                 of_input[read] = Entry(edits, entry["cross_attn"].shape[1], None) if edits else None
             if of_input[read]:
                 found[entry["uuid"]] = replace(of_input[read], area=entry.get("area"))
-    seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
-    for item in installed:
-        if item.layout.key not in seen:
-            raise BoxwrightError(_foreign_prompt(item.layout, conds))
     return found
 
 

@@ -6,6 +6,7 @@ Everything with state is made when a run starts, lives in the options of that ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.seam import ContextEdit, TextMix
+from ...core.seam import ContextEdit, LayerEdit, TextMix
 from ...core.types import Layout
 from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
@@ -21,7 +22,9 @@ from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, 
 from ..attention.edited import edited_attention
 from ..attention.others import replaced_attention
 from ..families.base import Adapter
-from .entries import entries_with_edits, of_layout, part_copies
+from ..layers.live import LiveLayers
+from ..layers.places import LayerCall
+from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -51,6 +54,14 @@ class Run:
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
         self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
         self.cache = BiasCache()
+        self.areas = {e["uuid"]: e.get("area") for entries in guider.conds.values() for e in entries}
+        self.layers: LiveLayers | None = None
+        if any(isinstance(item.edit, LayerEdit) for item in installed):
+            self.layers = LiveLayers(adapter, guider.inner_model.diffusion_model, installed, self.cache)
+
+    def with_layers(self) -> AbstractContextManager:
+        """Around the sampler: the changes of layers are there inside, and gone outside, however it ends."""
+        return self.layers.hooked() if self.layers else nullcontext()
 
     def attach(self, options: dict[str, Any]) -> None:
         self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
@@ -66,6 +77,11 @@ class Run:
         own = {WRAPPER: before[WRAPPER]} if WRAPPER in before else {}
         order = {RUN: [self.predict], **own}
         around[WrappersMP.PREDICT_NOISE] = order | {key: kept for key, kept in before.items() if key not in order}
+
+    def adopt(self, conds: dict[str, list[dict]]) -> None:
+        """Conditioning that a sampler adds to its run, prepared by the host; it carries edits as the others do."""
+        part_copies(conds)
+        self.entries.update(edits_by_entry(conds, self.installed))
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
@@ -112,13 +128,19 @@ class Run:
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
-        call = self._call(x, t, c_crossattn, {**kwargs, "transformer_options": options})
+        inputs = {**kwargs, "transformer_options": options}
+        if self.layers:
+            self.layers.begin(self._layer_call(x, t, c_crossattn, inputs))
+        call = self._call(x, t, c_crossattn, inputs)
         if call is None:
-            return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
-        context = _edit_context(c_crossattn, call)
-        inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
-        output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
-        self.adapter.finish(call)
+            output = executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
+        else:
+            context = _edit_context(c_crossattn, call)
+            inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
+            output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
+            self.adapter.finish(call)
+        if self.layers:
+            self.layers.end()
         return output
 
     def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -126,13 +148,25 @@ class Run:
         host = partial(previous, func) if previous else func
         options = kwargs.get("transformer_options") or {}
         call = options.get(CALL)
-        if call is None:
+        pending = self.layers.taken() if self.layers else None
+        if call is None and not pending:
             return host(*args, **kwargs)
         attention = AttentionCall.of(host, args, kwargs)
-        place = self.adapter.locate(call, attention, options)
+        place = None if call is None else self.adapter.locate(call, attention, options)
+        if not pending:
+            if place is None:
+                return host(*args, **kwargs)
+            return edited_attention(attention, call, place, self.cache, previous is not None, func)
         if place is None:
-            return host(*args, **kwargs)
-        return edited_attention(attention, call, place, self.cache, previous is not None, func)
+            return self.layers.mixed(attention, pending, AttentionCall.fused, previous is not None)
+        heard = iter([call])  # readers hear once, and first: of the keys as they come without a region's LoRA
+
+        def edited(variant: AttentionCall) -> Tensor:
+            first = next(heard, None)
+            own, where = (call, place) if first else (call.without_readers(), place.without_readers())
+            return edited_attention(variant, own, where, self.cache, previous is not None, func)
+
+        return self.layers.mixed(attention, pending, edited, True)
 
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
         uuids = inputs["transformer_options"].get("uuids", ())
@@ -140,21 +174,10 @@ class Run:
         if context is None or not any(entries):
             return None
         self.met.update(uuids)
-        latent, size = tuple(x.shape[-2:]), x.shape[0] // len(entries)
-        if size * len(entries) != x.shape[0] or size > self.batch:
-            raise IncompatiblePatchError(
-                f"Another patch runs the model on {x.shape[0]} rows for {len(entries)} prompts of {self.batch} "
-                "pictures, so that Boxwright cannot tell whose they are. Remove the patch that multiplies rows."
-            )
+        latent, size = tuple(x.shape[-2:]), self._rows_each(x, len(entries))
         for entry in entries:
-            if entry and entry.crop(self.image)[:2] != latent:
-                height, width = entry.crop(self.image)[:2]
-                raise IncompatiblePatchError(
-                    f"Another patch, or the sampler, runs the model on {latent[0]}x{latent[1]} latent cells instead of "
-                    f"{height}x{width} and does not say which part that is, so regions would land in the wrong place. "
-                    "Remove the patch that cuts the latent into tiles, or choose a sampler that keeps the latent's "
-                    "size or enlarges it as a whole."
-                )
+            if entry:
+                _check_crop(entry.crop(self.image), latent)
         progress = self.progress(float(t.flatten()[0]))
         extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
         aside = extra.aside or self.ASIDE in inputs["transformer_options"]
@@ -169,15 +192,12 @@ class Run:
             self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
-        references = tuple(
-            tuple(latent.shape[-2:]) for latent in inputs.get("ref_latents") or () for _ in range(_frames(latent))
-        )
         return ModelCall(
             chunks=chunks,
             latent=latent,
             image=self.image,
             text_length=context.shape[1],
-            references=references,
+            references=_references(inputs),
             progress=progress,
             levels=len(self.adapter.factors),
             text_columns=self.adapter.text_columns,
@@ -187,6 +207,35 @@ class Run:
             pictures=self.pictures if _frames(x) == len(self.pictures) else (),
             inputs=inputs,
         )
+
+    def _layer_call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> LayerCall:
+        """Every row of the call, with edits or not: a LoRA is no matter of one prompt."""
+        uuids = inputs["transformer_options"].get("uuids") or (None,)
+        crops = [crop_of(self.areas.get(key), self.image) for key in uuids]
+        for crop in crops:
+            _check_crop(crop, tuple(x.shape[-2:]))
+        entries = [self.entries.get(key) for key in uuids]
+        return LayerCall(
+            rows=self._rows_each(x, len(uuids)),
+            offsets=tuple(crop[2:] for crop in crops),
+            owned=tuple(entry.layouts if entry else frozenset() for entry in entries),
+            latent=tuple(x.shape[-2:]),
+            image=self.image,
+            text_length=0 if context is None else context.shape[1],
+            references=_references(inputs),
+            frames=_frames(x),
+            progress=self.progress(float(t.flatten()[0])),
+        )
+
+    def _rows_each(self, x: Tensor, entries: int) -> int:
+        """Rows of each conditioning entry in a call."""
+        size = x.shape[0] // entries
+        if size * entries != x.shape[0] or size > self.batch:
+            raise IncompatiblePatchError(
+                f"Another patch runs the model on {x.shape[0]} rows for {entries} prompts of {self.batch} "
+                "pictures, so that Boxwright cannot tell whose they are. Remove the patch that multiplies rows."
+            )
+        return size
 
     def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
         """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
@@ -246,6 +295,23 @@ def _pictures(frames: int, latent_format: Any) -> tuple[tuple[int, int], ...]:
     """The pictures that each frame of a latent makes: the first one, the others as many as the VAE puts into one."""
     each = getattr(latent_format, "temporal_downscale_ratio", 1)
     return tuple((max(0, 1 + (k - 1) * each), 1 + k * each) for k in range(frames))
+
+
+def _check_crop(crop: tuple[int, int, int, int], latent: tuple[int, int]) -> None:
+    """Raises IncompatiblePatchError unless the model sees what the crop (height, width, y, x) says."""
+    if crop[:2] != latent:
+        raise IncompatiblePatchError(
+            f"Another patch, or the sampler, runs the model on {latent[0]}x{latent[1]} latent cells instead of "
+            f"{crop[0]}x{crop[1]} and does not say which part that is, so regions would land in the wrong place. "
+            "Remove the patch that cuts the latent into tiles, or choose a sampler that keeps the latent's "
+            "size or enlarges it as a whole."
+        )
+
+
+def _references(inputs: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    """(H, W) of every frame of the reference latents."""
+    latents = inputs.get("ref_latents") or ()
+    return tuple(tuple(latent.shape[-2:]) for latent in latents for _ in range(_frames(latent)))
 
 
 def _frames(latent: Tensor) -> int:

@@ -128,31 +128,36 @@ def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = Fal
     """
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
-        guider, given = model.inner_model, extra_args.get("denoise_mask")
-        _check_picture(model.latent_image)
-        if mask is not None:
-            area = on_latent(mask, tuple(x.shape)).to(x)
-        elif given is not None:
-            check_mask(given)
-            area = given
-        elif whole:
-            area = torch.ones_like(x[:, :1])
-        else:
-            raise BoxwrightError("There is no mask. Wire one to this sampler's node, or use Set Latent Noise Mask.")
-        model_sampling = guider.inner_model.model_sampling
-        now = progress_of(model_sampling)
-        scene = Scene(
-            model.latent_image,
-            area,
-            levels_of(model_sampling),
-            seeded((extra_args.get("seed") or 0) + OTHER_NOISE),
-            # A step that is being taken is not after the last, even at the model's lowest sigma.
-            lambda sigma: min(now(sigma), LAST),
-        )
+        scene = scene_of(model, x, extra_args, mask, whole)
         # Without the mask: the host would blend the picture in once more, at the wrong place in the loop.
         return loop(denoiser(model, x, {**extra_args, "denoise_mask": None}), x, sigmas, scene, callback)
 
     return logged(name, sample)
+
+
+def scene_of(model: Any, x: Tensor, extra_args: dict, mask: Tensor | None, whole: bool = False) -> Scene:
+    """What a run of the host's sampler edits: the sampler node's picture, under `mask` as `sampler` says."""
+    given = extra_args.get("denoise_mask")
+    _check_picture(model.latent_image)
+    if mask is not None:
+        area = on_latent(mask, tuple(x.shape)).to(x)
+    elif given is not None:
+        check_mask(given)
+        area = given
+    elif whole:
+        area = torch.ones_like(x[:, :1])
+    else:
+        raise BoxwrightError("There is no mask. Wire one to this sampler's node, or use Set Latent Noise Mask.")
+    model_sampling = model.inner_model.inner_model.model_sampling
+    now = progress_of(model_sampling)
+    return Scene(
+        model.latent_image,
+        area,
+        levels_of(model_sampling),
+        seeded((extra_args.get("seed") or 0) + OTHER_NOISE),
+        # A step that is being taken is not after the last, even at the model's lowest sigma.
+        lambda sigma: min(now(sigma), LAST),
+    )
 
 
 def logged(name: str, sample: Callable[..., Tensor]) -> comfy.samplers.KSAMPLER:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.marks import escaped, is_balanced, without_orders
 from ...core.regions import regions_digest
 from ...core.tokens import find_occurrences, not_found, region_columns
-from ...core.types import MAX_PHRASE, BoxwrightError, Layout, Region
+from ...core.types import MAX_PHRASE, BoxwrightError, EncodedText, Layout, Region
 from .conditioning import MAX_PROMPT, check_text, column_streams, encode_with
 from .reader import PromptReader
 
@@ -25,11 +25,14 @@ class Phrase:
     text: str  # what the encoder reads of that: emphasis marks and escapes removed
 
 
-def encode_layout(clip: Any, prompt: str, regions: Sequence[Region], append_missing: bool) -> tuple[list, Layout]:
+def encode_layout(
+    clip: Any, prompt: str, regions: Sequence[Region], append_missing: bool, encoders: Mapping[int, Any] | None = None
+) -> tuple[list, Layout]:
     """The conditioning of the prompt and the layout that belongs to it, tied together by the layout's key.
 
     Phrases are read as prompts of their own, emphasis and all, and found in the prompt without it. A phrase that the
-    prompt lacks is appended to it, or raises PhraseNotFoundError if `append_missing` is false.
+    prompt lacks is appended to it, or raises PhraseNotFoundError if `append_missing` is false. `encoders`: number of a
+    region, from 0 -> a CLIP of the same kind that encodes its own texts (one with the text part of its LoRA).
     """
     regions = tuple(regions)
     reader = PromptReader(clip)
@@ -38,11 +41,18 @@ def encode_layout(clip: Any, prompt: str, regions: Sequence[Region], append_miss
         raise not_found(plain, missing[0].text, "change the region's phrase, or switch append_missing on")
     encoded, conditioning, key = encode_with(reader, with_phrases(prompt, missing))
     columns = region_columns(encoded.tokens, [phrase.text for phrase in phrases])
-    alone = {phrase: encode_with(reader, phrase.prompt)[0] for phrase in dict.fromkeys(phrases)}
-    texts = tuple(alone[phrase] for phrase in phrases)
+    readers = {number: PromptReader(encoder) for number, encoder in (encoders or {}).items()}
+    known: dict[tuple[int, str], EncodedText] = {}
+
+    def alone(number: int, text: str) -> EncodedText:
+        own = readers.get(number, reader)
+        if (id(own), text) not in known:
+            known[id(own), text] = encode_with(own, text)[0]
+        return known[id(own), text]
+
+    texts = tuple(alone(number, phrase.prompt) for number, phrase in enumerate(phrases))
     negatives = [without_orders(region.negative)[0] for region in regions]
-    opposed = {text: encode_with(reader, text)[0] for text in dict.fromkeys(negatives) if text}
-    against = tuple(opposed.get(negative) for negative in negatives)
+    against = tuple(alone(number, text) if text else None for number, text in enumerate(negatives))
     key = hashlib.sha256(f"{key}{regions_digest(regions)}".encode()).hexdigest()
     positive = [[c, {**d, LAYOUT_KEY: key}] for c, d in conditioning]
     return positive, Layout(encoded, regions, columns, texts, key, against if any(against) else ())

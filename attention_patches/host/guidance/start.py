@@ -1,0 +1,127 @@
+"""The noise of a run, changed once before its first step by what the model makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...core.seam import AttentionSite, NoiseEdit, Start
+from ..attention.calls import Extra, Installed
+from ..run.run import Run
+from .gradient import originals
+from .maps import MapReader, map_level
+
+
+class _Enough(Exception):
+    """The last grid that is needed has been read."""
+
+
+def edited_noise(
+    run: Run,
+    sampler: Any,
+    sigmas: Tensor,
+    options: dict[str, Any],
+    noise: Tensor,
+    nested: bool,
+    latent_image: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    """The noise after every NoiseEdit of the run; the same tensor where there is nothing to change.
+
+    `latent_image` and `denoise_mask`: as the host gives them to a sampler. `nested`: the run is part of another one.
+    """
+    for item in run.installed:
+        if isinstance(item.edit, NoiseEdit):
+            reason = _nothing_to_change(run, item.edit, sigmas, noise, nested)
+            if reason is None:
+                noise, line = _edited(run, item, sampler, sigmas, options, noise, latent_image, denoise_mask)
+            else:
+                line = f"the noise stays as it is: {reason}"
+            if item.edit.report is not None:
+                item.edit.report(line)
+    return noise
+
+
+def _nothing_to_change(run: Run, edit: NoiseEdit, sigmas: Tensor, noise: Tensor, nested: bool) -> str | None:
+    if nested:
+        return "this run is a part of another one, which has started already"
+    if len(sigmas) < 2 or not bool(torch.count_nonzero(noise)):
+        return "this run adds none (add_noise is off, or it goes on from another sampler)"
+    begun = run.progress(float(sigmas[0]))
+    if begun > edit.latest:
+        return (
+            f"this run begins at {begun:.2f} of the noise schedule, when the places are decided; raise denoise, or "
+            "start earlier"
+        )
+    return None
+
+
+def _edited(
+    run: Run,
+    item: Installed,
+    sampler: Any,
+    sigmas: Tensor,
+    options: dict[str, Any],
+    noise: Tensor,
+    latent_image: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, str]:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    model = run.guider.inner_model
+    clean = torch.zeros_like(noise) if latent_image is None else latent_image
+    x = model.model_sampling.noise_scaling(sigmas[0], noise, clean, sampler.max_denoise(run.guider, sigmas))
+    maps = [_read(run, item, entry, x, sigmas, options) for entry in originals(run.conditioning(item.layout))]
+    maps = [found for found in maps if found]
+    if not maps:
+        return noise, "the noise stays as it is: the prompt takes no part in the first step (its time range)"
+    free = None if mask is None else mask.expand(noise.shape).flatten(1, -3).amin(dim=1) > 0.5
+    start = Start(tuple(found for entry in maps for found in entry), run.image, free)
+    return item.edit.fn(noise, start)
+
+
+def _read(
+    run: Run, item: Installed, entry: dict[str, Any], x: Tensor, sigmas: Tensor, options: dict[str, Any]
+) -> list[tuple[Tensor, AttentionSite]]:
+    """The maps of one conditioning entry on the grids that count, finest first; none where it takes no part.
+
+    Without ControlNets, GLIGEN and other packs' wrappers: what they ask for stands at its place, and does not move with
+    the noise.
+    """
+    waiting: list[MapReader] = []
+
+    def finished(reader: MapReader) -> None:
+        waiting.remove(reader)
+        if not waiting:
+            raise _Enough
+
+    levels = _levels(run, item.edit)
+    readers = [MapReader(level, run.adapter.last_layer(level), finished, run.adapter.guided) for level in levels]
+    waiting.extend(readers)
+    entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
+    # As guides read: before any edit. What Region Prompt or Rectified Attention confine says nothing of the noise.
+    edits = tuple(Installed(item.layout, reader.edit(), graph=True) for reader in readers)
+    local = comfy.model_patcher.create_model_options_clone(options)
+    for name in ("multigpu_clones", "model_function_wrapper", "context_handler"):
+        local.pop(name, None)
+    inner = local["transformer_options"]
+    inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
+    inner[run.EXTRA] = Extra({entry["uuid"]: edits}, aside=True)
+    try:
+        comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
+    except _Enough:
+        pass
+    return [reader.maps() for reader in readers if reader.parts]
+
+
+def _levels(run: Run, edit: NoiseEdit) -> list[int]:
+    """The grid that losses read, and the next finer one, which places the edges; finest first."""
+    level = map_level(run.adapter.factors, run.image, edit.smallest_side)
+    return [*range(max(level - 1, 0), level + 1)]

@@ -1,0 +1,180 @@
+"""Where the tokens of a layer lie in one call of the model, and what the LoRAs weigh there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.seam import AttentionSite, LayerEdit
+from ...core.types import View
+from ..attention.cache import BiasCache
+from ..attention.calls import IncompatiblePatchError, Installed
+from ..attention.outside_blocks import outside_blocks
+from ..families.base import Adapter
+
+Size = tuple[int, int]
+
+
+@dataclass
+class LayerCall:
+    """One call of the diffusion model, as its layers see it."""
+
+    rows: int  # of each conditioning entry in the batch
+    offsets: tuple[Size, ...]  # of each entry: (y, x) of its crop in latent cells
+    owned: tuple[frozenset[str], ...]  # of each entry: the keys of the layouts that it was encoded with
+    latent: Size  # (H, W) of what the model sees
+    image: Size  # (H, W) of the whole latent
+    text_length: int
+    references: tuple[Size, ...]  # of reference latents behind the image
+    frames: int
+    progress: float
+    grid: Size | None = None  # of the transformer of a UNet that runs now
+
+
+class Weights:
+    """What every LoRA weighs at every place of a call; worked out once for each grid in a step."""
+
+    def __init__(self, adapter: Adapter, items: Sequence[Installed], changes: Sequence[Any], cache: BiasCache) -> None:
+        self.adapter, self.cache = adapter, cache
+        self.items = [item for item in items if isinstance(item.edit, LayerEdit)]
+        self.units = [len(item.edit.changes) for item in self.items]  # of each item
+        number = {id(change): n for n, change in enumerate(changes)}
+        # [units, LoRAs]: the strengths
+        self.strengths = torch.zeros(sum(self.units), len(changes))
+        unit = 0
+        for item in self.items:
+            for change, strength in zip(item.edit.changes, item.edit.strengths, strict=True):
+                self.strengths[unit, number[id(change)]] = strength
+                unit += 1
+
+    def active(self, progress: float) -> bool:
+        return any(item.edit.window.contains(progress) for item in self.items)
+
+    # What follows is of the shape [entries or 1, ..., LoRAs] (1 = the same for all) and None where all of it is 0.
+
+    def of_pixels(self, call: LayerCall, grid: Size, like: Tensor) -> Tensor | None:
+        """[entries or 1, h, w, LoRAs] of a convolution's output."""
+        return self._kept(call, ("pixels", grid), lambda: self._image(call, grid).unflatten(1, grid), like)
+
+    def of_image(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> Tensor | None:
+        """[entries or 1, length, LoRAs] of image tokens; what is behind them has no place in the picture."""
+        key = ("image", grid, length)
+        return self._kept(call, key, lambda: self._sequence(call, grid, 0, length), like)
+
+    def of_text(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> Tensor | None:
+        """[entries or 1, length, LoRAs] of text tokens."""
+        return self._kept(call, ("text", grid, length), lambda: self._text(call, grid, length), like)
+
+    def of_joint(self, call: LayerCall, grid: Size, start: int, length: int, like: Tensor) -> Tensor | None:
+        """[entries or 1, length, LoRAs] of text tokens and, from `start`, image tokens."""
+        return self._kept(
+            call, ("joint", grid, start, length), lambda: self._sequence(call, grid, start, length), like
+        )  # fmt: skip
+
+    def of_whole(self, call: LayerCall, like: Tensor) -> Tensor | None:
+        """[entries or 1, LoRAs] of what has no place: as much as every place of the picture has of a LoRA."""
+        return self._kept(call, ("whole", call.latent), lambda: self._common(call, call.latent)[:, 0], like)
+
+    def shares(self, call: LayerCall, grid: Size) -> Tensor:
+        """[entries or 1, h * w, units] on the CPU."""
+        crops = call.offsets[:1] if len(set(call.offsets)) == 1 else call.offsets
+        view = self._extent(call, grid)
+        found = []
+        for y, x in crops:
+            place = View(x / call.image[1], y / call.image[0], view[1] / call.image[1], view[0] / call.image[0])
+            found.append(torch.cat([self._of_item(item, call, grid, place) for item in self.items]).t())
+        return torch.stack(found)
+
+    def _of_item(self, item: Installed, call: LayerCall, grid: Size, view: View) -> Tensor:
+        if not item.edit.window.contains(call.progress):
+            return torch.zeros(len(item.edit.changes), grid[0] * grid[1])
+        return item.edit.shares(self._site(item, call, grid, view))
+
+    def _site(self, item: Installed, call: LayerCall, grid: Size, view: View) -> AttentionSite:
+        return AttentionSite(
+            kind="image_image", layer="layers", grid=grid, view=view, level=0, levels=len(self.adapter.factors),
+            queries=slice(0, grid[0] * grid[1]), progress=call.progress, layout=item.layout, memo=self.cache.memo,
+            lasting=outside_blocks,
+        )  # fmt: skip
+
+    def _extent(self, call: LayerCall, grid: Size) -> Size:
+        """Latent cells under a grid. Every halving rounds up, so the last cell may reach past the latent."""
+        factor = 1
+        while factor <= max(call.latent):
+            if grid == tuple(-(-side // factor) for side in call.latent):
+                return grid[0] * factor, grid[1] * factor
+            factor *= 2
+        return call.latent  # a patch resized the features: they still show the whole latent
+
+    def _image(self, call: LayerCall, grid: Size) -> Tensor:
+        """[entries or 1, h * w, LoRAs]."""
+        return self.shares(call, grid) @ self.strengths
+
+    def _common(self, call: LayerCall, grid: Size) -> Tensor:
+        """[entries or 1, 1, LoRAs]: what all places have, 0 where a LoRA is nowhere in some."""
+        image = self._image(call, grid)
+        return image.amin(1, keepdim=True).clamp_min(0.0) + image.amax(1, keepdim=True).clamp_max(0.0)
+
+    def _sequence(self, call: LayerCall, grid: Size, start: int, length: int) -> Tensor:
+        """[entries or 1, length, LoRAs]: text up to `start`, then the image frame by frame, then what has no place."""
+        image = self._image(call, grid).repeat(1, call.frames, 1)
+        parts = [image]
+        if start:
+            text = self._text(call, grid, start)
+            parts = [text, image.expand(text.shape[0], -1, -1) if image.shape[0] == 1 else image]
+        entries, behind = parts[0].shape[0], length - start - image.shape[1]
+        if behind:
+            parts.append(self._common(call, grid).expand(entries, behind, -1))
+        return torch.cat(parts, dim=1)
+
+    def _text(self, call: LayerCall, grid: Size, length: int) -> Tensor:
+        """[entries, length, LoRAs]: each region's LoRA at its own words; elsewhere as much as all places have of it."""
+        common = self._common(call, grid).expand(len(call.offsets), length, -1).clone()
+        for entry, owned in enumerate(call.owned):
+            words = torch.zeros(length, sum(self.units))
+            unit = 0
+            for item, count in zip(self.items, self.units, strict=True):
+                if item.layout.key in owned and item.edit.window.contains(call.progress):
+                    own = item.edit.words(self._site(item, call, grid, View())).t()[:length]
+                    words[: own.shape[0], unit : unit + count] = own
+                unit += count
+            theirs = (words @ (self.strengths != 0).float()) > 0
+            common[entry] = torch.where(theirs, words @ self.strengths, common[entry])
+        return common if len(common) > 1 and not all(torch.equal(one, common[0]) for one in common) else common[:1]
+
+    def _kept(self, call: LayerCall, key: Any, work_out: Any, like: Tensor) -> Tensor | None:
+        key = ("layers", id(self), *key, call.offsets, call.owned, call.rows, call.image, like.device, like.dtype)
+
+        def here(weights: Tensor) -> Tensor | None:
+            if not bool(weights.any()):
+                return None
+            with torch.inference_mode(False), torch.no_grad():  # autograd may not save what was made in inference mode
+                rows = weights if weights.shape[0] == 1 else weights.repeat_interleave(call.rows, dim=0)
+                return rows.to(device=like.device, dtype=like.dtype, copy=True)
+
+        return self.cache.once(key, call.progress, work_out, here)
+
+
+def tokens_of(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
+    """Of a joint family: the grid of image tokens, where they begin behind the text, and how many follow that text."""
+    (patch,) = adapter.factors
+    grid = tuple(-(-side // patch) for side in call.latent)
+    multiple = getattr(adapter, "multiple", 1)
+
+    def filled(count: int) -> int:
+        return -(-count // multiple) * multiple
+
+    count = filled(grid[0] * grid[1] * call.frames)
+    count += sum((-(-height // patch)) * (-(-width // patch)) for height, width in call.references)
+    return grid, filled(call.text_length), count
+
+
+def wrong_tokens(name: str, found: Sequence[int], expected: str) -> IncompatiblePatchError:
+    return IncompatiblePatchError(
+        f"Another patch gives the layer {name} the shape {'x'.join(map(str, found))} where {expected} were expected, "
+        "so that Boxwright cannot tell which token lies where. Remove the patch that merges or adds tokens or rows."
+    )

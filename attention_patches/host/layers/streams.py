@@ -1,0 +1,39 @@
+"""What the tokens of a layer are, by its name: the image, the text, both, or nothing that has a place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+# image: tokens or pixels of the image (and of reference images behind it); text: the prompt's; joint: first the text,
+# then the image; whole: one vector for the picture (time, pooled text, modulation); keys: a cross-attention's
+# projections of the text, which every place of the image reads for itself.
+Stream = Literal["image", "text", "joint", "whole", "keys"]
+
+_KEYS = re.compile(r"\.attn2\.to_[kv]$")
+_UNET_WHOLE = re.compile(r"^(time_embed|label_emb)\.|\.emb_layers\.")
+# Of all transformers of the table in families/joint.py.
+_WHOLE = re.compile(
+    r"(^|\.)(time_in|vector_in|guidance_in|t_embedder|y_embedder|time_text_embed|distilled_guidance_layer|"
+    r"clip_text_pooled_proj|adaLN_modulation|img_mod|txt_mod|modulation|norm_out)\."
+)
+_TEXT = re.compile(
+    r"^(txt_in|context_embedder|cap_embedder|context_refiner)\b|\.(context_block|txt_attn|txt_mlp)\.|"
+    r"\.attn\.(add_[qkv]_proj|to_add_out)$"
+)
+_JOINT = re.compile(r"^(single_blocks|layers)\.")
+
+
+def stream_of(name: str, network: Any) -> Stream:
+    """Of a layer by its name in the diffusion model."""
+    if isinstance(network, UNetModel):
+        return "keys" if _KEYS.search(name) else "whole" if _UNET_WHOLE.search(name) else "image"
+    if isinstance(network, NextDiT) and name == "final_layer.linear":
+        return "joint"  # the text is cut off behind it
+    for pattern, stream in ((_WHOLE, "whole"), (_TEXT, "text"), (_JOINT, "joint")):
+        if pattern.search(name):
+            return stream
+    return "image"

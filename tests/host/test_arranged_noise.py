@@ -1,0 +1,221 @@
+"""The noise of a run in the real host, arranged once before its first step: every family, sampler and kind of run."""
+
+from dataclasses import replace
+
+import comfy.sample
+import comfy.samplers
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.patcher_extension import WrappersMP
+from pack.attention_patches.core.seam import AttentionEdit
+from pack.attention_patches.core.types import StepWindow
+from pack.attention_patches.host.install import install
+from pack.attention_patches.methods.arranged_noise import ArrangedNoise
+from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.region_prompt import RegionPrompt
+
+every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+
+
+@pytest.fixture
+def layout():
+    return tiny.layout()
+
+
+def arranged(model, layout, lines=None, **settings):
+    edits = ArrangedNoise(**settings).edits(layout)
+    report = None if lines is None else lines.append
+    return install(model, layout, [replace(edit, report=report) for edit in edits])
+
+
+def watched(model, starts, calls):
+    """The model, noting the noise that each sampler starts from, and the rows of each model call."""
+
+    def start(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        starts.append(noise.clone())
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "watch", start)
+
+    def call(apply_model, args):
+        calls.append(args["input"].shape[0])
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    patched.set_model_unet_function_wrapper(call)
+    return patched
+
+
+def run(family, model, layout, **options):
+    return tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), **options)
+
+
+def start_of(family, model, layout, **options):
+    """The noise as the sampler gets it."""
+    starts = []
+    run(family, watched(model, starts, []), layout, **{"steps": 1, **options})
+    return starts[0]
+
+
+def same_values(a, b):
+    return torch.equal(a.flatten(-2).sort().values, b.flatten(-2).sort().values)
+
+
+@every_family
+@pytest.mark.parametrize("size", [(16, 24), (17, 25)], ids=["even", "odd"])
+def test_a_run_starts_from_a_permutation_of_its_noise(models, layout, family, size):
+    noise, lines = tiny.latent(family, size, batch=2), []
+    model = arranged(models[family], layout, lines)
+    out = start_of(family, model, layout, noise=noise)
+    assert same_values(out, noise) and not torch.equal(out, noise)
+    (line,) = lines
+    assert line.startswith("1 evaluation; ") and "w1 w2 " in line and "%" in line
+
+
+@every_family
+def test_a_second_run_is_the_same_and_the_model_without_it_is_untouched(models, layout, family):
+    before = run(family, models[family], layout)
+    model = arranged(models[family], layout)
+    first = run(family, model, layout)
+    assert not torch.equal(first, before)
+    assert torch.equal(run(family, model, layout), first)
+    assert torch.equal(run(family, models[family], layout), before)
+
+
+@every_family
+def test_strength_0_is_the_model_as_it_was(models, layout, family):
+    off = arranged(models[family], layout, strength=0.0)
+    assert torch.equal(run(family, off, layout), run(family, models[family], layout))
+
+
+def test_the_picture_is_that_of_a_run_from_the_arranged_noise(models, layout):
+    model = arranged(models["sd15"], layout)
+    noise = start_of("sd15", model, layout)
+    torch.testing.assert_close(run("sd15", model, layout), run("sd15", models["sd15"], layout, noise=noise))
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_rows_of_a_batch_and_cfg_1_are_the_same_as_one_by_one(models, layout, family):
+    model = arranged(models[family], layout)
+    noise = tiny.latent(family, batch=4)
+    together = start_of(family, model, layout, noise=noise)
+    assert torch.equal(together, start_of(family, model, layout, noise=noise, cfg=1.0))
+    for i in range(4):
+        assert torch.equal(together[i : i + 1], start_of(family, model, layout, noise=noise[i : i + 1]))
+
+
+def test_it_costs_one_call_of_the_prompts_own_rows(models, layout):
+    """The reading goes past other packs' wrappers: what the sampler asks for is counted there, as without."""
+    read, calls = [], []
+    unet = models["sd15"].model.diffusion_model
+    handle = unet.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[0]))
+    try:
+        run("sd15", watched(arranged(models["sd15"], layout), [], calls), layout, noise=tiny.latent("sd15", batch=2))
+    finally:
+        handle.remove()
+    assert calls == [4, 4] and read == [2, 4, 4]
+
+
+SAMPLERS = [name for name in comfy.samplers.KSAMPLER_NAMES if not name.startswith("dpm_adaptive")]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_starts_from_it(models, layout, sampler):
+    model = arranged(models["sd15"], layout)
+    assert torch.equal(start_of("sd15", model, layout, sampler=sampler, steps=3), start_of("sd15", model, layout))
+
+
+def test_edits_of_other_nodes_do_not_change_what_is_read(models, layout):
+    """What Region Prompt and Rectified Attention confine to the boxes says nothing of the noise."""
+    expected = start_of("sd15", arranged(models["sd15"], layout), layout)
+    confined = [*RectifiedAttention().edits(layout), *RegionPrompt().edits(layout)]
+    others = [*confined, *preset("standard", "boxdiff").guides(layout)]
+    for first in (True, False):
+        model = models["sd15"]
+        for ours in (first, not first):
+            model = arranged(model, layout) if ours else install(model, layout, others)
+        assert torch.equal(start_of("sd15", model, layout), expected)
+
+
+def test_readers_of_the_run_hear_nothing_of_the_reading(models, layout):
+    heard = []
+    edit = AttentionEdit("look", "read", lambda probs, site: heard.append(site.layer), StepWindow(0.0, 0.01))
+    run("sd15", install(models["sd15"], layout, [edit]), layout)
+    alone, heard[:] = list(heard), []
+    run("sd15", install(arranged(models["sd15"], layout), layout, [edit]), layout)
+    assert heard == alone
+
+
+def told(models, layout, **options):
+    lines, noise = [], options.get("noise", tiny.latent("sd15"))
+    out = start_of("sd15", arranged(models["sd15"], layout, lines), layout, **options)
+    assert torch.equal(out, noise) and len(lines) == 1
+    return lines[0]
+
+
+def test_a_run_that_adds_no_noise_is_left_alone_and_says_so(models, layout):
+    assert "adds none" in told(models, layout, noise=torch.zeros_like(tiny.latent("sd15")), start_step=1, steps=4)
+
+
+def test_a_run_that_begins_late_is_left_alone_and_says_so(models, layout):
+    assert "begins at 0.7" in told(models, layout, start_step=7, steps=10)
+
+
+def test_of_a_picture_the_added_noise_is_arranged(models, layout):
+    """img2img: what is read has the picture in it."""
+    noise = tiny.latent("sd15")
+    model = arranged(models["sd15"], layout)
+    starts = []
+    for picture in (torch.zeros_like(noise), 3.0 * tiny.latent("sd15", seed=8)):
+        comfy.sample.sample(
+            watched(model, starts, []), noise, 4, 4.0, "euler", "simple",
+            tiny.conditioning("sd15", layout.prompt, layout.key), tiny.conditioning("sd15", tiny.text(seed=2), seed=6),
+            picture, denoise=0.8, disable_pbar=True, seed=1,
+        )  # fmt: skip
+    assert same_values(starts[0], noise) and same_values(starts[1], noise)
+    assert not torch.equal(starts[0], starts[1])
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux", "qwen"])
+def test_outside_the_mask_of_an_inpainting_nothing_moves(models, layout, family):
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 4:20] = 1.0
+    noise = tiny.latent(family)
+    out = start_of(family, arranged(models[family], layout), layout, noise=noise, noise_mask=mask)
+    assert same_values(out, noise) and not torch.equal(out, noise)
+    assert torch.equal(out[..., :4], noise[..., :4]) and torch.equal(out[..., 20:], noise[..., 20:])
+
+
+def test_two_layouts_are_arranged_one_after_the_other(models):
+    left, right = tiny.layout(areas=(tiny.LEFT,)), tiny.layout(tiny.text(seed=3), areas=(tiny.RIGHT,), key="other")
+    noise, lines = tiny.latent("sd15"), []
+    model = arranged(arranged(models["sd15"], left, lines), right, lines)
+    positive = tiny.conditioning("sd15", left.prompt, left.key) + tiny.conditioning("sd15", right.prompt, right.key)
+    starts = []
+    tiny.run("sd15", watched(model, starts, []), positive, noise=noise)
+    assert len(lines) == 2 and same_values(starts[0], noise)
+    assert not torch.equal(starts[0], start_of("sd15", arranged(models["sd15"], left), left, noise=noise))
+
+
+def test_a_prompt_that_comes_later_is_not_read_and_that_is_said(models, layout):
+    lines = []
+    late = tiny.conditioning("sd15", layout.prompt, layout.key, start_percent=0.5, end_percent=1.0)
+    both = late + tiny.conditioning("sd15", tiny.text(seed=4), seed=3, start_percent=0.0, end_percent=0.5)
+    starts = []
+    tiny.run("sd15", watched(arranged(models["sd15"], layout, lines), starts, []), both, noise=tiny.latent("sd15"))
+    assert torch.equal(starts[0], tiny.latent("sd15")) and "takes no part in the first step" in lines[0]
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_half_precision(layout, family):
+    model = tiny.build(family, dtype=torch.bfloat16)
+    noise = tiny.latent(family)
+    out = start_of(family, arranged(model, layout), layout, noise=noise)
+    assert same_values(out, noise) and not torch.equal(out, noise)

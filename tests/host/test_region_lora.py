@@ -1,0 +1,429 @@
+"""LoRAs of regions in the host: the host's own loader where a region is the whole picture, the layers by hand else."""
+
+from dataclasses import replace
+
+import comfy.hooks
+import comfy.lora
+import comfy.model_management
+import pytest
+import tiny_loras as loras
+import tiny_models as tiny
+import torch
+import torch.nn.functional as F
+from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
+from pack.attention_patches.host.install import install
+from pack.attention_patches.host.layers import layer as changed_layers
+from pack.attention_patches.host.layers.lora import lora_for
+from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.rectified_attention import PUBLISHED
+from pack.attention_patches.methods.region_lora import RegionLora
+from pack.attention_patches.methods.region_prompt import RegionPrompt
+from test_guidance import Control
+
+WHOLE, DEFAULT = Box(0.0, 0.0, 1.0, 1.0), RegionLora()
+FAMILIES = ["sd15", "sdxl", "flux", "qwen", "zimage", "sd3"]
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.build(family) for family in FAMILIES}
+
+
+@pytest.fixture
+def whole():
+    return tiny.layout(areas=(WHOLE,))
+
+
+@pytest.fixture
+def halves():
+    return tiny.layout()
+
+
+def run(family, model, layout, **options):
+    return tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options})
+
+
+def with_loras(model, layout, files, method=DEFAULT, strength=0.8):
+    """The MODEL with a LoRA file for each region, from the first."""
+    placed = {number: (lora_for(model, file, f"file {number}"), strength) for number, file in enumerate(files)}
+    return install(model, layout, method.edits(layout, placed))
+
+
+def same(a, b):
+    """Equal to 1e-5 of the largest value: another order of summation."""
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
+
+
+# --- one region over the whole picture is the host's LoraLoaderModelOnly ---
+
+
+@pytest.mark.parametrize("family, kind", [
+    *((family, "lora") for family in FAMILIES), ("sd15", "tucker"), ("sdxl", "tucker"), ("flux", "lokr"),
+    *((family, "lokr") for family in ("sd15", "sdxl", "zimage")), ("sd15", "loha"), ("flux", "loha"),
+    ("sd15", "diff"), ("flux", "bias"), ("sd15", "bias"),
+])  # fmt: skip
+def test_a_whole_image_region_is_the_hosts_loader(models, whole, family, kind):
+    model, file = models[family], loras.tensors(models[family], kind)
+    expected = run(family, loras.merged(model, file, 0.8), whole)
+    same(run(family, with_loras(model, whole, [file]), whole), expected)
+    assert not torch.allclose(run(family, model, whole), expected, atol=1e-2 * float(expected.abs().max()))
+
+
+def test_whatever_runs_with_it(models, whole):
+    """Batches, no CFG, areas, odd sizes, ControlNet, SDE samplers: all rows have the LoRA, as when it is loaded."""
+    area = {"area": (8, 12, 4, 12), "strength": 1.0}
+    control = {"control": Control(), "control_apply_to_uncond": True}
+    for family, text, options in (
+        ("sd15", {}, {"noise": tiny.latent("sd15", batch=3)}),
+        ("sd15", {}, {"noise": tiny.latent("sd15", size=(15, 23))}),
+        ("flux", {}, {"noise": tiny.latent("flux", size=(15, 23), batch=2)}),
+        ("zimage", {}, {"noise": tiny.latent("zimage", size=(14, 10))}),
+        ("sd15", {}, {"cfg": 1.0}),
+        ("sd15", area, {}),
+        ("flux", area, {}),
+        ("sd15", control, {}),
+        ("sdxl", {}, {"sampler": "dpmpp_2m_sde", "scheduler": "karras", "steps": 3}),
+    ):
+        model, file = models[family], loras.tensors(models[family])
+        positive = tiny.conditioning(family, whole.prompt, whole.key, **text)
+        found, expected = (
+            tiny.run(family, patched, positive, **{"steps": 1, **options})
+            for patched in (with_loras(model, whole, [file]), loras.merged(model, file, 0.8))
+        )
+        off = 1e-5 if options.get("steps", 1) == 1 else 3e-4  # the tiny models amplify rounding step by step
+        torch.testing.assert_close(found, expected, rtol=0, atol=off * float(expected.abs().max()))
+
+
+def test_a_part_of_a_weight_and_moved_rows(models, whole):
+    """LoRAs of diffusers have one file entry for each of q, k and v, and the last modulation the other way round."""
+    model, g = models["flux"], torch.Generator().manual_seed(3)
+    sizes = {"transformer.single_transformer_blocks.0.attn.to_k": (64, 64), "transformer.norm_out.linear": (128, 64),
+             "transformer.transformer_blocks.1.attn.add_v_proj": (64, 64),
+             "transformer.single_transformer_blocks.1.proj_out": (64, 192)}
+    file = {}
+    for key, (out, into) in sizes.items():
+        file[f"{key}.lora_A.weight"] = torch.randn(2, into, generator=g)
+        file[f"{key}.lora_B.weight"] = torch.randn(out, 2, generator=g)
+    expected = run("flux", loras.merged(model, file, 0.8), whole)
+    same(run("flux", with_loras(model, whole, [file]), whole), expected)
+    assert not torch.allclose(run("flux", model, whole), expected, atol=1e-2)
+
+
+# --- places ---
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """What went into each changed layer, what it returned before, and after."""
+    seen, original = [], changed_layers.ChangedLayer.changed
+
+    def note(self, x, out, weights):
+        before = out.clone()
+        seen.append((self, x.clone(), before, original(self, x, out, weights).clone()))
+        return seen[-1][3].clone()
+
+    monkeypatch.setattr(changed_layers.ChangedLayer, "changed", note)
+    return seen
+
+
+def change_by_hand(layer, number, x):
+    """What LoRA `number` adds to a layer's output where it counts in full: by the host's own calculate_weight."""
+    for own, change in layer.changes:
+        if own == number:
+            weight = sum(
+                (up @ down.flatten(1)).view(layer.shape.weight) for up, down in zip(change.up, change.down, strict=True)
+            )
+            if not layer.shape.is_convolution:
+                return F.linear(x, weight)
+            return F.conv2d(x, weight, None, layer.shape.stride, layer.shape.padding)
+
+
+def test_each_half_has_its_own_lora_in_every_layer_and_nothing_of_the_other(models, halves, noted):
+    """Image layers of a UNet, before attention mixes what they return; in the rest of the picture not a bit changes."""
+    model = models["sd15"]
+    image = ["attn1.to", "to_q", "to_out", "ff.", "proj_", "in_layers", "out_layers", "op", "conv"]
+    files = [loras.tensors(model, seed=seed, only=image) for seed in (1, 2)]
+    run("sd15", with_loras(model, halves, files), halves, noise=tiny.latent("sd15", batch=2))
+    assert len(noted) >= len(files[0]) // 3 - 1
+    for layer, x, before, after in noted:
+        pixels = layer.shape.is_convolution
+        width = {16 * 24: 24, 8 * 12: 12, 4 * 6: 6}[before[0, 0].numel() if pixels else before.shape[1]]
+        left, right = (t if pixels else t.transpose(1, 2).unflatten(2, (-1, width)) for t in (
+            before + 0.8 * change_by_hand(layer, 0, x), before + 0.8 * change_by_hand(layer, 1, x)
+        ))  # fmt: skip
+        found = after if pixels else after.transpose(1, 2).unflatten(2, (-1, width))
+        middle = width // 2
+        same(found[..., :middle], left[..., :middle])
+        same(found[..., middle:], right[..., middle:])
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_outside_its_region_a_layer_returns_what_it_did(models, noted, family):
+    lay = tiny.layout(areas=(tiny.LEFT,))
+    file = loras.tensors(models[family], only=["ff.", "img_mlp", "img_attn"])
+    run(family, with_loras(models[family], lay, [file]), lay)
+    assert noted
+    for layer, _, before, after in noted:
+        assert not layer.shape.is_convolution
+        width = {16 * 24: 24, 8 * 12: 12, 4 * 6: 6}[before.shape[1]]
+        grid = (before - after).unflatten(1, (-1, width))
+        assert grid[:, :, width // 2 :].abs().max() == 0
+        assert grid[:, :, : width // 2].abs().amax(dim=(0, 3)).min() > 0
+
+
+def test_text_tokens_have_the_lora_of_the_region_whose_words_they_are(models, halves, noted):
+    """In joint models, and only in the rows of the layout's prompt."""
+    files = [loras.tensors(models["sd3"], seed=seed, only=["context_block.attn.qkv"]) for seed in (1, 2)]
+    run("sd3", with_loras(models["sd3"], halves, files), halves)
+    assert noted
+    for layer, x, before, after in noted:
+        changed = (after - before).abs().amax(dim=2) > 0
+        assert [row.nonzero()[:, 0].tolist() for row in changed if row.any()] == [[2, 3, 4, 5]]
+        (row,) = [number for number, own in enumerate(changed) if own.any()]
+        for number, columns in enumerate(([2, 3], [4, 5])):
+            expected = before + 0.8 * change_by_hand(layer, number, x)
+            same(after[row, columns], expected[row, columns])
+
+
+def test_each_place_reads_the_text_with_its_own_keys_and_values(models, halves):
+    """Cross-attention of a UNet by the book: the left half with the first LoRA's projections, in every row."""
+    model = models["sd15"]
+    files = [loras.tensors(model, seed=seed, only=["attn2.to_k", "attn2.to_v"], size=1.0) for seed in (1, 2)]
+    changes = [lora_for(model, file, "file") for file in files]
+    texts, names = [], []
+    unet = model.model.diffusion_model
+    layers = {module: name for name, module in unet.named_modules() if name.endswith("attn2")}
+
+    def by_hand(model):
+        model = model.clone()
+        of_block = {}
+        for module, name in layers.items():
+            parts = name.split(".")
+            key = ("middle", 0) if parts[0] == "middle_block" else (parts[0].split("_")[0], int(parts[1]))
+            of_block[key] = name, module
+
+        def text(n, context, value, extra):
+            texts[:] = [context]
+            return n, context, value
+
+        def replaced(q, k, v, extra):
+            name, module = of_block[extra["block"][:2]]
+            names.append(name)
+            parts = lambda t: t.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2).double()  # noqa: E731
+            outs = []
+            for change in changes:
+                own = []
+                for part in ("to_k", "to_v"):
+                    one = change.layers[f"{name}.{part}"]
+                    weight = getattr(module, part).weight + 0.8 * one.up[0] @ one.down[0]
+                    own.append(parts(F.linear(texts[0], weight)))
+                scores = parts(q) @ own[0].transpose(-1, -2) * parts(q).shape[-1] ** -0.5
+                outs.append((scores.softmax(-1) @ own[1]).transpose(1, 2).flatten(2))
+            width = extra["activations_shape"][-1]
+            left = (torch.arange(q.shape[1]) % width < width // 2)[None, :, None]
+            return torch.where(left, *outs).to(q)
+
+        model.set_model_attn2_patch(text)
+        for key in of_block:
+            model.set_model_attn2_replace(replaced, *key)
+        return model
+
+    expected = run("sd15", by_hand(model), halves)
+    assert set(names) == set(layers.values())
+    found = run("sd15", with_loras(model, halves, files), halves)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    quiet = with_loras(model, halves, [*files], RegionLora(window=StepWindow(0.9, 1.0)))
+    assert torch.equal(run("sd15", quiet, halves), run("sd15", model, halves))
+
+
+def test_a_crop_has_its_part_of_the_regions(models, halves):
+    """An area over the right half alone: all of it has the second LoRA, nothing the first."""
+    model = models["sd15"]
+    files = [loras.tensors(model, seed=seed) for seed in (1, 2)]
+    text = {"area": (16, 12, 0, 12), "strength": 1.0}
+    positive = tiny.conditioning("sd15", halves.prompt, halves.key, **text)
+    negative = tiny.conditioning("sd15", tiny.text(seed=2), seed=6, **text)
+
+    def right(patched):
+        return tiny.run("sd15", patched, positive, negative, steps=1)[..., 12:]
+
+    same(right(with_loras(model, halves, files)), right(loras.merged(model, files[1], 0.8)))
+
+
+def test_two_crops_in_one_call(models):
+    """Cond and uncond on crops of other places share a batch: each row has the regions of its own crop."""
+    lay = tiny.layout(areas=(tiny.LEFT,))
+    model, file = models["sd15"], loras.tensors(models["sd15"])
+    entries = {
+        "left": tiny.conditioning("sd15", lay.prompt, lay.key, area=(16, 12, 0, 0), strength=1.0),
+        "right": tiny.conditioning("sd15", tiny.text(seed=2), seed=6, area=(16, 12, 0, 12), strength=1.0),
+    }
+
+    def draw(patched):
+        return tiny.run("sd15", patched, entries["left"] + entries["right"], steps=1, cfg=1.0)
+
+    found = draw(with_loras(model, lay, [file]))
+    same(found[..., :12], draw(loras.merged(model, file, 0.8))[..., :12])
+    same(found[..., 12:], draw(model)[..., 12:])
+
+
+# --- nothing stays behind ---
+
+
+@every_family
+def test_off_and_outside_its_time_not_a_bit_changes(models, halves, family):
+    model, file = models[family], loras.tensors(models[family])
+    plain = run(family, model, halves)
+    late = with_loras(model, halves, [file], RegionLora(window=StepWindow(0.9, 1.0)))
+    for patched in (with_loras(model, halves, [file], strength=0.0), late):
+        assert torch.equal(run(family, patched, halves), plain)
+
+
+@every_family
+def test_the_model_and_a_second_run_are_the_same_to_the_last_bit(models, halves, family):
+    model, file = models[family], loras.tensors(models[family])
+    plain = run(family, model, halves)
+    patched = with_loras(model, halves, [file])
+    first = run(family, patched, halves)
+    assert not torch.equal(first, plain)
+    assert torch.equal(run(family, model, halves), plain)
+    assert torch.equal(run(family, patched, halves), first)
+
+
+@pytest.mark.parametrize("ending", ["error", "interrupt"])
+def test_a_run_that_ends_early_leaves_nothing(models, halves, ending):
+    model, file = models["sd15"], loras.tensors(models["sd15"])
+    plain, patched = run("sd15", model, halves), with_loras(model, halves, [file])
+    first = run("sd15", patched, halves)
+
+    def stop(*args):
+        if ending == "error":
+            raise RuntimeError("of another node")
+        comfy.model_management.interrupt_current_processing()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with pytest.raises((RuntimeError, comfy.model_management.InterruptProcessingException)):
+        run("sd15", patched, halves, callback=stop, steps=3)
+    modules = list(model.model.diffusion_model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    assert torch.equal(run("sd15", model, halves), plain)
+    assert torch.equal(run("sd15", patched, halves), first)
+
+
+# --- with others ---
+
+
+def test_with_the_hosts_own_loras(models, whole):
+    model, files = models["sd15"], [loras.tensors(models["sd15"], seed=seed) for seed in (1, 2)]
+    expected = run("sd15", loras.merged(loras.merged(model, files[0], 0.5), files[1], 0.8), whole)
+    same(run("sd15", with_loras(loras.merged(model, files[0], 0.5), whole, [files[1]]), whole), expected)
+
+
+def test_with_the_hosts_hooks(models, whole):
+    """A LoRA of the conditioning's hooks is in the weights of that entry's pass, the region's beside it."""
+    model, files = models["sd15"], [loras.tensors(models["sd15"], seed=seed) for seed in (1, 2)]
+    hooks = comfy.hooks.create_hook_lora(lora=files[0], strength_model=0.5, strength_clip=0.0)
+    positive = tiny.conditioning("sd15", whole.prompt, whole.key)
+    hooked = comfy.hooks.set_hooks_for_conditioning(positive, hooks)
+
+    def draw(patched):
+        patched = patched.clone()
+        patched.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
+        return tiny.run("sd15", patched, hooked, steps=1)
+
+    expected = draw(loras.merged(model, files[1], 0.8))
+    same(draw(with_loras(model, whole, [files[1]])), expected)
+    assert not torch.allclose(expected, run("sd15", loras.merged(model, files[1], 0.8), whole), atol=1e-2)
+
+
+@pytest.mark.parametrize("edits", [
+    lambda lay: RegionPrompt(base_ratio=0.2).edits(lay), lambda lay: PUBLISHED.edits(lay),
+    lambda lay: preset("standard", "boxdiff").guides(lay),
+], ids=["region prompt", "rectified", "box constraint"])  # fmt: skip
+@pytest.mark.parametrize("first", [True, False])
+def test_with_other_methods(models, edits, first):
+    """Everything of theirs, the texts of regions and the gradient of a guide too, sees the LoRA."""
+    lay = replace(tiny.layout(areas=(tiny.LEFT,)), key="theirs")
+    whole = tiny.layout(areas=(WHOLE,))
+    model, file = models["sd15"], loras.tensors(models["sd15"], size=0.1)
+    theirs = edits(lay)
+    lora = RegionLora().edits(whole, {0: (lora_for(model, file, "file"), 0.8)})
+    order = [(lay, theirs), (whole, lora)] if not first else [(whole, lora), (lay, theirs)]
+    found = model
+    for own, each in order:
+        found = install(found, own, each)
+    expected = install(loras.merged(model, file, 0.8), lay, theirs)
+    positive = tiny.conditioning("sd15", lay.prompt, lay.key)
+    both = positive + tiny.conditioning("sd15", whole.prompt, whole.key, area=(16, 24, 0, 0))
+    found, expected = (tiny.run("sd15", each, both, steps=2) for each in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
+
+
+def test_chained_nodes_add_up(models, whole):
+    """Two LoRAs for one region."""
+    model, files = models["sd15"], [loras.tensors(models["sd15"], seed=seed, size=0.2) for seed in (1, 2)]
+    expected = run("sd15", loras.merged(loras.merged(model, files[0], 0.8), files[1], 0.8), whole)
+    chained = with_loras(with_loras(model, whole, [files[0]]), whole, [files[1]])
+    same(run("sd15", chained, whole), expected)
+
+
+@pytest.mark.parametrize("family, dtype", [
+    ("sd15", torch.float16), ("flux", torch.bfloat16), ("sd15", torch.float8_e4m3fn),
+])  # fmt: skip
+def test_weights_of_other_types(whole, family, dtype):
+    """Base weights that are cast for each call: the change is worked out in the type that the layer computes in."""
+    model = tiny.build(family)
+    file = loras.tensors(model, size=0.1)
+    model.model.diffusion_model.to(dtype)
+    for module in model.model.diffusion_model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights = True
+    full = tiny.build(family)
+    for own, cast in zip(full.model.diffusion_model.parameters(), model.model.diffusion_model.parameters()):
+        own.data.copy_(cast.data.float())
+    expected = run(family, loras.merged(full, file, 0.8), whole)
+    same(run(family, with_loras(model, whole, [file]), whole), expected)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("kind, words", [("dora", "is a DoRA"), ("oft", "of the kind OFT")])
+def test_what_is_no_sum_is_refused_by_name(models, kind, words):
+    file = loras.tensors(models["sd15"], kind, only=["input_blocks.1.1.transformer_blocks.0.ff.net.2"])
+    with pytest.raises(BoxwrightError, match=words) as refused:
+        lora_for(models["sd15"], file, "ink.safetensors")
+    assert "ink.safetensors" in str(refused.value) and "ff.net.2" in str(refused.value)
+
+
+def test_a_lora_of_another_model_is_refused(models):
+    with pytest.raises(BoxwrightError, match="has nothing for any layer of this model \\(SD15\\)|SD15|BaseModel"):
+        lora_for(models["sd15"], loras.tensors(models["flux"]), "ink")
+    other = {key: torch.cat([t, t], -1) if key.endswith("ff.net.2.lora_down.weight") else t
+             for key, t in loras.tensors(models["sd15"], only=["ff.net.2"]).items()}  # fmt: skip
+    with pytest.raises(BoxwrightError, match="of another size.*made for another model"):
+        lora_for(models["sd15"], other, "ink")
+    norm = {"diffusion_model.out.0.w_norm": torch.ones(32)}
+    with pytest.raises(BoxwrightError, match="out.0.*neither a linear layer nor a convolution"):
+        lora_for(models["sd15"], norm, "ink")
+
+
+def test_another_prompts_layout_is_refused(models, halves):
+    patched = with_loras(models["flux"], halves, [loras.tensors(models["flux"])])
+    foreign = tiny.conditioning("flux", tiny.text(seed=9))
+    with pytest.raises(BoxwrightError, match="was encoded with the layout"):
+        tiny.run("flux", patched, foreign, steps=1)
+
+
+def test_patches_that_merge_tokens_or_replace_the_attention_are_refused(models, halves):
+    model, file = models["sd15"], loras.tensors(models["sd15"])
+    merging = with_loras(model, halves, [file])
+    merging.set_model_attn1_patch(lambda n, context, value, extra: (n[:, ::2], context[:, ::2], value[:, ::2]))
+    with pytest.raises((IncompatiblePatchError, RuntimeError), match="tokens"):
+        run("sd15", merging, halves)
+    replacing = with_loras(model, halves, [file])
+    replacing.set_model_attn2_replace(lambda q, k, v, extra: q, "middle", 0)
+    with pytest.raises(IncompatiblePatchError, match="replaces a cross-attention"):
+        run("sd15", replacing, halves)
