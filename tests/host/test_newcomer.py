@@ -53,14 +53,17 @@ def add(bench, words, kind, place):
     bench.page.wait_for_timeout(700)
     bench.keys.press("Enter")
     bench.page.wait_for_function("(count) => app.graph.nodes.length === count + 1", arg=len(before), timeout=10_000)
-    bench.mouse.move(place[0] + 2, place[1] + 2)
-    bench.mouse.move(*place)
-    bench.mouse.click(*place)  # newer frontends let the node hang on the pointer until then
-    bench.page.wait_for_timeout(300)
+    for _ in range(8):  # newer frontends let the node hang on the pointer until a click
+        bench.page.wait_for_timeout(300)
+        bench.mouse.move(place[0] + 2, place[1] + 2)
+        bench.mouse.move(*place)
+        if not bench.page.evaluate("app.graph.nodes.some((node) => node.flags?.ghost)"):
+            break
+        bench.mouse.click(*place)
     (made,) = bench.page.evaluate("(before) => app.graph.nodes.filter((node) => !before.includes(node.id))"
                                   ".map((node) => [node.id, node.type, node.title])", before)
     assert made[1] == kind if kind else made[2] == words, made
-    bench.page.mouse.click(1400, 900)
+    bench.mouse.click(1400, 900)
     return made[0]
 
 
