@@ -64,8 +64,8 @@ class BoxwrightRegionLora(io.ComfyNode):
                     options=list(get_args(Overlap)),
                     default=DEFAULT.overlap,
                     tooltip="Where regions overlap: order = later ones lie on earlier ones, those without a LoRA too; "
-                    "blend = they share, in proportion to their strengths; occlude = later ones hide what is behind them as "
-                    "much as their opacity says.",
+                    "blend = they share, in proportion to their strengths; occlude = later ones hide what is behind "
+                    "them as much as their opacity says.",
                 ),
                 io.Float.Input(
                     "feather",
