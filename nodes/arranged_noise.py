@@ -1,17 +1,41 @@
-"""BoxwrightArrangedNoise: the start noise is put in the order in which objects come out in their boxes."""
+"""The start noise, put in the order in which objects come out in their boxes: for a model, or as a noise to look at."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..attention_patches.host.arranged_noise import arrange
 from ..attention_patches.host.install import install
 from ..attention_patches.methods.arranged_noise import MAX_BLOCK, ArrangedNoise
 from .parts import schema
+from .parts.arrangement import draw_arrangement
 from .parts.progress import progress_reporter
 
 DEFAULT = ArrangedNoise()
+
+
+def number_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "strength",
+            default=DEFAULT.strength,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of the blocks that may move, those first that gain most by it: 0 = off, 1 = all.",
+        ),
+        io.Int.Input(
+            "block",
+            default=DEFAULT.block,
+            min=0,
+            max=MAX_BLOCK,
+            advanced=True,
+            tooltip="Side of a block in latent cells (8 pixels each in most models): 0 = that of a cell of the "
+            "attention that is read, 32 pixels in large models.",
+        ),
+    ]
 
 
 class BoxwrightArrangedNoise(io.ComfyNode):
@@ -32,23 +56,7 @@ class BoxwrightArrangedNoise(io.ComfyNode):
             inputs=[
                 schema.model_input(),
                 schema.layout_input(),
-                io.Float.Input(
-                    "strength",
-                    default=DEFAULT.strength,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of the blocks that may move, those first that gain most by it: 0 = off, 1 = all.",
-                ),
-                io.Int.Input(
-                    "block",
-                    default=DEFAULT.block,
-                    min=0,
-                    max=MAX_BLOCK,
-                    advanced=True,
-                    tooltip="Side of a block in latent cells (8 pixels each in most models): 0 = that of a cell of the "
-                    "attention that is read, 32 pixels in large models.",
-                ),
+                *number_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The patched model.")],
             hidden=[io.Hidden.unique_id],
@@ -61,4 +69,41 @@ class BoxwrightArrangedNoise(io.ComfyNode):
         return io.NodeOutput(install(model, layout, [replace(edit, report=report) for edit in edits]))
 
 
-NODES = [BoxwrightArrangedNoise]
+class BoxwrightArrangeNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BoxwrightArrangeNoise",
+            display_name="Arrange a Noise",
+            category=schema.CATEGORY,
+            description="What Arranged Noise does, as a noise for Sampler Custom (Advanced), with a picture of where "
+            "the model saw each phrase in the noise and which blocks moved.",
+            search_aliases=["initial noise", "noise editing", "arranged noise picture", "custom noise"],
+            inputs=[
+                io.Noise.Input("noise", tooltip="The noise to arrange, as from Random Noise."),
+                io.Model.Input("model", tooltip="The model that will draw. It stays as it is."),
+                io.Conditioning.Input("positive", tooltip="Of the Layout Prompt that made the layout."),
+                schema.layout_input(),
+                io.Latent.Input("latent", tooltip="The latent that the sampler gets too."),
+                *number_inputs(),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Those of the sampler, where it does not begin with full noise (a picture is redrawn).",
+                ),
+            ],
+            outputs=[
+                io.Noise.Output("noise", tooltip="For the noise of Sampler Custom (Advanced), with the same latent."),
+                io.Image.Output("picture", tooltip="Each phrase in the noise before and after, and what moved."),
+                io.String.Output("report", tooltip="How much moved, and the attention in each box before and after."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, noise, model, positive, layout, latent, strength, block, sigmas=None) -> io.NodeOutput:
+        found, plan = arrange(model, positive, layout, ArrangedNoise(strength, block), noise, latent, sigmas)
+        report = plan.report()
+        return io.NodeOutput(found, draw_arrangement(plan, layout.regions), report, ui=ui.PreviewText(report))
+
+
+NODES = [BoxwrightArrangedNoise, BoxwrightArrangeNoise]

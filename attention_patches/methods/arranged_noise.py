@@ -14,7 +14,7 @@ is worth is measured by its own mean; several grids count alike; blocks that are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,15 +53,21 @@ class ArrangedNoise:
     def edits(self, layout: Layout) -> list[NoiseEdit]:
         """What to install. Empty at strength 0, and where no region has a strength."""
         phrases = constrained_phrases(layout)
-        if self.strength == 0.0 or not phrases:
-            return []
-        return [NoiseEdit("arranged noise", partial(self.arranged, phrases))]
+        return [self.edit(phrases)] if self.strength > 0.0 and phrases else []
 
-    def arranged(self, phrases: Sequence[Phrase], noise: Tensor, start: Start) -> tuple[Tensor, str]:
+    def edit(self, phrases: Sequence[Phrase], keep: Callable[[Plan], None] | None = None) -> NoiseEdit:
+        """The edit itself; `keep` is given every plan that it makes."""
+        return NoiseEdit("arranged noise", partial(self._arranged, phrases, keep))
+
+    def _arranged(
+        self, phrases: Sequence[Phrase], keep: Callable[[Plan], None] | None, noise: Tensor, start: Start
+    ) -> tuple[Tensor, str]:
         """The noise with its blocks in another order, each row of the batch for itself; see NoiseEdit."""
         plan = self.plan(phrases, start)
         if plan is None:
             return noise, "the noise stays as it is: no region is at work when this run starts"
+        if keep is not None:
+            keep(plan)
         rows = [moved(row, source, plan.block) for row, source in zip(noise, plan.sources, strict=True)]
         return torch.stack(rows), plan.report()
 
@@ -137,7 +143,8 @@ def likings(phrases: Sequence[Phrase], start: Start, grid: tuple[int, int], view
     """How much each block attends to each phrase, in units of the phrase's mean: float64 [B, P, n]."""
     found = []
     for maps, site in start.maps:
-        seen = torch.stack([maps[:, list(phrase.columns)].double().mean(dim=1) for phrase in phrases], dim=1)
+        maps = maps.to("cpu", torch.float64)  # on the CPU: not every device has doubles
+        seen = torch.stack([maps[:, list(phrase.columns)].mean(dim=1) for phrase in phrases], dim=1)
         seen = seen / seen.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
         means, under = laid_over(seen, site.view, grid, view)
         found.append((means * under + 1.0 - under).flatten(2))

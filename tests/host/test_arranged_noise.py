@@ -7,14 +7,20 @@ import comfy.samplers
 import pytest
 import tiny_models as tiny
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy_extras import nodes_custom_sampler
 from pack.attention_patches.core.seam import AttentionEdit
-from pack.attention_patches.core.types import StepWindow
+from pack.attention_patches.core.token_alignment import token_alignment
+from pack.attention_patches.core.types import BoxwrightError, Layout, StepWindow
+from pack.attention_patches.host import prompt_to_prompt
+from pack.attention_patches.host.arranged_noise import FixedNoise, arrange
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.arranged_noise import ArrangedNoise
 from pack.attention_patches.methods.box_constraint import preset
+from pack.attention_patches.methods.prompt_to_prompt import Prompts, PromptToPrompt
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
+from pack.nodes.parts.arrangement import draw_arrangement
 
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 
@@ -95,10 +101,19 @@ def test_strength_0_is_the_model_as_it_was(models, layout, family):
     assert torch.equal(run(family, off, layout), run(family, models[family], layout))
 
 
-def test_the_picture_is_that_of_a_run_from_the_arranged_noise(models, layout):
+SAMPLERS = ["euler", "heun", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "ddim", "uni_pc"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_picture_is_that_of_a_run_from_the_arranged_noise(models, layout, sampler):
+    """Samplers that draw noise on the way go on as they would."""
     model = arranged(models["sd15"], layout)
     noise = start_of("sd15", model, layout)
-    torch.testing.assert_close(run("sd15", model, layout), run("sd15", models["sd15"], layout, noise=noise))
+    found, expected = (
+        run("sd15", each, layout, sampler=sampler, steps=3, **start)
+        for each, start in ((model, {}), (models["sd15"], {"noise": noise}))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("family", ["sd15", "flux"])
@@ -121,15 +136,6 @@ def test_it_costs_one_call_of_the_prompts_own_rows(models, layout):
     finally:
         handle.remove()
     assert calls == [4, 4] and read == [2, 4, 4]
-
-
-SAMPLERS = [name for name in comfy.samplers.KSAMPLER_NAMES if not name.startswith("dpm_adaptive")]
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_starts_from_it(models, layout, sampler):
-    model = arranged(models["sd15"], layout)
-    assert torch.equal(start_of("sd15", model, layout, sampler=sampler, steps=3), start_of("sd15", model, layout))
 
 
 def test_edits_of_other_nodes_do_not_change_what_is_read(models, layout):
@@ -166,6 +172,31 @@ def test_a_run_that_adds_no_noise_is_left_alone_and_says_so(models, layout):
 
 def test_a_run_that_begins_late_is_left_alone_and_says_so(models, layout):
     assert "begins at 0.7" in told(models, layout, start_step=7, steps=10)
+
+
+def test_a_run_inside_a_run_is_left_alone_and_says_so(models, layout):
+    """A sampler that has another one take its steps starts that from what it has come to."""
+    lines, inner_starts = [], []
+
+    def outer(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        inner = comfy.samplers.sampler_object("euler")
+        options = extra_args["model_options"]
+        wrappers = get_all_wrappers(WrappersMP.SAMPLER_SAMPLE, options, is_model_options=True)
+        executor = WrapperExecutor.new_class_executor(inner.sample, inner, wrappers)
+        noise = tiny.latent("sd15", seed=11)
+        executor.execute(model.inner_model, sigmas, {**extra_args}, None, noise, torch.zeros_like(noise), None, True)
+        return x
+
+    patched = watched(arranged(models["sd15"], layout, lines), inner_starts, [])
+    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 2)
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    noise = tiny.latent("sd15")
+    comfy.sample.sample_custom(
+        patched, noise, 1.0, comfy.samplers.KSAMPLER(outer), sigmas, positive, positive, torch.zeros_like(noise),
+        disable_pbar=True, seed=1,
+    )  # fmt: skip
+    assert len(lines) == 2 and lines[0].startswith("1 evaluation") and "part of another" in lines[1]
+    assert torch.equal(inner_starts[1], tiny.latent("sd15", seed=11)) and not torch.equal(inner_starts[0], noise)
 
 
 def test_of_a_picture_the_added_noise_is_arranged(models, layout):
@@ -219,3 +250,54 @@ def test_half_precision(layout, family):
     noise = tiny.latent(family)
     out = start_of(family, arranged(model, layout), layout, noise=noise)
     assert same_values(out, noise) and not torch.equal(out, noise)
+
+
+def test_prompt_to_prompts_source_is_arranged_and_its_targets_get_the_same_noise(models, layout):
+    """The layout is of the source's text alone; the conditioning of the run holds source and target."""
+    texts = [layout.prompt, tiny.text(seed=9)]
+    prompt = torch.cat([text.embedding for text in texts])
+    positive = [[prompt, {"boxwright_layout": "prompts"}]]
+    prompts = Layout(layout.prompt, (), torch.zeros(0, 77, dtype=torch.bool), (), "prompts")
+    pair = Prompts(prompts, (texts[1].tokens,), (token_alignment(texts[0].tokens, texts[1].tokens, "auto"),))
+    noise = tiny.latent("sd15", batch=2).repeat_interleave(2, dim=0)
+    starts = []
+    edited = prompt_to_prompt.edited(models["sd15"], pair, PromptToPrompt())
+    for model in (arranged(edited, layout), arranged(models["sd15"], layout)):
+        layouts_own = tiny.conditioning("sd15", layout.prompt, layout.key)
+        tiny.run("sd15", watched(model, starts, []), positive if not starts else layouts_own, noise=noise, steps=1)
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0][::2], starts[0][1::2])
+    assert not torch.equal(starts[0], noise)
+
+
+def test_a_noise_arranged_at_once_is_that_of_a_run(models, layout):
+    """The node for Sampler Custom (Advanced): what it makes, a picture of it, and what it refuses."""
+    latent = {"samples": torch.zeros(2, 4, 16, 24)}
+    drawn = nodes_custom_sampler.Noise_RandomNoise(3)
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    found, plan = arrange(models["sd15"], positive, layout, ArrangedNoise(), drawn, latent)
+    expected = start_of("sd15", arranged(models["sd15"], layout), layout, noise=drawn.generate_noise(latent))
+    assert torch.equal(found.generate_noise(latent), expected) and found.seed == 3
+    assert plan.sources.shape[0] == 2
+    with pytest.raises(BoxwrightError, match="shape.*Wire the same latent"):
+        found.generate_noise({"samples": torch.zeros(1, 4, 16, 24)})
+    silent, late = FixedNoise(0, torch.zeros(2, 4, 16, 24)), torch.tensor([1.0, 0.0])
+    for noise, sigmas in ((silent, None), (drawn, late)):
+        with pytest.raises(BoxwrightError, match="nothing to arrange"):
+            arrange(models["sd15"], positive, layout, ArrangedNoise(), noise, latent, sigmas)
+    off, _ = arrange(models["sd15"], positive, layout, ArrangedNoise(strength=0.0), drawn, latent)
+    assert torch.equal(off.generate_noise(latent), drawn.generate_noise(latent))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (40, 8)])
+def test_the_picture_of_an_arrangement_shows_each_phrase_before_and_after(models, layout, size):
+    latent = {"samples": torch.zeros(2, 4, *size)}
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    noise = nodes_custom_sampler.Noise_RandomNoise(3)
+    _, plan = arrange(models["sd15"], positive, layout, ArrangedNoise(), noise, latent)
+    picture = draw_arrangement(plan, layout.regions)
+    assert picture.shape[0] == 2 and picture.shape[3] == 3 and 0.0 <= picture.min() and picture.max() <= 1.0
+    assert not torch.equal(picture[0], picture[1])
+    still = draw_arrangement(replace(plan, sources=torch.arange(plan.sources.shape[1]).expand(2, -1)), layout.regions)
+    half = picture.shape[1] // 2
+    assert torch.equal(still[:, :half, : picture.shape[2] // 2], picture[:, :half, : picture.shape[2] // 2])
+    assert not torch.equal(still[:, half:], picture[:, half:])

@@ -130,7 +130,7 @@ def test_what_is_refused(toy, encoded):
     with pytest.raises(BoxwrightError, match="dense_end 0.2 is not after start 0.5"):
         run_node(toy, layout, mode="dense", start=0.5, dense_end=0.2)
     with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
-        BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **inputs())
+        BoxwrightRegionPrompt.execute(tiny.build("hunyuan_video"), tiny.layout(), **inputs())
 
 
 @pytest.mark.parametrize("wrong, words", [
@@ -284,3 +284,9 @@ def test_feathered_and_painted_masks_and_refusals(toy):
         conditioned(toy, painted, method="area")
     with pytest.raises(BoxwrightError, match="holds 1 text for 2 regions"):
         conditioned(toy, region_texts=sampling.encode(toy[1], "a moon"))
+
+
+def test_frames_of_regions_are_said_to_have_no_effect_in_conditioning(toy):
+    timed = (replace(REGIONS[0], start_frame=4), REGIONS[1])
+    reports = [conditioned(toy, regions)[2] for regions in (REGIONS, timed)]
+    assert ["have no effect: masked conditioning holds in all frames" in report for report in reports] == [False, True]

@@ -200,6 +200,7 @@ FAMILIES = {
             mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0, dtype=torch.float32,
         ),
         128,
+        pooled=32,  # that older hosts ask for
         layers=_FLUX_LAYERS,
         joint=True,
         patch=1,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pack.attention_patches.core.grids import coverage, feathered, visible_cells
+from pack.attention_patches.core.grids import coverage, feathered, laid_over, visible_cells
 from pack.attention_patches.core.types import Box, View
 
 
@@ -75,3 +75,32 @@ def test_feather_ramps_outside_and_keeps_the_inside():
     assert torch.equal(feathered(share, (0.0, 0.0)), share)
     both = feathered(torch.nn.functional.pad(share, (0, 0, 2, 2)), (2.0, 4.0))
     torch.testing.assert_close(both[1], (ramp[0] - 0.5).clamp_min(0))
+
+
+PARTS = [View(), View(0.25, 0.5, 0.75, 0.5), View(width=17 / 16, height=33 / 32)]
+
+
+@pytest.mark.parametrize("view", PARTS)
+@pytest.mark.parametrize("grid", [(3, 5), (8, 8), (16, 4)])
+def test_values_laid_over_another_grid_are_averages_by_area(view, grid):
+    """Oracle: both grids cut into points of one fine grid; a box's coverage laid over is the coverage itself."""
+    values = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    means, under = laid_over(values, view, grid)
+    fine = 480
+    y, x = ((torch.arange(side * fine, dtype=torch.float64) + 0.5) / (side * fine) for side in grid)
+    row, column = ((y - view.y) / view.height * 4).floor().long(), ((x - view.x) / view.width * 8).floor().long()
+    inside = ((row >= 0) & (row < 4))[:, None] & ((column >= 0) & (column < 8))
+    points = values.double()[:, row.clamp(0, 3)][:, :, column.clamp(0, 7)] * inside
+    sums, counts = (
+        each.unflatten(-1, (grid[1], fine)).unflatten(-3, (grid[0], fine)).sum((-3, -1))
+        for each in (points, inside[None].double())
+    )
+    torch.testing.assert_close(under, counts[0] / fine**2, atol=0.005, rtol=0)
+    torch.testing.assert_close(means, sums / counts.clamp_min(1), atol=0.01, rtol=0)
+
+
+def test_laying_over_the_same_grid_changes_nothing():
+    values = torch.rand(3, 6, 7)
+    means, under = laid_over(values, View(0.1, 0.2, 0.5, 0.5), (6, 7), View(0.1, 0.2, 0.5, 0.5))
+    torch.testing.assert_close(means, values.double())
+    torch.testing.assert_close(under, torch.ones(6, 7, dtype=torch.float64))

@@ -24,11 +24,11 @@ def layout_of(clip, prompt: str, regions: Iterable[tuple[str, tuple]]) -> tuple[
     return encode_layout(clip, prompt, [Region(phrase, Box(*box)) for phrase, box in regions], False)
 
 
-def draw(toy, edits_of: Callable[[Layout], list], seeds=SEEDS) -> list[Tensor]:
+def draw(toy, edits_of: Callable[[Layout], list], seeds=SEEDS, layouts=LAYOUTS) -> list[Tensor]:
     """The pictures of each layout, [seeds, H, W, 3]."""
     model, clip, vae = toy
     pictures = []
-    for case in LAYOUTS:
+    for case in layouts:
         positive, layout = layout_of(clip, case.prompt, case.regions)
         patched = install(model, layout, edits_of(layout))
         pictures.append(sampling.sample(patched, vae, positive, sampling.encode(clip, ""), seeds))

@@ -1,9 +1,11 @@
-"""The four layouts on which every method is measured: data only.
+"""The four layouts on which every method is measured, and boxes from photographs: data only.
 
 Each box has the size at which the model draws the object when left alone, so that reaching it asks for the place only.
 Every prompt names a background (otherwise it is random); no object is pink (the model draws it grey).
 """
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from .scorer import expected_object
 
@@ -40,3 +42,27 @@ LAYOUTS = (
         ("yellow star", (0.34, 0.64, 0.29, 0.28)),
     )),
 )
+
+
+def _photographs():
+    """Boxes of two objects in photographs (photograph_boxes.json), with things of the toy's world in their places.
+
+    Colours, shapes and backgrounds go round; the size word is that whose objects are nearest to the box.
+    """
+    colors, backgrounds = ("red", "blue", "green", "orange", "purple", "yellow"), ("white", "gray", "black")
+    shapes = ("circle", "square", "star", "heart", "house", "tree", "triangle", "moon")
+    boxes = json.loads(Path(__file__).with_name("photograph_boxes.json").read_text(encoding="utf-8"))["layouts"]
+    for number, (name, pair) in enumerate(boxes):
+        phrases = []
+        for part, (_, _, width, height) in enumerate(pair):
+            side = (width * height) ** 0.5
+            size = "small " if side < 0.25 else "large " if side > 0.38 else ""
+            color = colors[(number + part * (1 + number // 6 % 5)) % 6]
+            phrases.append(f"{size}{color} {shapes[(number * 3 + part * (1 + number // 8 % 7)) % 8]}")
+        things = " and ".join(("an " if phrase.startswith("o") else "a ") + phrase for phrase in phrases)
+        yield Layout(str(name), f"{things} on a {backgrounds[number % 3]} background", tuple(
+            (phrase, tuple(box)) for phrase, box in zip(phrases, pair)
+        ))
+
+
+PHOTOGRAPHS = tuple(_photographs())

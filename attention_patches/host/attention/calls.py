@@ -36,6 +36,7 @@ class Extra:
 
     items: dict[Any, tuple[Installed, ...]]  # uuid of a conditioning entry -> edits of its rows
     aside: bool  # a call beside the run's own, for a gradient: without the run's readers and further texts
+    plain: bool = False  # without any edit of the run's own attention: what the model itself makes of the prompt
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class ModelCall:
     # (text columns of this call, columns of a conditioning entry) -> where copies of the entry's text lie among them
     text_columns: Callable[[int, int], Sequence[slice]]
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
+    # Of the longest row: where each of them lies among those columns with what fills it up, how many are its own.
+    spans: tuple[slice, ...] = ()
+    lengths: tuple[int, ...] = ()
     others: OtherPacks = field(default_factory=OtherPacks)
     frames: int = 1  # of the latent; a picture has one
     # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
@@ -120,6 +124,10 @@ class Place:
     text: slice | None  # text tokens on the key axis; None where the call has none
     image: slice | None  # image tokens on the key axis; None where the call has none
     chunks: tuple[Chunk, ...] | None = None  # whose the rows are where another patch made more of them
+    further: slice | None = None  # further texts on both axes of a joint attention, right behind the text
+    filling: slice | None = None  # what the model fills its text up with, behind them
+    block: int = 0  # see AttentionSite
+    blocks: int = 1
 
     @property
     def tokens(self) -> int:

@@ -80,11 +80,16 @@ class UNetAdapter:
     text: Literal["separate"] = "separate"
     gradients: bool = True
     guided: None = None
+    beside: None = None
     own_text: bool = True
     bottleneck: bool = True
+    frame: int = 1
 
     def last_layer(self, level: int) -> str:
         return self.last_layers[level]
+
+    def room(self, length: int) -> tuple[int, int]:
+        return length, 0
 
     def text_columns(self, length: int, own: int) -> list[slice]:
         """The host repeats a short prompt beside a longer one."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.seam import AttentionSite, NoiseEdit, Start
 from ..attention.calls import Extra, Installed
+from ..run.entries import row_period
 from ..run.run import Run
 from .gradient import originals
 from .maps import MapReader, map_level
@@ -78,13 +79,17 @@ def _edited(
     model = run.guider.inner_model
     clean = torch.zeros_like(noise) if latent_image is None else latent_image
     x = model.model_sampling.noise_scaling(sigmas[0], noise, clean, sampler.max_denoise(run.guider, sigmas))
-    maps = [_read(run, item, entry, x, sigmas, options) for entry in originals(run.conditioning(item.layout))]
-    maps = [found for found in maps if found]
+    entries = originals(run.conditioning(item.layout))
+    maps = [found for entry in entries for found in _read(run, item, entry, x, sigmas, options)]
     if not maps:
         return noise, "the noise stays as it is: the prompt takes no part in the first step (its time range)"
     free = None if mask is None else mask.expand(noise.shape).flatten(1, -3).amin(dim=1) > 0.5
-    start = Start(tuple(found for entry in maps for found in entry), run.image, free)
-    return item.edit.fn(noise, start)
+    rows = slice(None, None, max(row_period(entry, item.layout) for entry in entries))
+    start = Start(tuple((seen[rows], site) for seen, site in maps), run.image, None if free is None else free[rows])
+    arranged, line = item.edit.fn(noise[rows], start)
+    out = noise.clone()
+    out[rows] = arranged
+    return out, line
 
 
 def _read(
@@ -106,14 +111,14 @@ def _read(
     readers = [MapReader(level, run.adapter.last_layer(level), finished, run.adapter.guided) for level in levels]
     waiting.extend(readers)
     entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
-    # As guides read: before any edit. What Region Prompt or Rectified Attention confine says nothing of the noise.
+    # What Region Prompt or Rectified Attention confine, in any layer, says nothing of the noise.
     edits = tuple(Installed(item.layout, reader.edit(), graph=True) for reader in readers)
     local = comfy.model_patcher.create_model_options_clone(options)
     for name in ("multigpu_clones", "model_function_wrapper", "context_handler"):
         local.pop(name, None)
     inner = local["transformer_options"]
     inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
-    inner[run.EXTRA] = Extra({entry["uuid"]: edits}, aside=True)
+    inner[run.EXTRA] = Extra({entry["uuid"]: edits}, aside=True, plain=True)
     try:
         comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
     except _Enough:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...core.seam import LatentGuide, LayerEdit, NoiseEdit, TextMix
+from ...core.seam import ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
 from ...core.types import BoxwrightError, Layout
 from ..attention.calls import Chunk, Extra, Installed
 from ..text.layout import LAYOUT_KEY
@@ -37,6 +37,7 @@ class Entry:
         edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit, NoiseEdit)))
         active = (item for item in edits if item.edit.window.contains(progress))
         kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))
+        kept = (item for item in kept if isinstance(item.edit, ContextEdit) or not extra.plain)
         # A guide asks what the prompt itself does. Where a region reads a text of its own, that holds what the prompt
         # wants there, wherever the model would draw it.
         kept = (item for item in kept if not (heard and getattr(item.edit, "stage", None) == "read"))
@@ -97,7 +98,7 @@ def edits_by_entry(conds: dict[str, list[dict]], installed: tuple[Installed, ...
             read = _text_input(entry)
             if read not in of_input:  # the original
                 if "negative" not in name:
-                    edits = tuple(i for i in installed if of_layout(i) and _encoded_with(entry, i.layout))
+                    edits = tuple(i for i in installed if of_layout(i) and _is_for(entry, i))
                 elif name == "negative" and entry.get("cross_attn") is not None:
                     edits = tuple(i for i in installed if not of_layout(i))
                 else:
@@ -111,6 +112,25 @@ def edits_by_entry(conds: dict[str, list[dict]], installed: tuple[Installed, ...
 def _text_input(entry: dict) -> int:
     """Which object the model reads as text for an entry."""
     return id(entry["model_conds"].get("c_crossattn", entry))
+
+
+def _is_for(entry: dict, item: Installed) -> bool:
+    if isinstance(item.edit, NoiseEdit):
+        return row_period(entry, item.layout) > 0
+    return _encoded_with(entry, item.layout)
+
+
+def row_period(entry: dict, layout: Layout) -> int:
+    """Each how many rows of an entry read the layout's text: 1 = all of them, n = the first of every n; 0 = none.
+
+    Prompt to Prompt puts several prompts into one entry, the source first, and gives all of a group its noise.
+    """
+    if _encoded_with(entry, layout):
+        return 1
+    text, expected = entry.get("cross_attn"), layout.prompt.embedding
+    if text is None or text.shape[0] < 2 or text.shape[1:] != expected.shape[1:]:
+        return 0
+    return text.shape[0] * torch.equal(text[:1].to(expected), expected)
 
 
 def _encoded_with(entry: dict, layout: Layout) -> bool:
