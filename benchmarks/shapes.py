@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -22,6 +23,7 @@ from pack.attention_patches.core.seam import AttentionEdit, ContextEdit, LatentG
 from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, StepWindow, TokenMap
 from pack.attention_patches.host.install import install
+from pack.attention_patches.host.layers.lora import lora_for
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
@@ -32,6 +34,7 @@ from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
 from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
 from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
+from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
 from shape import Shape
@@ -219,6 +222,47 @@ def host_masks(model: Any, layout: Layout) -> Any:
     return masked
 
 
+RANK = 16
+
+
+def lora_file(model: Any, seed: int) -> dict[str, torch.Tensor]:
+    """A LoRA of RANK in every linear layer of the UNet's transformers, as is usual."""
+    g, file = torch.Generator().manual_seed(seed), {}
+    for name, module in model.model.diffusion_model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".transformer_blocks." in name:
+            key, (out, into) = f"diffusion_model.{name}", module.weight.shape
+            file[f"{key}.lora_up.weight"] = torch.randn(out, RANK, generator=g) * 0.01
+            file[f"{key}.lora_down.weight"] = torch.randn(RANK, into, generator=g) * 0.01
+    return file
+
+
+def region_loras(model: Any, layout: Layout) -> Any:
+    """A LoRA of its own for every region."""
+    loras = {r: (lora_for(model, lora_file(model, r), f"{r}"), 1.0) for r in range(len(layout.regions))}
+    return install(model, layout, RegionLora().edits(layout, loras))
+
+
+def host_hooks(model: Any, layout: Layout) -> Any:
+    """The same by the host: a masked conditioning for each region, and a hook with the region's LoRA on it."""
+    hooks = [comfy.hooks.create_hook_lora(lora_file(model, r), 1.0, 0.0) for r in range(len(layout.regions))]
+
+    def with_masks(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        (base,) = guider.conds["positive"]
+        own = {name: value for name, value in base.items() if name not in ("cross_attn", "model_conds", "uuid")}
+        entry = [[base["cross_attn"], own]]
+        texts = [comfy.hooks.set_hooks_for_conditioning(entry, hook) for hook in hooks]
+        combined = RegionConditioning().combined(entry, layout.regions, texts)
+        guider.conds["positive"] = comfy.sampler_helpers.convert_cond(combined)
+        return executor(*args, **kwargs)
+
+    masked = model.clone()
+    target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
+    masked.register_all_hook_patches(comfy.hooks.HookGroup.combine_all_hooks(hooks), target)
+    masked.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "benchmark", with_masks)
+    return masked
+
+
 def with_edits(edits: Callable[[Layout], Edits]) -> Callable[[Any, Layout], Any]:
     return lambda model, layout: install(model, layout, edits(layout))
 
@@ -240,6 +284,8 @@ METHODS: dict[str, Callable[[Any, Layout], Any]] = {
     "couple": with_edits(lambda layout: RegionPrompt().edits(layout)),
     "couple, feathered": with_edits(lambda layout: RegionPrompt(feather=0.1).edits(layout)),
     "host's Conditioning (Set Mask)": host_masks,
+    "region lora": region_loras,
+    "host's hooks": host_hooks,
     "dense": with_edits(lambda layout: DenseDiffusion().edits(layout)),
     "dense, text alone": with_edits(lambda layout: DenseDiffusion(self_weight=0.0).edits(layout)),
     "bound": with_edits(lambda layout: BoundedAttention().edits(layout)),
@@ -256,6 +302,8 @@ def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
         return {"rectified": (4,), "reweight as published (explicit)": (4,), "recorder": (0,)}.get(method, ())
     if method in ("couple", "host's Conditioning (Set Mask)"):
         return () if shape.config == "Flux" else (1, 2, 4, 8, 16)
+    if method in ("region lora", "host's hooks"):
+        return () if shape.config == "Flux" else (1, 2, 4, 8)
     if method.startswith(("dense", "bound")):
         return (4,)
     if method == "couple, feathered":

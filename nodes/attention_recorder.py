@@ -98,7 +98,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
         window = StepWindow(start, end)
         recording = Recording(parse_phrases(phrases, "phrases"), resolutions, moments, window, budget_mb * MIB)
         records = Records(layout.prompt.tokens, recording)
-        tell(cls.hidden, supports(model))
+        tell(cls, supports(model))
         return io.NodeOutput(recorded(model, layout, records, place), records)
 
 

@@ -68,7 +68,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
     def execute(cls, model, layout, mode, preset, settings=None) -> io.NodeOutput:
         method = by_hand(settings, mode) if settings else numbers_of(preset, mode)
         report = progress_reporter(cls.hidden.unique_id)
-        tell(cls.hidden, supports(model))
+        tell(cls, supports(model))
         return io.NodeOutput(install(model, layout, [replace(g, report=report) for g in method.guides(layout)]))
 
 

@@ -10,7 +10,7 @@ from ..attention_patches.core.pictures import MOST, STRONGEST, WHOLE, Part, Pict
 from ..attention_patches.core.types import BoxwrightError, StepWindow, window_of
 from ..attention_patches.host.loss_guidance import guide_by_pictures
 from .parts import editing, losses, schema
-from .parts.progress import progress_reporter
+from .parts.progress import reporter_of
 
 
 class BoxwrightLossGuidance(io.ComfyNode):
@@ -87,7 +87,7 @@ class BoxwrightLossGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         if not callable(loss):
             raise BoxwrightError(f"loss is a {type(loss).__name__}, not a loss. Wire Color Loss or CLIP Loss.")
-        report = progress_reporter(cls.hidden.unique_id)
+        report = reporter_of(cls)
         parts = parts_of(regions, phrase, mask)
         guide = PictureGuide(loss, parts, strength, StepWindow(start, end), max_change, gradient, report)
         return io.NodeOutput(guide_by_pictures(model, guide, vae))

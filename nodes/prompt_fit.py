@@ -10,7 +10,7 @@ from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.samplers.prompt_fit import MAX_STEPS, PromptFit
 from .parts import editing, schema
 from .parts.loss_plot import plotted
-from .parts.progress import progress_reporter
+from .parts.progress import reporter_of
 
 
 class BoxwrightPromptFit(io.ComfyNode):
@@ -73,7 +73,7 @@ class BoxwrightPromptFit(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = PromptFit(steps, learning_rate, StepWindow(start, end), towards_text)
         samples = picture_latent(model, editing.one_source(latent, image, vae))
-        found = fit_prompt(model, samples, target, settings, seed, progress_reporter(cls.hidden.unique_id))
+        found = fit_prompt(model, samples, target, settings, seed, reporter_of(cls))
         report = f"Loss on the same noise: {found.before:.4f} before, {found.after:.4f} after {steps} steps."
         plot = plotted(found.losses)
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(report).as_dict()

@@ -71,7 +71,7 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, strength, start, end, feather, resolutions, end_tokens) -> io.NodeOutput:
         method = RectifiedAttention(strength, StepWindow(start, end), feather, resolutions, end_tokens)
-        tell(cls.hidden, supports(model))
+        tell(cls, supports(model))
         return io.NodeOutput(install(model, layout, method.edits(layout)))
 
 

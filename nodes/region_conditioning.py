@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import notes_on
-from ..attention_patches.core.types import StepWindow
+from ..attention_patches.core.types import Region, StepWindow
 from ..attention_patches.host import region_prompt as host
 from ..attention_patches.host.region_prompt import Base, Method, RegionConditioning
 from .parts import schema
@@ -106,17 +107,19 @@ class BoxwrightRegionConditioning(io.ComfyNode):
         combined = settings.combined(positive, regions, texts)
         opposed = settings.combined(negative, regions, host.encoded_phrases(clip, regions, negative=True))
         said = [note for name, text in texts_of(regions) for note in notes_on(name, text)]
-        report = "\n".join([*notes(settings, combined, opposed), *said])
+        report = "\n".join([*notes(settings, regions, combined, opposed), *said])
         return io.NodeOutput(combined, opposed, report, ui=ui.PreviewText(report))
 
 
-def notes(settings: RegionConditioning, positive: list, negative: list) -> list[str]:
+def notes(settings: RegionConditioning, regions: Sequence[Region], positive: list, negative: list) -> list[str]:
     """What it costs and what has no effect, a sentence each."""
     found = [
         f"Passes of the model in each step: {len(positive)}, and at CFG above 1 {len(negative)} more for the negative."
     ]
     if settings.method == "area" and settings.feather:
         found.append("feather has no effect on areas: the host fades their edges by itself.")
+    if any(region.start_frame is not None or region.end_frame is not None for region in regions):
+        found.append("start_frame and end_frame have no effect: masked conditioning holds in all frames of a film.")
     return found
 
 

@@ -13,7 +13,7 @@ from ..attention_patches.host.install import install
 from ..attention_patches.host.support import supports, takes_own_phrases
 from ..attention_patches.methods.bounded_attention import BoundedAttention
 from ..attention_patches.methods.dense_diffusion import DenseDiffusion
-from ..attention_patches.methods.region_prompt import Overlap, RegionPrompt
+from ..attention_patches.methods.region_prompt import BLOCKS, Overlap, RegionPrompt
 from .parts import schema
 from .parts.checks import counted, shortened
 from .parts.progress import progress_reporter
@@ -44,7 +44,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                         io.DynamicCombo.Option("couple", couple_inputs()),
                         io.DynamicCombo.Option("dense", dense_inputs()),
                     ],
-                    tooltip="couple = regions read their own text and nothing else (Stable Diffusion UNets). dense = "
+                    tooltip="couple = regions read their own text (the notes say whether the model takes it). dense = "
                     "scores of the prompt's own words are raised inside and lowered outside, in cross- and "
                     "self-attention (any supported model; slower while it acts). Each has inputs of its own.",
                 ),
@@ -77,6 +77,16 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                     "not merge (arXiv 2403.16990): coarse = on the coarser attention grids; all = on every grid (can "
                     "split the picture).",
                 ),
+                io.Combo.Input(
+                    "blocks",
+                    options=list(BLOCKS),
+                    default="all",
+                    optional=True,
+                    advanced=True,
+                    tooltip="couple, on models that read text and image in one attention (Flux, Qwen-Image, Z-Image, "
+                    "SD3): the blocks in which regions read their own text. In the others they read the prompt. No "
+                    "effect on UNets.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The patched model."),
@@ -90,11 +100,12 @@ class BoxwrightRegionPrompt(io.ComfyNode):
         return schema.chosen(cls, mode=mode, bound=bound)
 
     @classmethod
-    def execute(cls, model, layout, mode, strength, overlap, start, end, bound) -> io.NodeOutput:
+    def execute(cls, model, layout, mode, strength, overlap, start, end, bound, blocks="all") -> io.NodeOutput:
         window = StepWindow(start, end)
         name = mode["mode"]
         if name == "couple":
-            method = RegionPrompt(strength, mode["base_ratio"], mode["confine_end"], overlap, mode["feather"], window)
+            shares = mode["base_ratio"], mode["confine_end"], overlap, mode["feather"]
+            method = RegionPrompt(strength, *shares, window, *BLOCKS[blocks])
             own, rest = mode.get("region_texts"), mode.get("background")
             own = None if own is None else texts.region_texts(own, layout)
             rest = None if rest is None else texts.background_text(rest, layout)
@@ -110,7 +121,8 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             check_end(window, bound["bound_end"], "bound_end")
             bounded = BoundedAttention(window, bound["bound"]).edits(layout)
             edits = [*edits, *ending(bounded, bound["bound_end"])]
-        report = "\n".join([summary(layout, name, on), *without_effect(layout, mode, bound), *model_notes(model, name)])
+        idle = without_effect(layout, mode, overlap, bound)
+        report = "\n".join([summary(layout, name, on), *idle, *model_notes(model, name, blocks)])
         return io.NodeOutput(install(model, layout, edits), report, ui=ui.PreviewText(report))
 
 
@@ -218,7 +230,7 @@ def summary(layout: Layout, mode: str, on: bool) -> str:
     return f"{mode}: {counted(len(active), 'region')} in one pass of the model."
 
 
-def without_effect(layout: Layout, mode: dict, bound: dict) -> list[str]:
+def without_effect(layout: Layout, mode: dict, overlap: Overlap, bound: dict) -> list[str]:
     """What of the node and the regions does nothing here, a sentence each."""
     notes = [
         f'Region {number} ("{shortened(region.phrase, 40)}") has strength 0 and takes no part.'
@@ -242,16 +254,20 @@ def without_effect(layout: Layout, mode: dict, bound: dict) -> list[str]:
         ignored = texts.left_out([*(mode.get("region_texts") or ()), *(mode.get("background") or ())])
         if ignored:
             notes.append(f"Of region_texts and background, {', '.join(ignored)} cannot count in one pass: left out.")
+    if overlap != "occlude" and any(region.opacity < 1 for region in layout.regions):
+        notes.append(f"{overlap} does not use the regions' opacity; occlude does.")
     if bound["bound"] != "off" and sum(region.strength > 0 for region in layout.regions) < 2:
         notes.append("bound does nothing: it keeps regions apart, and there are fewer than two.")
     return notes
 
 
-def model_notes(model, mode: str) -> list[str]:
+def model_notes(model, mode: str, blocks: str) -> list[str]:
     """What this model does not take from the regions, and what acts on it."""
     notes = []
-    if mode == "couple" and getattr(model.model, "adm_channels", 0):
+    if mode == "couple" and texts.reads_pooled_text(model):
         notes.append("This model also reads the whole prompt as one vector (pooled text); that one stays the prompt's.")
+    if blocks != "all" and not (mode == "couple" and texts.chooses_blocks(model)):
+        notes.append("blocks does nothing here: it is for couple, where a model reads text and image in one attention.")
     if mode == "dense" and not takes_own_phrases(model):
         notes.append("This model reads phrases only as they stand in the prompt, and dense leaves them so.")
     return [*notes, supports(model)]

@@ -106,9 +106,10 @@ def strengths_of(text: str, regions) -> list[float]:
 
 def _number(word: str) -> float:
     try:
-        return number_of(float(word), "A strength")
+        number = float(word)
     except ValueError:
         raise BoxwrightError(f"The strength {shown(word.strip())} is no number. Write numbers from 0 to 1.") from None
+    return number_of(number, "A strength")
 
 
 def report_of(regions, strengths, background: float) -> str:

@@ -100,7 +100,7 @@ class BoxwrightReweight(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, weights, start, end, region, renormalize) -> io.NodeOutput:
         method = Reweight(parse_weights(weights), StepWindow(start, end), region, renormalize)
-        tell(cls.hidden, supports(model))
+        tell(cls, supports(model))
         return io.NodeOutput(install(model, layout, method.edits(layout)))
 
 

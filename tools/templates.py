@@ -28,6 +28,8 @@ TOY, TOY_SIDE, TOY_BATCH, TOY_CFG = "toyworld.safetensors", 256, 4, 5.0
 USUAL = "v1-5-pruned-emaonly-fp16.safetensors"  # as the host's own first template names it
 # Checkpoints that the workflows name: what the model is called, and the side of the pictures it draws.
 CHECKPOINTS = {USUAL: ("Stable Diffusion 1.5", 512), "flux1-dev-fp8.safetensors": ("FLUX.1 dev", 1024)}
+# LoRAs of the toy model -> what a workflow for users calls those that are to be chosen in their place.
+LORAS = {"toyworld_stripes.safetensors": "one_style.safetensors", "toyworld_dots.safetensors": "another.safetensors"}
 # Node -> places of pixels among its saved values; for the batch size the same.
 PIXELS = {
     "EmptyLatentImage": (0, 1), "EmptySD3LatentImage": (0, 1), "BoxwrightBoxEditor": (1, 2), "BoxwrightRegions": (1, 2),
@@ -49,6 +51,8 @@ TITLES = {
     "region_prompt_with_box_constraint": "1.4 Own words, and the object in its box (Region Prompt, Box Constraint)",
     "region_conditioning": "1.5 Regions as ComfyUI's own conditioning (Region Conditioning)",
     "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
+    "region_lora": "1.7 A LoRA for each box (Region LoRA)",
+    "arranged_noise": "1.7 Noise that already fits the boxes (Arranged Noise)",
     "reweight": "2.1 More or less of one word (Reweight Words)",
     "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
     "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",
@@ -59,6 +63,9 @@ TITLES = {
     "ilvr": "2.8 The layout of a picture, other words (ILVR)",
     "h_space": "2.9 Move a picture by two prompts (H-Space Edit)",
     "attention_heatmap": "3.1 See what a word sees (Attention Heatmap)",
+    "loss_guidance": "3.2 Draw towards a colour (Loss Guidance)",
+    "prompt_fit": "3.3 A prompt that fits a picture (Prompt Fit)",
+    "region_strength": "3.4 A strength for every region (Region Strength)",
 }
 PICTURE = 512  # pixels each way
 
@@ -109,6 +116,9 @@ def _adapted(workflow: dict, checkpoint: str, factor: float, batch: int) -> dict
     made = copy.deepcopy(workflow)
     for node in made["nodes"]:
         values = node.get("widgets_values")
+        for toys, users in LORAS.items():
+            old, new = (users, toys) if checkpoint == TOY else (toys, users)
+            values[:] = [value.replace(old, new) if isinstance(value, str) else value for value in values or ()]
         if node["type"] == "CheckpointLoaderSimple":
             node["widgets_values"] = [checkpoint]
         for place in PIXELS.get(node["type"], ()):

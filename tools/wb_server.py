@@ -26,12 +26,15 @@ def base_directory(root: Path = ROOT) -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(prefix="boxwright-"))
     try:
         nodes, checkpoints = base / "custom_nodes", base / "models" / "checkpoints"
+        loras = base / "models" / "loras"
         workflows = base / "user" / "default" / "workflows"
-        for folder in (nodes, checkpoints, workflows, base / "input", base / "output"):
+        for folder in (nodes, checkpoints, loras, workflows, base / "input", base / "output"):
             folder.mkdir(parents=True)
         link_folder(root, nodes / "boxwright")
         link_folder(root / "tests" / "toyworld" / "companion", nodes / "boxwright_toyworld")
         link_file(root / "tests" / "toyworld" / "toyworld.safetensors", checkpoints / "toyworld.safetensors")
+        for lora in sorted((root / "tests" / "toyworld").glob("lora_*.safetensors")):
+            link_file(lora, loras / lora.name.replace("lora_", "toyworld_"))
         for path in sorted((root / "example_workflows").glob("*.json")):
             (workflows / path.name).write_text(written(for_toy(load_workflow(path))), "utf-8")
         yield base

@@ -41,7 +41,7 @@ DEMO_FOLDER = ROOT / "demo"
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
 EVERY_HOST = (
     "host_names", "adapter_contract", "gradient", "guidance", "layout_prompt", "attention_recorder",
-    "recorder_in_graphs",
+    "recorder_in_graphs", "region_lora",
 )
 QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
 # Options of pytest whose next argument may look like a path and is none.

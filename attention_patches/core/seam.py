@@ -40,6 +40,8 @@ class AttentionSite:
     queries: slice  # which of the h * w image tokens the block holds (scores and probs come in chunks)
     progress: float  # same scale as StepWindow
     layout: Layout
+    block: int = 0  # which of the model's blocks that see text and image, in the order they run; for joint attention
+    blocks: int = 1  # ... of how many
     # The pictures of a film that this block is of: from the first to before the second. None where it is the same in
     # all of them, because no region of the layout asks, or there is one picture.
     frames: tuple[int, int] | None = None
@@ -99,6 +101,11 @@ class TextMix:
     In every image-to-text attention: (1 - sum of w) * attention to the own text + sum of w_t * softmax(q k_t) v_t.
     `weigh(site)` -> w, float32 [len(texts), h * w]: at least 0, over the texts at most 1 in sum, of the site alone.
     Edits of the row's own attention come first; the mixes of one row follow one another, each on top of those before.
+
+    Where one attention holds text and image, the texts stand behind the own one, each seen by itself and by the image
+    alone: image tokens read all texts in the one softmax, with log(w_t) added to its scores and log(1 - sum of w) to
+    those of the own text; a text reads the image with log(w_t / max w_t) added. Where `where` is False, image tokens
+    read their own text alone.
     """
 
     name: str
@@ -107,6 +114,7 @@ class TextMix:
     window: StepWindow = StepWindow()
     rows: Rows = "layout"
     report: Callable[[str], None] | None = None  # told if a run has no such rows
+    where: Callable[[AttentionSite], bool] = everywhere
     kind: AttentionKind = field(default="image_text", init=False)
 
 

@@ -48,11 +48,11 @@ def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
             "the text as it is: Rectified Attention with its end tokens visible or hidden, or Region Prompt in its "
             "mode dense without own phrases."
         )
-    if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint":
+    if any(isinstance(edit, TextMix) for edit in edits) and adapter.text == "joint" and adapter.beside is None:
         raise UnsupportedModelError(
-            f"In {adapter.name} text and image are read together, so that a region cannot have a text of its own in "
-            "the same pass. Use Region Conditioning, which takes a pass for each region, or a method that "
-            "edits scores (Region Prompt in its dense mode, Rectified Attention)."
+            f"In {adapter.name} text and image are read together, and Boxwright does not know yet how the texts of "
+            "regions would stand beside the prompt there. Use Region Conditioning, which takes a pass for each region, "
+            "or a method that edits scores (Region Prompt in its dense mode, Rectified Attention)."
         )
     guides = [edit for edit in edits if isinstance(edit, LatentGuide)]
     if guides:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.grids import coverage, feathered
 from ..core.marks import without_orders
 from ..core.types import Box, BoxwrightError, Layout, Region, StepWindow, counted, feather_of, window_of
+from .families import adapter_for
 from .text.layout import check_phrases
 
 MASK_SIDE = 512  # cells of the masks that boxes become; the host stretches them to the latent
@@ -72,6 +73,17 @@ def _text(entry: list, layout: Layout, name: str) -> Tensor:
 def left_out(conditioning: list) -> list[str]:
     """What of the entries a single pass cannot follow, in words."""
     return [name for key, name in ONE_PASS_IGNORES.items() if any(key in options for _, options in conditioning)]
+
+
+def chooses_blocks(model: Any) -> bool:
+    """Whether RegionPrompt's choice of blocks has an effect on this MODEL."""
+    return adapter_for(model).text == "joint"
+
+
+def reads_pooled_text(model: Any) -> bool:
+    """Whether this MODEL reads the prompt as one vector, too."""
+    base = model.model
+    return bool(getattr(base, "adm_channels", 0)) or getattr(base.diffusion_model, "vector_in", None) is not None
 
 
 # --- regions as the host's own conditioning ---------------------------------------------------------------------------

@@ -25,7 +25,9 @@ def _acts(adapter: Adapter) -> str:
 def _needs_texts(adapter: Adapter) -> str:
     if not adapter.own_text:
         return "the model makes more of a prompt than its conditioning holds"
-    return "" if adapter.text == "separate" else "text and image share one attention"
+    if adapter.text == "separate" or adapter.beside is not None:
+        return ""
+    return "how further texts stand beside the prompt is not known"
 
 
 def _needs_gradients(adapter: Adapter) -> str:
@@ -43,6 +45,7 @@ METHODS = (
     Method("Region Prompt: dense, bound", _acts),
     Method("Box Constraint", _needs_gradients),
     Method("Attention Recorder", _acts),
+    Method("Arranged Noise", _acts),
     Method("H-Space Edit", _needs_a_bottleneck),
 )
 

@@ -25,6 +25,13 @@ from .occlusion import occluded, unhidden
 from .rectified_attention import RectifiedAttention
 
 Overlap = Literal["order", "blend", "occlude"]
+# In which blocks of a model with one joint attention -> RegionPrompt's `every` and `blocks`.
+BLOCKS: dict[str, tuple[int, StepWindow]] = {
+    "all": (1, StepWindow()),
+    "every second": (2, StepWindow()),
+    "first half": (1, StepWindow(0.0, 0.5)),
+    "second half": (1, StepWindow(0.5, 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,18 @@ class RegionPrompt:
     overlap: Overlap = "order"
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()
+    # Of models with one joint attention: in which blocks the image reads the regions' texts. Elsewhere it reads the
+    # prompt, and the texts go on seeing their own places.
+    every: int = 1  # 1 = in all, 2 = in every second, ...
+    blocks: StepWindow = StepWindow()  # ... of this part of the blocks, in the order they run
 
     def __post_init__(self) -> None:
         for name in ("strength", "base_ratio", "confine_end", "feather"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise BoxwrightError(f"{name} {value:g} is outside 0 to 1; choose a number in between.")
+        if self.every < 1:
+            raise BoxwrightError(f"every {self.every} is below 1; 1 takes all blocks, 2 every second.")
 
     def edits(
         self,
@@ -80,7 +93,10 @@ class RegionPrompt:
         window = widest_window(layout, self.window)
         if heard[-1] == len(texts) - 1:  # the background's time is the method's, whatever the regions have
             window = StepWindow(min(window.start, self.window.start), max(window.end, self.window.end))
-        return [TextMix("region prompt", tuple(texts[i] for i in heard), weigh, window, rows)]
+        return [TextMix("region prompt", tuple(texts[i] for i in heard), weigh, window, rows, where=self._reads)]
+
+    def _reads(self, site: AttentionSite) -> bool:
+        return self.blocks.contains(site.block / site.blocks) and site.block % self.every == 0
 
     def weights(self, site: AttentionSite) -> Tensor:
         """What each region, and last the background, is read by; [R + 1, N], the sum over them at most 1."""
@@ -119,7 +135,7 @@ class _Unhidden(RectifiedAttention):
 
     def seen(self, site: AttentionSite) -> Tensor:
         cover = torch.stack([self.couple._opacity(site, number) for number in range(len(site.layout.regions))])
-        return super().seen(site) * unhidden(cover, opacities(site.layout)[:, None], torch.ones_like(cover))
+        return super().seen(site) * unhidden(cover, opacities(site.layout))
 
 
 def opacities(layout: Layout) -> Tensor:

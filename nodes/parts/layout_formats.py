@@ -23,7 +23,7 @@ NAMED = re.compile(r'"id"\s{0,9}:\s{0,9}"[a-z][a-z0-9]{0,60}_[0-9]')  # an id of
 # Keys that change how a method draws. No prompt has a place for them.
 METHOD_KEYS = {
     **{"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0},
-    **{"start_frame": 0, "end_frame": None},
+    **{"start_frame": 0, "end_frame": None, "opacity": 1.0, "lora": ""},
 }
 EDITOR_KEYS = ("enabled", "locked", "hidden", "color")  # of no concern to a model
 

@@ -16,8 +16,13 @@ def progress_reporter(node_id: str | None) -> Callable[[str], None] | None:
     return lambda line: server.send_progress_text(line, node_id)
 
 
-def tell(hidden: io.HiddenHolder | None, line: str) -> None:
-    """Shows one line on the node that runs, if somebody listens."""
-    report = progress_reporter(getattr(hidden, "unique_id", None))
+def reporter_of(node: type[io.ComfyNode]) -> Callable[[str], None] | None:
+    """The same for a node that is being executed and has asked for its hidden unique_id; None outside a run."""
+    return progress_reporter(getattr(node.hidden, "unique_id", None))
+
+
+def tell(node: type[io.ComfyNode], line: str) -> None:
+    """Shows one line on the node that is being executed, if somebody listens."""
+    report = reporter_of(node)
     if report is not None:
         report(line)

@@ -22,7 +22,7 @@ every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+    return tiny.Built()
 
 
 @pytest.fixture

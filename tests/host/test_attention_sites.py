@@ -15,7 +15,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in FAMILIES}
+    return tiny.Built()
 
 
 @pytest.fixture

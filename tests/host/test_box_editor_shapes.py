@@ -79,7 +79,8 @@ def test_a_polygon_is_drawn_corner_by_corner(bench):
     assert shape_of(bench)["kind"] == "polygon"
 
 
-def test_keys_close_and_take_back_corners_and_escape_gives_up(bench):
+@pytest.mark.every_version
+def test_keys_and_a_double_click_close_and_take_back_corners_and_escape_gives_up(bench):
     bench.load(editor_node())
     bench.click(0.9, 0.9)
     bench.press("p")
@@ -93,6 +94,13 @@ def test_keys_close_and_take_back_corners_and_escape_gives_up(bench):
         bench.click(*corner)
     bench.press("Escape", "Escape")
     assert len(bench.boxes()) == 1
+    bench.press("p")
+    for corner in [(0.8, 0.05), (0.95, 0.05)]:
+        bench.click(*corner)
+    bench.double_click(0.9, 0.15)
+    bench.keys.type("roof")
+    bench.press("Enter")
+    assert bench.phrases() == ["", "roof"] and len(shape_of(bench, 1)["points"]) == 6
 
 
 def test_an_outline_drawn_by_hand_is_a_polygon_of_few_corners(bench):

@@ -76,7 +76,8 @@ def inside_a_run(family, model, look, cfg=1.0, batch=1, size=(8, 12)):
 def test_a_move_is_the_gradient_by_central_differences(models, family, through, monkeypatch):
     """Along three random directions: of the loss of what the model predicts, by the latent or by the prediction."""
     monkeypatch.setattr("pack.attention_patches.host.guidance.decoders._bounded", lambda pictures: pictures)
-    guide = guide_of(through, strength=10.0)  # far from the limit, and far from the rounding of what is moved
+    # Far from the limit, and far from the rounding of what is moved.
+    guide = guide_of(through, strength=10.0 if through == "direct" or family in FLOWS else 0.2)
 
     def look(executor, x, at, options):
         base, flow = executor.class_obj.inner_model, family in FLOWS
@@ -141,7 +142,7 @@ def test_the_size_of_the_part_and_the_number_of_steps_hardly_matter():
             shift = latent_colors(model.model, drawn) - latent_colors(model.model, plain)
             colors[name, steps] = shift[0, :, : 32 if name == "half" else 16, :16].mean(dim=(1, 2))
     spread = torch.stack(list(colors.values()))
-    assert float(spread[:, 2].min()) > 0.1  # towards blue
+    assert float(spread[:, 2].min()) > 0.05  # towards blue
     assert float((spread - spread.mean(dim=0)).abs().max()) < 0.15 * float(spread.abs().max())
 
 

@@ -26,7 +26,7 @@ LEFT_HALF = torch.cat([torch.ones(16, 12), torch.zeros(16, 12)], dim=1)
 
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+    return tiny.Built()
 
 
 def prompts_of(*seeds, words=None):

@@ -62,7 +62,7 @@ def same(a, b):
 @pytest.mark.parametrize("family, kind", [
     *((family, "lora") for family in FAMILIES), ("sd15", "tucker"), ("sdxl", "tucker"), ("flux", "lokr"),
     *((family, "lokr") for family in ("sd15", "sdxl", "zimage")), ("sd15", "loha"), ("flux", "loha"),
-    ("sd15", "diff"), ("flux", "bias"), ("sd15", "bias"),
+    ("sd15", "diff"), ("flux", "bias"), ("sd15", "bias"), ("sd15", "dora"), ("flux", "dora"), ("sdxl", "loha dora"),
 ])  # fmt: skip
 def test_a_whole_image_region_is_the_hosts_loader(models, whole, family, kind):
     model, file = models[family], loras.tensors(models[family], kind)
@@ -140,8 +140,10 @@ def change_by_hand(layer, number, x):
             return F.conv2d(x, weight, None, layer.shape.stride, layer.shape.padding)
 
 
-def test_each_half_has_its_own_lora_in_every_layer_and_nothing_of_the_other(models, halves, noted):
-    """Image layers of a UNet, before attention mixes what they return; in the rest of the picture not a bit changes."""
+@pytest.mark.parametrize("sparse", [0.0, 2.0])
+def test_each_half_has_its_own_lora_in_every_layer(models, halves, noted, monkeypatch, sparse):
+    """Image layers of a UNet, before attention mixes what they return; all LoRAs at once, and each at its tokens."""
+    monkeypatch.setattr(changed_layers, "SPARSE", sparse)
     model = models["sd15"]
     image = ["attn1.to", "to_q", "to_out", "ff.", "proj_", "in_layers", "out_layers", "op", "conv"]
     files = [loras.tensors(model, seed=seed, only=image) for seed in (1, 2)]
@@ -159,8 +161,9 @@ def test_each_half_has_its_own_lora_in_every_layer_and_nothing_of_the_other(mode
         same(found[..., middle:], right[..., middle:])
 
 
-@pytest.mark.parametrize("family", ["sd15", "flux"])
-def test_outside_its_region_a_layer_returns_what_it_did(models, noted, family):
+@pytest.mark.parametrize("family, sparse", [("sd15", 0.0), ("flux", 0.0), ("sd15", 2.0)])
+def test_outside_its_region_a_layer_returns_what_it_did(models, noted, monkeypatch, family, sparse):
+    monkeypatch.setattr(changed_layers, "SPARSE", sparse)
     lay = tiny.layout(areas=(tiny.LEFT,))
     file = loras.tensors(models[family], only=["ff.", "img_mlp", "img_attn"])
     run(family, with_loras(models[family], lay, [file]), lay)
@@ -171,6 +174,18 @@ def test_outside_its_region_a_layer_returns_what_it_did(models, noted, family):
         grid = (before - after).unflatten(1, (-1, width))
         assert grid[:, :, width // 2 :].abs().max() == 0
         assert grid[:, :, : width // 2].abs().amax(dim=(0, 3)).min() > 0
+
+
+def test_the_time_counts_for_each_pixel_of_a_unet_with_its_own_lora(models, noted):
+    """A residual block adds one vector to all of its pixels; inside the region another one."""
+    lay = tiny.layout(areas=(tiny.LEFT,))
+    file = loras.tensors(models["sd15"], only=["emb_layers"])
+    run("sd15", with_loras(models["sd15"], lay, [file]), lay, noise=tiny.latent("sd15", batch=2))
+    assert len(noted) == len(file) // 3
+    for layer, x, before, after in noted:
+        middle = before.shape[2] // 2
+        assert torch.equal(after[:, :, middle:], before[:, :, middle:])
+        same(after[:, :, :middle], (before + 0.8 * change_by_hand(layer, 0, x))[:, :, :middle])
 
 
 def test_text_tokens_have_the_lora_of_the_region_whose_words_they_are(models, halves, noted):
@@ -252,17 +267,18 @@ def test_a_crop_has_its_part_of_the_regions(models, halves):
     same(right(with_loras(model, halves, files)), right(loras.merged(model, files[1], 0.8)))
 
 
-def test_two_crops_in_one_call(models):
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_two_crops_in_one_call(models, family):
     """Cond and uncond on crops of other places share a batch: each row has the regions of its own crop."""
     lay = tiny.layout(areas=(tiny.LEFT,))
-    model, file = models["sd15"], loras.tensors(models["sd15"])
+    model, file = models[family], loras.tensors(models[family])
     entries = {
-        "left": tiny.conditioning("sd15", lay.prompt, lay.key, area=(16, 12, 0, 0), strength=1.0),
-        "right": tiny.conditioning("sd15", tiny.text(seed=2), seed=6, area=(16, 12, 0, 12), strength=1.0),
+        "left": tiny.conditioning(family, lay.prompt, lay.key, area=(16, 12, 0, 0), strength=1.0),
+        "right": tiny.conditioning(family, tiny.text(seed=2), seed=6, area=(16, 12, 0, 12), strength=1.0),
     }
 
     def draw(patched):
-        return tiny.run("sd15", patched, entries["left"] + entries["right"], steps=1, cfg=1.0)
+        return tiny.run(family, patched, entries["left"] + entries["right"], steps=1, cfg=1.0)
 
     found = draw(with_loras(model, lay, [file]))
     same(found[..., :12], draw(loras.merged(model, file, 0.8))[..., :12])
@@ -310,6 +326,22 @@ def test_a_run_that_ends_early_leaves_nothing(models, halves, ending):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     assert torch.equal(run("sd15", model, halves), plain)
     assert torch.equal(run("sd15", patched, halves), first)
+
+
+def test_another_clone_that_a_guider_runs_meanwhile_is_unchanged(models, halves):
+    """Models of one checkpoint share their layers: a node may ask the plain one in the middle of a run."""
+    model, file = models["sd15"], loras.tensors(models["sd15"])
+    x, sigma, text = tiny.latent("sd15"), torch.tensor([3.0]), halves.prompt.embedding
+    plain, found = model.model.apply_model(x, sigma, c_crossattn=text), []
+    patched = with_loras(model, halves, [file])
+
+    def ask(args):
+        found.append(model.model.apply_model(x, sigma, c_crossattn=text))
+        return args["denoised"]
+
+    patched.set_model_sampler_post_cfg_function(ask)
+    run("sd15", patched, halves)
+    assert len(found) == 1 and torch.equal(found[0], plain)
 
 
 # --- with others ---
@@ -390,7 +422,7 @@ def test_weights_of_other_types(whole, family, dtype):
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("kind, words", [("dora", "is a DoRA"), ("oft", "of the kind OFT")])
+@pytest.mark.parametrize("kind, words", [("input dora", "is a DoRA that.*its input"), ("oft", "of the kind OFT")])
 def test_what_is_no_sum_is_refused_by_name(models, kind, words):
     file = loras.tensors(models["sd15"], kind, only=["input_blocks.1.1.transformer_blocks.0.ff.net.2"])
     with pytest.raises(BoxwrightError, match=words) as refused:

@@ -130,7 +130,7 @@ def test_what_is_refused(toy, encoded):
     with pytest.raises(BoxwrightError, match="dense_end 0.2 is not after start 0.5"):
         run_node(toy, layout, mode="dense", start=0.5, dense_end=0.2)
     with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
-        BoxwrightRegionPrompt.execute(tiny.build("flux"), tiny.layout(), **inputs())
+        BoxwrightRegionPrompt.execute(tiny.build("hunyuan_video"), tiny.layout(), **inputs())
 
 
 @pytest.mark.parametrize("wrong, words", [
@@ -156,6 +156,23 @@ def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
         ends = {item.edit.name: item.edit.window.end for item in installed}
         assert ends["bounded attention"] == 0.5
         assert mode == "couple" or ends["dense"] == 0.3
+
+
+@pytest.mark.parametrize("mode", ["couple", "dense"])
+def test_who_is_in_front_counts_by_opacity_where_regions_occlude(toy, mode):
+    """Two boxes one on the other. The other choices know no opacity, and say so."""
+
+    def drawn(opacity, overlap="occlude"):
+        regions = tuple(Region(phrase, LEFT, opacity=o) for phrase, o in (("red circle", 1.0), ("blue star", opacity)))
+        positive, layout = encode_layout(toy[1], PROMPT, regions, append_missing=False)
+        model, notes = run_node(toy, layout, mode=mode, overlap=overlap)
+        return draw(toy, model, positive), notes
+
+    (opaque, notes), (half, _), (gone, _) = drawn(1.0), drawn(0.5), drawn(0.0)
+    assert not torch.equal(opaque, half) and not torch.equal(half, gone) and "opacity" not in notes
+    (order, said), (whole, quiet) = drawn(0.5, "order"), drawn(1.0, "order")
+    assert torch.equal(order, whole)
+    assert "order does not use the regions' opacity; occlude does" in said and "opacity" not in quiet
 
 
 def test_dense_without_weights_is_off(toy, encoded):
@@ -284,3 +301,9 @@ def test_feathered_and_painted_masks_and_refusals(toy):
         conditioned(toy, painted, method="area")
     with pytest.raises(BoxwrightError, match="holds 1 text for 2 regions"):
         conditioned(toy, region_texts=sampling.encode(toy[1], "a moon"))
+
+
+def test_frames_of_regions_are_said_to_have_no_effect_in_conditioning(toy):
+    timed = (replace(REGIONS[0], start_frame=4), REGIONS[1])
+    reports = [conditioned(toy, regions)[2] for regions in (REGIONS, timed)]
+    assert ["have no effect: masked conditioning holds in all frames" in report for report in reports] == [False, True]

@@ -493,6 +493,6 @@ def test_dense_moves_scores_within_their_own_range_whatever_is_hidden(models, ki
     torch.testing.assert_close(odds[1], odds[0], rtol=1e-3, atol=0)
 
 
-def test_flux_is_refused_with_a_way_out(models, layout):
+def test_models_whose_texts_cannot_stand_side_by_side_are_refused_with_a_way_out(models, layout):
     with pytest.raises(UnsupportedModelError, match="Region Conditioning"):
-        coupled(models["flux"], layout)
+        coupled(tiny.build("hunyuan_video"), layout)

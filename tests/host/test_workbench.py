@@ -1,5 +1,6 @@
 """The workbench: which host it takes, what it unpacks, how it fails, and that nothing outlives it."""
 import io
+import json
 import os
 import runpy
 import shutil
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 sys.path.append(str(TOOLS))
 
+import templates
 import wb_environment
 import wb_server
 import workbench
@@ -163,12 +165,14 @@ def test_the_model_and_the_packs_are_linked_and_cleared_away(tmp_path):
     (root / "tests" / "toyworld" / "companion").mkdir(parents=True)
     (root / "tests" / "toyworld" / "toyworld.safetensors").write_bytes(b"weights")
     (root / "example_workflows").mkdir()
-    (root / "example_workflows" / "one.json").write_text("{}")
+    loader = {"type": "CheckpointLoaderSimple", "widgets_values": [templates.USUAL]}
+    (root / "example_workflows" / "one.json").write_text(json.dumps({"nodes": [loader], "links": []}))
     with wb_server.base_directory(root) as base:
         assert (base / "custom_nodes" / "boxwright" / "tests").is_dir()
         assert (base / "custom_nodes" / "boxwright_toyworld").is_dir()
         assert (base / "models" / "checkpoints" / "toyworld.safetensors").read_bytes() == b"weights"
-        assert (base / "user" / "default" / "workflows" / "one.json").is_file()
+        (node,) = json.loads((base / "user" / "default" / "workflows" / "one.json").read_text("utf-8"))["nodes"]
+        assert node["widgets_values"] == ["toyworld.safetensors"], "the one model that this server has"
     assert not base.exists()
     assert (root / "tests" / "toyworld" / "toyworld.safetensors").read_bytes() == b"weights"
     (root / "tests" / "toyworld" / "toyworld.safetensors").unlink()

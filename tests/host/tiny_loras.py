@@ -39,19 +39,22 @@ def tensors(model, kind="lora", seed=0, only=None, rank=2, size=0.3):
             file[f"{key}.lora_up.weight"] = values(out, rank, 1, 1)
             file[f"{key}.lora_mid.weight"] = values(rank, rank, *kernel)
             file[f"{key}.lora_down.weight"] = values(rank, into, 1, 1)
-        elif kind == "loha":
+        elif kind in ("loha", "loha dora"):
             for part in ("w1", "w2"):
                 file[f"{key}.hada_{part}_a"] = values(out, rank)
                 file[f"{key}.hada_{part}_b"] = values(rank, into * torch.Size(kernel).numel())
+            if kind == "loha dora":
+                file[f"{key}.dora_scale"] = 1.0 + values(out, 1, *[1] * len(kernel))
         elif kind == "lokr":
             split = 2 if out % 2 == 0 and into % 2 == 0 else 1
             file[f"{key}.lokr_w1"] = values(split, split)
             file[f"{key}.lokr_w2_a"] = values(out // split, rank)
             file[f"{key}.lokr_w2_b"] = values(rank, into // split * torch.Size(kernel).numel())
-        elif kind == "dora":
+        elif kind in ("dora", "input dora"):
             file[f"{key}.lora_up.weight"] = values(out, rank, *[1] * len(kernel))
             file[f"{key}.lora_down.weight"] = values(rank, into, *kernel)
-            file[f"{key}.dora_scale"] = 1.0 + values(out, 1, *[1] * len(kernel))
+            scaled = (out, 1) if kind == "dora" else (1, into)
+            file[f"{key}.dora_scale"] = 1.0 + values(*scaled, *[1] * len(kernel))
         elif kind == "oft":
             file[f"{key}.oft_blocks"] = values(2, 2, 2)
     return file

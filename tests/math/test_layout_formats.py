@@ -335,6 +335,8 @@ def test_round_trip_of_edits_is_exact():
     ("Ideogram 4", keyed(HEART, end=0.5), ("the end",)),
     ("Ideogram 4", keyed(HEART, relation="left"), ("the relation",)),
     ("Ming-Image", keyed(HEART, feather=0.1), ("the feather",)),
+    ("Ming-Image", keyed(HEART, opacity=0.5), ("the opacity",)),
+    ("Ideogram 4", keyed(HEART, lora="ink.safetensors"), ("the lora",)),
 ])  # fmt: skip
 def test_what_a_format_cannot_hold_is_refused_or_left_out_aloud(name, region, words):
     with refused(*words):

@@ -13,6 +13,8 @@ def test_later_regions_lie_on_top_and_the_background_is_elsewhere():
     assert found[:2, :3].unique().tolist() == pytest.approx([0.4])
     assert found[:2, 3:].unique().tolist() == pytest.approx([0.9])
     assert found[2:].unique().tolist() == pytest.approx([0.1])
+    weaker = RegionStrength(0.5, 0.0).map_of(REGIONS, (0.9, 0.2), (4, 6))
+    assert float(weaker[0, 5]) == pytest.approx(0.2) and float(weaker[0, 0]) == pytest.approx(0.9)
 
 
 def test_strengths_pass_into_each_other_over_the_feather():

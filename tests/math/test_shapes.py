@@ -105,7 +105,7 @@ def test_a_mask_becomes_paint_that_covers_the_same(size):
 def test_noise_becomes_coarser_until_it_fits():
     torch.manual_seed(0)
     shape, box = shapes.paint_of(torch.rand(600, 600))
-    assert len(shape["runs"]) <= shapes.MAX_RUNS and 100 <= shape["width"] <= 256
+    assert len(shape["runs"]) <= shapes.MAX_RUNS and 80 <= shape["width"] <= 256
     assert box == Box(0.0, 0.0, 1.0, 1.0)
     faint = torch.zeros(2000, 2000)
     faint[0, 0] = faint[-1, -1] = 0.01
@@ -161,3 +161,11 @@ def test_boxes_around_shapes_and_masks_at_the_size_of_the_picture():
     sharp = shapes.covered_pixels(region, 800, 1600)
     torch.testing.assert_close(sharp, shapes.rasterized(ELLIPSE, Box(0.1, 0.2, 0.5, 0.4), (800, 1600)))
     assert float(((sharp > 0) & (sharp < 1)).float().mean()) < 0.002
+
+
+def test_as_many_masks_as_there_may_be_regions_make_a_text_that_is_read():
+    torch.manual_seed(0)
+    noisy = Region("w" * 1000, torch.rand(100, 120), negative="n" * 1000)
+    written = regions_json.regions_to_json([noisy] * 64)
+    assert len(written) <= regions_json.MAX_TEXT
+    assert len(regions_json.parse_drawing(written).regions) == 64

@@ -13,17 +13,17 @@ def batches(toy):
     return [Batch(toy, tuple(range(first, first + 8))) for first in range(0, 32, 8)]
 
 
-@pytest.mark.parametrize("method, masked", [
-    ("FlowEdit", True), ("FlowEdit", False), ("FlowAlign", True), ("Uni-Edit", True), ("image to image", True),
-    ("FlowAlign", False), ("Uni-Edit", False), ("image to image", False),
+@pytest.mark.parametrize("method, mask", [
+    ("FlowEdit", "difference"), ("FlowEdit", "word"), ("FlowEdit", None), ("FlowAlign", "word"), ("Uni-Edit", "word"),
+    ("image to image", "word"), ("FlowAlign", None), ("Uni-Edit", None), ("image to image", None),
 ])  # fmt: skip
-def test_edits(batches, method, masked):
+def test_edits(batches, method, mask):
     scores = []
     for batch in batches:
-        own, cost = batch.flow_edit(method, masked) if method in METHODS else batch.image_to_image(masked)
+        own, cost = batch.flow_edit(method, mask) if method in METHODS else batch.image_to_image(mask)
         for number, score in zip(batch.numbers, own):
             print(f"\n{number}: {score}", end="", flush=True)
         scores += own
-    line = summary(f"{method}, {'masked' if masked else 'everywhere'}", scores)
+    line = summary(f"{method}, {f'mask of the {mask}' if mask else 'everywhere'}", scores)
     print(f"{cost:g} model evaluations for each picture", flush=True)
     assert "32 edits" in line

@@ -2,16 +2,16 @@
 
 from statistics import mean
 
+from flow_edits import thing
 from pack.nodes.find_word import BoxwrightFindWord
-from picture_edits import _words, defaults, edit, iou
+from picture_edits import defaults, edit, iou
 
 
 def find(toy, number, which):
     """IoU of the mask of one of the two objects with its own area and with that of the other."""
     model, clip, vae = toy
     job = edit(number)
-    thing = job.objects[which]
-    phrase = _words(thing.color, thing.shape, thing.radius).split(" ", 1)[1]
+    phrase = thing(job.objects[which])
     mask, heat, report = BoxwrightFindWord.execute(
         model, clip, image=job.picture, vae=vae, **defaults(BoxwrightFindWord, prompt=job.source, phrase=phrase, seed=1)
     ).result

@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 STYLES = {"stripes": "striped", "dots": "dotted"}
-RANK, BATCH, RATE = 3, 8, 4e-3
+RANK, BATCH, RATE, EXAMPLES = 3, 2, 8e-3, 12
 LAYERS = (".attn1.", ".attn2.", ".ff.")
 
 
@@ -20,11 +20,30 @@ def file_of(style):
     return FOLDER / f"lora_{style}.safetensors"
 
 
+def examples(rng, style, model, clip, vae):
+    """(latent of styled things, their prompt without the style, and with it), each encoded."""
+    import torch
+    from toyworld import sampling, scenes
+
+    found = []
+    for _ in range(EXAMPLES):
+        objects, background = scenes.random_scene(rng.randrange(10**9), rng.choice((1, 2)))
+        objects = [scenes.SceneObject(o.color, o.shape, o.x, o.y, o.radius, STYLES[style]) for o in objects]
+        names, tail = [f"{o.color} {o.shape}" for o in objects], f" on a {background} background"
+        plain = " and ".join(f"{'an' if name[0] == 'o' else 'a'} {name}" for name in names) + tail
+        styled = " and ".join(f"a {STYLES[style]} {name}" for name in names) + tail
+        with torch.no_grad():
+            picture = scenes.render_scene(objects, background, jitter=0.02)[None]
+            latent = model.model.process_latent_in(vae.encode(picture).clone())
+            found.append((latent, *(sampling.encode(clip, text)[0][0].clone() for text in (plain, styled))))
+    return found
+
+
 def train(style, steps):
     import comfy.model_management
     import comfy.utils
     import torch
-    from toyworld import sampling, scenes
+    from toyworld import sampling
 
     comfy.model_management.in_training = True
     model, clip, vae = sampling.load()
@@ -49,32 +68,17 @@ def train(style, steps):
             module.register_forward_hook(hook(name))
     optimizer = torch.optim.AdamW([p for pair in matrices.values() for p in pair], RATE, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
-    encoded = {}
-
-    def text(words):
-        if words not in encoded:
-            with torch.no_grad():
-                encoded[words] = sampling.encode(clip, words)[0][0].clone()
-        return encoded[words]
-
+    data = examples(rng, style, model, clip, vae)
     for step in range(steps):
-        plain, styled, pictures = [], [], []
-        for _ in range(BATCH):
-            objects, background = scenes.random_scene(rng.randrange(10**9), rng.choice((1, 1, 2)))
-            objects = [scenes.SceneObject(o.color, o.shape, o.x, o.y, o.radius, STYLES[style]) for o in objects]
-            said = [(f"{o.color} {o.shape}", STYLES[style]) for o in objects]
-            tail = f" on a {background} background"
-            plain.append(" and ".join(f"{'an' if w[0] == 'o' else 'a'} {w}" for w, _ in said) + tail)
-            styled.append(" and ".join(f"a {style_word} {w}" for w, style_word in said) + tail)
-            pictures.append(scenes.render_scene(objects, background, jitter=0.02))
+        chosen = rng.sample(data, BATCH)
         with torch.no_grad():
-            latents = model.model.process_latent_in(vae.encode(torch.stack(pictures)).clone())
-            sigma = torch.stack([schedule.percent_to_sigma(rng.random()) * torch.ones(()) for _ in range(BATCH)])
+            sigma = torch.tensor([float(schedule.percent_to_sigma(rng.random())) for _ in chosen])
+            latents, plain, styled = (torch.cat(parts) for parts in zip(*chosen))
             x = latents + torch.randn_like(latents) * sigma.view(-1, 1, 1, 1)
             on[0] = False
-            wanted = model.model.apply_model(x, sigma, c_crossattn=torch.cat([*map(text, styled)]))
+            wanted = model.model.apply_model(x, sigma, c_crossattn=styled)
         on[0] = True
-        found = model.model.apply_model(x, sigma, c_crossattn=torch.cat([*map(text, plain)]))
+        found = model.model.apply_model(x, sigma, c_crossattn=plain)
         loss = (((found - wanted) / sigma.view(-1, 1, 1, 1)) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -100,4 +104,4 @@ if __name__ == "__main__":
 
     conftest.prepare_host(os.environ["COMFYUI_PATH"])
     for each in chosen:
-        train(each, int(os.environ.get("STEPS", 240)))
+        train(each, int(os.environ.get("STEPS", 50)))

@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 
 import * as model from "../../web/editor/model/drawing.js";
 import { coverage, holds, unfilledGrids } from "../../web/editor/model/geometry.js";
@@ -191,5 +193,30 @@ test("shapes go along when boxes are moved, resized and copied, and not into the
 test("an ellipse that fills no cell of a grid by half is too small there", () => {
     const size = { width: 512, height: 512 }, tiny = boxed([0.3, 0.3, 0.05, 0.05], { kind: "ellipse" });
     assert.equal(unfilledGrids(tiny, size).length, 2);
+    const place = [0.1875, 0.1875, 0.0469, 0.0469]; // three quarters of a cell each way
+    assert.deepEqual([undefined, { kind: "ellipse" }].map((shape) => unfilledGrids(boxed(place, shape), size).length), [1, 2]);
     assert.equal(unfilledGrids(boxed([0.1, 0.1, 0.6, 0.6], { kind: "ellipse" }), size).length, 0);
+});
+
+test("memory is flat over 500 edits of polygons and paint", () => {
+    setFlagsFromString("--expose_gc");
+    const collect = runInNewContext("gc"), size = { width: 512, height: 512 }, used = [];
+    const points = Array.from({ length: 80 }, (_, n) => (7919 * n) % 10_001);
+    const regions = Array.from({ length: 60 }, (_, n) => region({ phrase: `thing ${n}`, ...(n < 10 && { shape: { kind: "polygon", points } }) }));
+    let history = model.newHistory(model.stateOf(text(...regions)));
+    for (let edit = 0; edit < 500; edit += 1) {
+        const state = model.present(history), box = state.boxes[edit % 20];
+        const painting = newPainting(size, edit % 2 ? box : null);
+        stroke(painting, { x: 0.3, y: 0.3 }, { x: 0.3 + (edit % 7) / 20, y: 0.5 }, { radius: 0.05, softness: 0.5, erases: false });
+        const next = edit % 2 ? model.withArea(state, box.id, cutOut(painting)) : model.movedBy(model.select(state, [box.id]), 0.01, 0);
+        coverage(next.boxes);
+        history = model.remembered(history, next);
+        if ([249, 374, 499].includes(edit)) {
+            collect();
+            const { heapUsed, arrayBuffers } = process.memoryUsage();
+            used.push((heapUsed + arrayBuffers) / 2 ** 20);
+        }
+    }
+    assert.equal(history.entries.length, 100);
+    assert.ok(used[2] - used[0] < 8, `MB after 250, 375 and 500 edits: ${used.map((each) => each.toFixed(1))}`);
 });

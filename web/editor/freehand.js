@@ -156,6 +156,13 @@ export class Freehand {
         if (Math.hypot((last.x - point.x) / step.x, (last.y - point.y) / step.y) >= 1) this.outline.trace.push(point);
     }
 
+    /** Both clicks have set a corner, in the same place. */
+    doubleClick() {
+        if (!this.outline) return;
+        this.outline.points.pop();
+        this.close();
+    }
+
     takeBack() {
         this.outline.points.pop();
         if (!this.outline.points.length) this.outline = null;

@@ -217,7 +217,11 @@ export class Stage {
 
     doubleClick(event) {
         event.stopPropagation();
-        if (this.editor.problem || this.freehand.isOn()) return;
+        if (this.freehand.isOn()) {
+            this.freehand.doubleClick();
+            return;
+        }
+        if (this.editor.problem) return;
         const under = boxesAt(this.editor.state, this.point(event));
         const box = under.find((each) => this.editor.state.selection.includes(each.id)) ?? under[0];
         if (!box) return;

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from ...core.seam import NEVER
 from .block import Block
 from .call import AttentionCall, additive
 from .calls import Installed
+from .company import Part
 from .outside_blocks import outside_blocks
 from .saveable import saveable
 
@@ -17,6 +22,8 @@ WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or p
 
 def attend(rows: AttentionCall, block: Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
+    if block.coupled:
+        return _attend_in_company(rows, block)
     if not block.edited:
         return rows.fused()
     outputs = []
@@ -31,11 +38,43 @@ def attend(rows: AttentionCall, block: Block) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
 
 
+def _attend_in_company(rows: AttentionCall, block: Block) -> Tensor:
+    """A joint attention with further texts, in groups of queries that read the same keys."""
+    seating = block.seating(rows)
+    outputs = [piece for part in seating.parts for piece in _attend_part(rows, part)]
+    if not seating.image_apart:
+        for part, is_image in query_parts(rows, block, block.explicit):
+            if is_image:
+                queries = rows.queries(part)
+                explicit = explicit_attention(queries, block, part) if block.explicit else None
+                outputs.append(queries.exact(block.bias(queries, part)) if explicit is None else explicit)
+    return torch.cat(outputs, dim=rows.out_axis).index_select(rows.out_axis, seating.order)
+
+
+def _attend_part(rows: AttentionCall, part: Part) -> Iterator[Tensor]:
+    count, keys = len(part.queries), rows.k.shape[rows.token_axis]
+    chosen = rows if part.keys is None else rows.keys_in(part.keys)
+    step = count if part.bias is None or len(part.bias) == 1 else max(1, WORK_BYTES // (keys * 4))
+    for first in range(0, count, step):
+        some = slice(first, min(first + step, count))
+        queries = chosen.queries(part.run) if part.run and step == count else chosen.chosen(part.queries[some])
+        if part.bias is None:
+            yield queries.fused()
+            continue
+        if len(part.bias) == 1:
+            bias = part.bias.expand(some.stop - some.start, -1)
+        else:  # of the texts' columns
+            bias = pad(part.bias[some], (part.start, keys - part.start - part.bias.shape[1]))
+        yield queries.exact(bias[None, None])
+
+
 def mixed(out: Tensor, rows: AttentionCall, block: Block) -> Tensor:
     """The attention of some rows to their own text, with what they read in the further texts of the block's mixes.
 
     Queries that read nothing of a text are left out there, so that the cost goes with the area of the regions.
     """
+    if block.coupled:  # in that attention already
+        return out
     axis, start = rows.out_axis, block.place.text.stop if block.mixes else 0
     for item in block.mixes:
         shares = block.shares(item, rows)
@@ -104,6 +143,10 @@ def _probabilities(queries: AttentionCall, block: Block, part: slice, edited: bo
         scores = scores + additive(queries.mask, torch.float32)
     if edited and block.biased:
         scores = scores + block.bias(queries, part).float()
+    elif block.coupled:  # as if the further texts were not there
+        hidden = scores.new_zeros(scores.shape[-1])
+        hidden[block.place.further] = NEVER
+        scores = scores + hidden
     return scores.softmax(dim=-1)
 
 

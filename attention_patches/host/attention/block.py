@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ...core.types import Layout, is_timed
 from .cache import BiasCache
 from .call import AttentionCall
 from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, view_of
+from .company import Company, Seating, Sharing, acting
 from .outside_blocks import outside_blocks
 
 
@@ -34,8 +36,13 @@ class Block:
     mixes: list[Installed] = field(default_factory=list)
 
     @property
+    def coupled(self) -> bool:
+        """Whether further texts stand beside the own one in this very attention."""
+        return bool(self.mixes) and self.place.further is not None
+
+    @property
     def biased(self) -> bool:
-        return bool(self.text_bias or self.image_bias)
+        return bool(self.text_bias or self.image_bias) or self.coupled
 
     @property
     def explicit(self) -> bool:
@@ -61,6 +68,8 @@ class Block:
             queries=tokens,
             progress=self.call.progress,
             layout=item.layout,
+            block=self.place.block,
+            blocks=self.place.blocks,
             frames=self._pictures(item.layout, frame),
             memo=self.cache.memo,
             lasting=outside_blocks,
@@ -103,29 +112,88 @@ class Block:
         """The sum of all bias edits for some queries of one frame, [1, 1, n, keys of the call]."""
         place, keys, tokens = self.place, queries.k.shape[queries.token_axis], self.tokens(part)
         frame = self.frame(part)
-        text = self._cached_text_bias(queries.q, frame)[:, :, tokens] if self.text_bias else None
-        if text is not None and place.text == slice(0, keys):
+        if self.coupled:
+            columns, of_texts = self.company(keys).columns, self._image_bias_of_texts(keys, queries.q)
+            first = tokens.start + frame * place.tokens % of_texts.shape[2]
+            text = of_texts[:, :, first : first + tokens.stop - tokens.start]
+        else:
+            columns = place.text
+            text = self._cached_text_bias(queries.q, frame)[:, :, tokens] if self.text_bias else None
+        if text is not None and columns == slice(0, keys):
             return text
         total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
         if text is not None:
-            total[..., place.text] = text
+            total[..., columns] = text
         for item in self.image_bias:
             for columns in self.columns(item):
                 zeros = torch.zeros(1, 1, part.stop - part.start, place.tokens, device=queries.q.device)
                 total[..., columns] += item.edit.fn(zeros, self.site(item, tokens, frame)).to(total)
         return total.clamp_min(NEVER)
 
+    def company(self, tokens: int) -> Company:
+        """The texts of a joint attention of so many tokens."""
+        return Company(self.place, self.call.spans, tokens)
+
+    def seating(self, like: AttentionCall, image: bool = True) -> Seating:
+        """The queries of a joint attention by what they read, on the device of `like`.
+
+        Those of the image only with `image`, and not where each of them has scores or a bias of its own.
+        """
+        tokens, image = like.q.shape[like.token_axis], image and not (self.explicit or self.image_bias)
+        company = self.company(tokens)
+
+        def work_out() -> Tensor:
+            return torch.cat([self._company_bias(company), self._sharing.texts.T], dim=1)
+
+        def make(found: Tensor) -> Seating:
+            parts = company.image(found[:, : len(company.owners)]) if image else ()
+            return Seating.of(company.outside(self._sharing), parts, self.place, like.q)
+
+        key = ("seating", *self._company_key(like.q), tokens, image)
+        return self.cache.once(key, self.call.progress, work_out, make)
+
+    def _image_bias_of_texts(self, tokens: int, like: Tensor) -> Tensor:
+        """For image tokens of all different frames, all texts of a joint attention, [1, 1, frames * h * w, columns]."""
+        key = ("texts", *self._company_key(like), tokens)
+        work_out = partial(self._company_bias, self.company(tokens))
+        return self.cache.once(key, self.call.progress, work_out, lambda bias: bias[None, None].to(like))
+
+    def _company_key(self, like: Tensor) -> tuple[Any, ...]:
+        spans = tuple((span.start, span.stop) for span in self.call.spans)
+        acts, frames = acting(self.mixes, self._mix_sites[0]), len(self._mix_sites)
+        own = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
+        return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acts, frames, *own, *spans)
+
+    def _company_bias(self, company: Company) -> Tensor:
+        bias = company.image_bias(self._sharing)
+        own = torch.cat([self._text_bias(frame)[0, 0] for frame in range(len(self._mix_sites))])
+        bias[:, : own.shape[1]] += own
+        return bias.clamp_min(NEVER)
+
+    @cached_property
+    def _mix_sites(self) -> list[list[AttentionSite]]:
+        """Of every mix in every frame; one frame where all are the same."""
+        timed = any(self._pictures(item.layout, 0) for item in (*self.mixes, *self.text_bias))
+        whole = slice(0, self.place.tokens)
+        frames = range(self.call.frames if timed else 1)
+        return [[self.site(item, whole, frame) for item in self.mixes] for frame in frames]
+
+    @cached_property
+    def _sharing(self) -> Sharing:
+        return Sharing.of(self.mixes, self._mix_sites)
+
     def shares(self, item: Installed, rows: AttentionCall) -> Shares:
         """Who reads which text of a mix at this site, in every frame."""
         count = rows.q.shape[rows.token_axis]
+        acts = item.edit.where(self.site(item, slice(0, self.place.tokens)))
 
         def weights() -> Tensor:
             whole = slice(0, self.place.tokens)
             different = self.call.frames if self._pictures(item.layout, 0) else 1
             each = [item.edit.weigh(self.site(item, whole, frame)).float() for frame in range(different)]
-            return torch.cat(each * (self.call.frames // different), dim=1)
+            return torch.cat(each * (self.call.frames // different), dim=1) * float(acts)
 
-        key = (*self._key([item], rows.q), self.place.queries.start, self.call.frames, count)
+        key = (*self._key([item], rows.q), self.place.queries.start, self.call.frames, count, acts)
         return self.cache.once(
             key, self.call.progress, weights, lambda w: _shares(w, self.place, count, rows.q.device)
         )
@@ -162,7 +230,7 @@ def blocks_of(call: ModelCall, place: Place, cache: BiasCache) -> list[Block]:
 
 def of_own_text(attention: AttentionCall, call: ModelCall, place: Place) -> AttentionCall:
     """The call without the keys of further texts."""
-    if place.text is None or not call.further_length:
+    if place.text is None or place.further is not None or not call.further_length:
         return attention
     return attention.keys(slice(0, attention.shape[2] - call.further_length))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,6 +90,17 @@ class AttentionCall:
         if mask is not None and mask.shape[-1] == count:
             mask = mask[..., part]
         k, v = (t.narrow(axis, part.start, width) for t in (self.k, self.v))
+        return replace(self, k=k, v=v, mask=mask)
+
+    def keys_in(self, runs: Sequence[slice]) -> AttentionCall:
+        """The keys of these runs."""
+        first, *others = (self.keys(run) for run in runs)
+        if not others:
+            return first
+        k, v = (torch.cat([getattr(part, name) for part in (first, *others)], self.token_axis) for name in "kv")
+        mask = first.mask
+        if mask is not None and mask.shape[-1] == first.k.shape[self.token_axis]:
+            mask = torch.cat([mask, *(part.mask for part in others)], dim=-1)
         return replace(self, k=k, v=v, mask=mask)
 
     def fused(self, bias: Tensor | None = None) -> Tensor:

@@ -57,7 +57,7 @@ class Chunk:
 class OtherPacks:
     """What a run knows of other packs' functions."""
 
-    # ids of the functions that replace an attention in all of the run; others are put there for a pass of their own
+    # ids of the functions that replace an attention in all of the run; others are put there for a call
     lasting: frozenset[int] = frozenset()
     found: dict[Any, bool] = field(default_factory=dict)  # what they were seen to do
 
@@ -76,7 +76,11 @@ class ModelCall:
     # (text columns of this call, columns of a conditioning entry) -> where copies of the entry's text lie among them
     text_columns: Callable[[int, int], Sequence[slice]]
     further: Tensor | None = None  # texts of the rows' mixes, [rows, E, C]: to follow the text in every cross-attention
+    # Of the longest row: where each of them lies among those columns with what fills it up, how many are its own.
+    spans: tuple[slice, ...] = ()
+    lengths: tuple[int, ...] = ()
     others: OtherPacks = field(default_factory=OtherPacks)
+    again: bool = False  # its prompts were run before in this prediction: a pass that another node adds
     frames: int = 1  # of the latent; a picture has one
     # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
     pictures: tuple[tuple[int, int], ...] = ()
@@ -121,6 +125,10 @@ class Place:
     text: slice | None  # text tokens on the key axis; None where the call has none
     image: slice | None  # image tokens on the key axis; None where the call has none
     chunks: tuple[Chunk, ...] | None = None  # whose the rows are where another patch made more of them
+    further: slice | None = None  # further texts on both axes of a joint attention, right behind the text
+    filling: slice | None = None  # what the model fills its text up with, behind them
+    block: int = 0  # see AttentionSite
+    blocks: int = 1
 
     @property
     def tokens(self) -> int:

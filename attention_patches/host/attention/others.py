@@ -77,12 +77,19 @@ def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list
     for block in biased:
         for part in block.frames():
             mask[block.chunk.rows, :, part] = block.bias(whole.rows(block.chunk.rows).queries(part), part)
+        for part in block.seating(whole, image=False).parts if block.coupled else ():
+            mask[block.chunk.rows, :, part.queries] = part.over_all(keys)
     out = whole.fused(mask)
     for block in blocks:
-        if not block.explicit and not (block.biased and _ignores_masks(whole, plain, block, mask, out)):
+        ignored = block.biased and (block.coupled or not block.explicit)
+        ignored = ignored and _ignores_masks(whole, plain, block, mask, out)
+        if not block.explicit and not ignored:
             continue
         rows = plain.rows(block.chunk.rows)
         out = out.clone()
+        if block.coupled and ignored:  # the texts, too, have read what they should not
+            out[block.chunk.rows] = attend(rows, block)
+            continue
         for part, is_image in query_parts(rows, block, block.explicit):
             if is_image:
                 queries = rows.queries(part)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from ..attention.call import AttentionCall
 from ..attention.calls import ModelCall, Place, Replaced
+from .beside import Beside
 
 
 class Family(Protocol):
@@ -30,13 +34,20 @@ class Adapter(Protocol):
     gradients: bool  # whether autograd passes the model here; then the next two can be asked
     guided: tuple[str, ...] | None  # names of the layers whose maps guides read, in order; None = all of a grid
     factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
+    # How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused there.
+    # Then `prepared`, `alone` and `turned` are never asked.
+    beside: Beside | None
     # Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes something
     # else of it, other embeddings cannot stand in for it: edits of it and further texts are refused.
     own_text: bool
+    frame: int  # pictures that a frame of a film's latent makes, but for the first, which makes one
     bottleneck: bool  # whether it is a UNet, in whose middle H-Space Edit acts
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""
+
+    def room(self, length: int) -> tuple[int, int]:
+        """Columns that a text of `length` takes with what fills it up, and how many of those lie in front of it."""
 
     def text_columns(self, length: int, own: int) -> Sequence[slice]:
         """Where a conditioning entry's text of `own` columns lies among the `length` of a call: every copy of it."""
@@ -49,6 +60,15 @@ class Adapter(Protocol):
 
     def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
         """Where the edits of this call's chunks find their blocks in this attention call; None if it holds none."""
+
+    def alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        """What an attention call without a Place returns, of texts each to itself alone; None if it stays as it is."""
+
+    def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
+        """The attention call with every further text where it would stand if it were alone."""
+
+    def prepared(self, call: ModelCall) -> AbstractContextManager:
+        """The context in which the model is called with further texts."""
 
     def finish(self, call: ModelCall) -> None:
         """After the model call; raises IncompatiblePatchError if an edit found no place."""

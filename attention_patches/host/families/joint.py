@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
+from .beside import Beside, alone, filled_up, turned, with_texts
 from .blocks import changed, filled, is_exactly, note_reached, note_replaced, patch_of, refuse_lost, tokens_of
 
 References = Literal["behind the image", "behind the image if a method is named", "unread", "refused"]
@@ -39,6 +43,7 @@ class JointFamily:
     guided: tuple[float, float] = (0.25, 0.5)
     guided_kind: str | None = None
     padding: str | None = None  # the network's attribute with the multiple to which it fills up text and image
+    beside: Beside | None = None  # how further texts stand beside the own one; None = not known, so they are refused
     left: int = 0  # columns to which the host fills up a shorter text, in front of it
     image_first: bool = False
     # (network, inputs) -> tokens that the model puts before and behind the text, which are not the conditioning's.
@@ -68,40 +73,47 @@ class JointFamily:
             references="behind the image" if self.references.startswith("behind") and named else self.references,
             multiple=(self.padding and getattr(network, self.padding)) or 1,
             own_text=self.further is None,
+            beside=self.beside,
         )
 
 
 FAMILIES = (
     JointFamily(
         "Flux.1 (dev, schnell, Fill, Kontext)", "Flux", "flux.model.Flux", _FLUX_BLOCKS, guided=(0.5, 1.0),
+        beside=Beside(),
     ),
     JointFamily(
         "Flux.2 (dev, Klein)", "Flux2", "flux.model.Flux", _FLUX_BLOCKS, guided=(0.0, 0.2), guided_kind="single",
-        left=512,
+        left=512, beside=Beside(axes=(3,)),
     ),
     JointFamily(
         "Chroma", "Chroma", "chroma.model.Chroma", _FLUX_BLOCKS, guided=(0.5, 1.0), references="unread",
+        beside=Beside(),
     ),
     JointFamily(
         "Qwen-Image (and Edit)", "QwenImage", "qwen_image.model.QwenImageTransformer2DModel",
-        {"double": "transformer_blocks"},
+        {"double": "transformer_blocks"}, beside=Beside(axes=(0, 1, 2)),
     ),
     JointFamily(
         "Z-Image, Lumina 2", "Lumina2", "lumina.model.NextDiT", {"double": "layers"}, references="refused",
         padding="pad_tokens_multiple",
+        beside=Beside(
+            axes=(0,), rotary="rope_embedder", image_behind=True, refiner="context_refiner",
+            filled_with=("cap_embedder", "cap_pad_token"),
+        ),
     ),
     JointFamily(
         "Krea 2", "Krea2", "krea2.model.SingleStreamDiT", {"single": "blocks"},
-        references="behind the image if a method is named",
+        references="behind the image if a method is named", beside=Beside(refiner="txtfusion.refiner_blocks"),
     ),
     JointFamily(
         "Stable Diffusion 3 and 3.5", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",
-        {"joint": "joint_blocks"}, announced=False, references="unread",
+        {"joint": "joint_blocks"}, announced=False, references="unread", beside=Beside(),
     ),
     JointFamily(
         "AuraFlow", "AuraFlow", "aura.mmdit.MMDiT", {"double": "double_layers", "single": "single_layers"},
         announced=False, references="unread", guided=(0.2, 0.45), guided_kind="single",
-        around=lambda network, inputs: (network.register_tokens.shape[1], 0),
+        around=lambda network, inputs: (network.register_tokens.shape[1], 0), beside=Beside(),
     ),
     JointFamily(
         "HunyuanImage 2.1", "HunyuanImage21", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
@@ -138,12 +150,19 @@ class JointAdapter:
     multiple: int  # to which the model fills up text and image with tokens of its own; 1 = it does not
     guided: tuple[str, ...]
     own_text: bool
+    beside: Beside | None
     text: Literal["joint"] = "joint"
     gradients: bool = True
     bottleneck: bool = False
+    frame: int = 4
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
+
+    def room(self, length: int) -> tuple[int, int]:
+        if length < self.family.left:
+            return self.family.left, self.family.left - length
+        return filled(length, self.multiple), 0
 
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text, which would change what the model reads."""
@@ -188,7 +207,8 @@ class JointAdapter:
         note_reached(call, layer)
         before, behind = self.family.around(self.network, call.inputs)
         own = call.text_length + (self.family.further(call.inputs) if self.family.further else 0)
-        text, pictures = filled(before + own + behind, self.multiple), filled(image, self.multiple)
+        texts = before + own + call.further_length + behind
+        text, pictures = filled(texts, self.multiple), filled(image, self.multiple)
         expected = text + pictures + self._reference_tokens(call, patch)
         if attention.shape != (call.rows, expected, expected) or layer not in self.layers:
             tokens = f"({own} text, {grid[0]}x{grid[1]} image and reference tokens)"
@@ -196,7 +216,25 @@ class JointAdapter:
         if self.family.image_first:
             before, text = before + pictures, 0
         pixels = slice(text, text + image)
-        return Place(layer, grid, extent, 0, queries=pixels, text=slice(before, before + own), image=pixels)
+        place = Place(
+            layer, grid, extent, 0, queries=pixels, text=slice(before, before + own), image=pixels,
+            block=self.layers.index(layer), blocks=len(self.layers),
+        )  # fmt: skip
+        return with_texts(place, call, self.multiple)
+
+    def prepared(self, call: ModelCall) -> AbstractContextManager:
+        return filled_up(call, self.beside, self.network)
+
+    def alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        height, width = tokens_of(call.latent, *self.factors)
+        image = height * width * call.frames
+        return alone(attention, call, self.beside, self.network, self.multiple, image)
+
+    def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
+        if place.further is None:
+            return attention
+        image = place.image.stop - place.image.start
+        return turned(attention, call, self.beside, self.network, self.multiple, texts=True, image=image)
 
     def _reference_tokens(self, call: ModelCall, patch: int) -> int:
         named = call.inputs.get("ref_latents_method") is not None

@@ -59,13 +59,15 @@ class SeparateFamily:
     bases: tuple[str, ...]  # exactly one of these classes of the host, and exactly this network
     network: str
     blocks: str  # the network's list of blocks, as they run
-    announced: bool = True  # the number of its block stands beside an attention call; else calls are counted
+    # The number of its block stands beside an attention call; else calls are counted (older hosts tell none of Cosmos).
+    announced: bool = True
     reads: Callable[[Any, Inputs], tuple[What, ...]] = _image_then_text  # a block's attention calls, as they run
     # (network, inputs, grid) -> tokens of other pictures before and behind the image's.
     around: Callable[[Any, Inputs, tuple[int, int]], tuple[int, int]] = _none
     guided: tuple[float, float] = (0.25, 0.5)  # the part of the blocks whose maps guides read
     gradients: bool = True  # not where blocks write into what the backward pass needs
     own_text: bool = True
+    frame: int = 4  # pictures that a frame of a film's latent makes, but for the first, which makes one
     masked: bool = False  # the model takes a mask of the text as the argument behind it
     alone: tuple[str, ...] = ()  # inputs that put tokens elsewhere, and are refused
 
@@ -88,6 +90,7 @@ class SeparateFamily:
             guided=layers[first : max(end, first + 1)],
             gradients=self.gradients,
             own_text=self.own_text,
+            frame=self.frame,
         )
 
 
@@ -96,14 +99,14 @@ FAMILIES = (
         "Wan 2.1 and 2.2", ("WAN21", "WAN22"), "wan.model.WanModel", "blocks", reads=_of_wan, around=_around_wan,
     ),
     SeparateFamily(
-        "Cosmos-Predict2", ("CosmosPredict2",), "cosmos.predict2.MiniTrainDIT", "blocks",
+        "Cosmos-Predict2", ("CosmosPredict2",), "cosmos.predict2.MiniTrainDIT", "blocks", announced=False,
     ),
     SeparateFamily(
-        "Anima", ("Anima",), "anima.model.Anima", "blocks", own_text=False,
+        "Anima", ("Anima",), "anima.model.Anima", "blocks", announced=False, own_text=False,
     ),
     SeparateFamily(
         "LTX-Video (up to 0.9.8)", ("LTXV",), "lightricks.model.LTXVModel", "transformer_blocks", announced=False,
-        masked=True, alone=("keyframe_idxs", "guide_attention_entries"), gradients=False,
+        masked=True, alone=("keyframe_idxs", "guide_attention_entries"), gradients=False, frame=8,
     ),
 )  # fmt: skip
 
@@ -120,11 +123,16 @@ class SeparateAdapter:
     guided: tuple[str, ...]
     gradients: bool
     own_text: bool
+    frame: int
+    beside: None = None
     text: Literal["separate"] = "separate"
     bottleneck: bool = False
 
     def last_layer(self, level: int) -> str:
         return self.guided[-1]
+
+    def room(self, length: int) -> tuple[int, int]:
+        return length, 0
 
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
@@ -59,17 +59,13 @@ class LayerChange:
     down: tuple[Tensor, ...] = ()  # [r, in] or [r, in, *kernel] each
     whole: tuple[tuple[Any, ...], ...] = ()  # patches of the weight, as the host's calculate_weight takes them
     bias: Tensor | None = None  # [out]
+    # [out]: how long each row of the changed weight is to be; None where the change is the sum alone, and no DoRA
+    lengths: Tensor | None = None
 
     def weight(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The sum of the `whole` patches, in the dtype and on the device of `like`."""
         zeros = torch.zeros(shape, dtype=torch.float32, device=like.device)
         return comfy.lora.calculate_weight([*self.whole], zeros, "a region's LoRA").to(like.dtype)
-
-    @property
-    def bytes(self) -> int:
-        """What it takes beside the model, in float16."""
-        count = sum(t.numel() for t in (*self.up, *self.down) if t is not None)
-        return 2 * (count + sum(t.numel() for patch in self.whole for t in _tensors(patch[1])))
 
 
 def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShape, where: str) -> LayerChange:
@@ -77,29 +73,23 @@ def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShap
     part = list(shape.weight)
     if offset is not None:
         part[offset[0]] = offset[2]
-    kind = type(patch)
+    kind, dora = type(patch), None
     if isinstance(patch, tuple):
         if patch[0] != "diff" or len(patch[1]) != 1:
             raise _refused(where, f'it sets weights instead of changing them ("{patch[0]}")')
         count = patch[1][0].numel()
     elif kind is comfy.weight_adapter.LoRAAdapter:
         up, down, _, _, dora, reshape = patch.weights
-        if dora is not None:
-            raise _refused(where, "it is a DoRA, which scales the layer's own weights")
         if reshape is not None:
             raise _refused(where, "it gives the layer another shape")
         count = up.shape[0] * down.shape[1] * _kernel(patch.weights)
     elif kind is comfy.weight_adapter.LoHaAdapter:
         w1_up, w1_down, _, _, _, t1, _, dora = patch.weights
-        if dora is not None:
-            raise _refused(where, "it is a DoRA, which scales the layer's own weights")
         tucker = t1 is not None
         count = (w1_up.shape[1] if tucker else w1_up.shape[0]) * w1_down[0].numel()
         count *= math.prod(t1.shape[2:]) if tucker else 1
     elif kind is comfy.weight_adapter.LoKrAdapter:
         w1, w2, _, w1_a, w1_b, w2_a, w2_b, t2, dora = patch.weights
-        if dora is not None:
-            raise _refused(where, "it is a DoRA, which scales the layer's own weights")
         first = w1.numel() if w1 is not None else w1_a.shape[0] * w1_b.shape[1]
         if w2 is not None:
             second = w2.numel()
@@ -116,15 +106,27 @@ def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShap
             f"{where}: the LoRA is of another size ({count} values for the {math.prod(part)} of the layer). It was "
             "made for another model; choose one that was made for this one."
         )
+    lengths = None if dora is None else _lengths(dora, offset, function, shape, where)
     if kind is comfy.weight_adapter.LoRAAdapter:
-        return _low_rank(patch.weights, offset, function, shape)
-    return LayerChange(whole=((1.0, patch, 1.0, offset, function),))
+        return replace(_low_rank(patch.weights, offset, function, shape), lengths=lengths)
+    if dora is not None:
+        patch = kind(patch.loaded_keys, tuple(None if part is dora else part for part in patch.weights))
+    return LayerChange(whole=((1.0, patch, 1.0, offset, function),), lengths=lengths)
+
+
+def _lengths(dora: Tensor, offset: Offset | None, function: Any, shape: LayerShape, where: str) -> Tensor:
+    """A DoRA's lengths of the rows, which scale what comes out of a layer; those of columns would scale its input."""
+    if dora.shape[0] != shape.weight[0] or dora.numel() != shape.weight[0]:
+        raise _refused(where, "it is a DoRA that scales the layer's own weights along its input")
+    if offset is not None or function is not None:
+        raise _refused(where, "it is a DoRA of a part of a layer")
+    return dora.float().flatten()
 
 
 def _refused(where: str, why: str) -> BoxwrightError:
     return BoxwrightError(
         f"{where}: {why}, so that it cannot count for a region alone. Load it for the whole picture (LoraLoader), or "
-        "choose a LoRA, LoCon, LoHa or LoKr."
+        "choose a LoRA, LoCon, LoHa, LoKr or DoRA."
     )
 
 
@@ -158,7 +160,3 @@ def _low_rank(weights: Sequence[Any], offset: Offset | None, function: Any, shap
             down = whole
     return LayerChange(up=(up.contiguous(),), down=(down.contiguous(),))
 
-
-def _tensors(patch: Any) -> list[Tensor]:
-    values = patch[1] if isinstance(patch, tuple) else patch.weights
-    return [value for value in values if isinstance(value, Tensor)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
 from ...core.seam import LayerEdit
@@ -16,8 +17,7 @@ from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..families.base import Adapter
-from .change import LayerShape
-from .layer import ChangedLayer
+from .layer import ChangedLayer, PlaceWeights
 from .places import LayerCall, Weights, tokens_of, wrong_tokens
 from .streams import Stream, stream_of
 
@@ -38,14 +38,14 @@ class LiveLayers:
         self.layers: dict[str, ChangedLayer] = {}
         for name in dict.fromkeys(name for change in changes for name in change.layers):
             of_layer = [(n, change.layers[name]) for n, change in enumerate(changes) if name in change.layers]
-            self.layers[name] = ChangedLayer(LayerShape.of(network.get_submodule(name)), of_layer)
+            self.layers[name] = ChangedLayer(network.get_submodule(name), of_layer)
         self.call: LayerCall | None = None
         self.pending: Pending = {}
         self.reached = False
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Inside, the model's layers are changed in the calls that `begin` announces."""
+        """Inside, the model's layers are changed in each `calling`."""
         handles = []
         try:
             for name, layer in self.layers.items():
@@ -54,30 +54,37 @@ class LiveLayers:
             for module in self.network.modules():
                 if isinstance(module, SpatialTransformer):
                     handles.append(module.register_forward_pre_hook(self._enters))
+                elif isinstance(module, ResBlock):
+                    handles.append(module.in_layers[-1].register_forward_hook(self._resolves))
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self.call = None
 
-    def begin(self, call: LayerCall) -> None:
-        """The next call of the model."""
+    @contextmanager
+    def calling(self, call: LayerCall) -> Iterator[None]:
+        """Around one call of the model: outside, its layers are those of other nodes that share it, and unchanged."""
         self.call = call if self.weights.active(call.progress) else None
-        self.pending = {}
-
-    def end(self) -> None:
-        """After it. The call itself stays: a backward pass may run its layers once more."""
-        if self.pending:
-            raise self._lost()
-        if self.call is not None and not self.reached:
-            raise IncompatiblePatchError(
-                "None of the layers that the regions' LoRAs change was run: another patch computes the model in its "
-                "own way. Remove that patch from this model, or load the LoRA for the whole picture."
-            )
+        try:
+            yield
+            if self.pending:
+                raise self._lost()
+            if self.call is not None and not self.reached:
+                raise IncompatiblePatchError(
+                    "None of the layers that the regions' LoRAs change was run: another patch computes the model in "
+                    "its own way. Remove that patch from this model, or load the LoRA for the whole picture."
+                )
+        finally:
+            self.call, self.pending = None, {}
 
     def _enters(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         if self.call is not None:
             self.call.grid = tuple(args[0].shape[-2:])
+
+    def _resolves(self, module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        """The convolution of a residual block before its vector for the picture is added."""
+        if self.call is not None:
+            self.call.pixels = tuple(out.shape[-2:])
 
     def _hook(self, name: str, layer: ChangedLayer, stream: Stream) -> Callable[..., Tensor | None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
@@ -91,17 +98,26 @@ class LiveLayers:
                     raise self._lost()
                 self.pending[name[-1]] = layer, x
                 return None
+            if stream == "spread":
+                return self._spread(layer, call, x, out)
             weights = self._weights(name, stream, call, x, out)
             return None if weights is None else layer.changed(x, out, weights)
 
         return hook
 
-    def _weights(self, name: str, stream: Stream, call: LayerCall, x: Tensor, out: Tensor) -> Tensor | None:
+    def _spread(self, layer: ChangedLayer, call: LayerCall, x: Tensor, out: Tensor) -> Tensor | None:
+        """A vector [rows, channels] that is added to all pixels, as one for each of them, [rows, channels, h, w]."""
+        weights = self.weights.of_pixels(call, call.pixels, out)
+        if weights is None:
+            return None
+        everywhere = out[:, None, None].expand(-1, *call.pixels, -1).contiguous()
+        return layer.changed(x[:, None, None], everywhere, weights).movedim(-1, 1)
+
+    def _weights(self, name: str, stream: Stream, call: LayerCall, x: Tensor, out: Tensor) -> PlaceWeights | None:
         """For the output of a layer, as ChangedLayer wants them; None where they are all 0."""
         convolution, count = self.layers[name].shape.is_convolution, call.rows * len(call.offsets)
         if stream == "whole":
-            weights = self.weights.of_whole(call, out)
-            return weights if weights is None or out.ndim == 2 else weights[:, None]
+            return self.weights.of_whole(call, out)
         if convolution and out.ndim == 4 and stream == "image":
             weights, expected = self.weights.of_pixels(call, tuple(out.shape[-2:]), out), f"{count} rows"
         elif out.ndim != 3:
@@ -114,11 +130,11 @@ class LiveLayers:
             weights = self.weights.of_image(call, grid, length, out)
         else:
             weights, expected = self._of_joint(name, stream, call, out)
-        if weights is not None and weights.shape[0] != 1 and out.shape[0] != count:
+        if weights is not None and weights.all.shape[0] != 1 and out.shape[0] != count:
             raise wrong_tokens(name, out.shape, expected)
         return weights
 
-    def _of_joint(self, name: str, stream: Stream, call: LayerCall, out: Tensor) -> tuple[Tensor | None, str]:
+    def _of_joint(self, name: str, stream: Stream, call: LayerCall, out: Tensor) -> tuple[PlaceWeights | None, str]:
         grid, start, image = tokens_of(call, self.adapter)
         length, least = out.shape[1], grid[0] * grid[1] * call.frames
         if stream == "text":
@@ -192,10 +208,10 @@ class LiveLayers:
         k, v = attention.k, attention.v
         if "k" in pending:
             layer, x = pending["k"]
-            k = layer.changed(x, k.clone(), strengths.to(k.dtype))
+            k = layer.changed(x, k.clone(), PlaceWeights(strengths.to(k.dtype)))
         if "v" in pending:
             layer, x = pending["v"]
-            v = layer.changed(x, v.clone(), strengths.to(v.dtype))
+            v = layer.changed(x, v.clone(), PlaceWeights(strengths.to(v.dtype)))
         return replace(attention, k=k, v=v)
 
     def _terms(self, shares: Tensor, like: Tensor) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:

@@ -40,8 +40,8 @@ def read_file(path: str, name: str) -> dict[str, Tensor]:
 def lora_for(model: Any, tensors: dict[str, Tensor], name: str) -> Lora:
     """The changes that a file has for the MODEL.
 
-    Raises BoxwrightError where it has none, and for changes that are not a sum with what a layer returns (DoRA, OFT,
-    norms, weights that are set).
+    Raises BoxwrightError where it has none, and for changes that are not a sum with what a layer returns (OFT, norms,
+    weights that are set).
     """
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), keys, log_missing=False)
@@ -108,4 +108,5 @@ def _bias(patch: Any, shape: LayerShape, where: str) -> Tensor:
 def _joined(a: LayerChange, b: LayerChange) -> LayerChange:
     """Both changes of one layer (a weight's parts, a bias) as one."""
     bias = b.bias if a.bias is None else a.bias if b.bias is None else a.bias + b.bias
-    return replace(a, up=a.up + b.up, down=a.down + b.down, whole=a.whole + b.whole, bias=bias)
+    lengths = b.lengths if a.lengths is None else a.lengths
+    return replace(a, up=a.up + b.up, down=a.down + b.down, whole=a.whole + b.whole, bias=bias, lengths=lengths)

@@ -15,6 +15,7 @@ from ..attention.cache import BiasCache
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..attention.outside_blocks import outside_blocks
 from ..families.base import Adapter
+from .layer import PlaceWeights
 
 Size = tuple[int, int]
 
@@ -33,6 +34,7 @@ class LayerCall:
     frames: int
     progress: float
     grid: Size | None = None  # of the transformer of a UNet that runs now
+    pixels: Size | None = None  # of its residual block that runs now
 
 
 class Weights:
@@ -56,28 +58,30 @@ class Weights:
 
     # What follows is of the shape [entries or 1, ..., LoRAs] (1 = the same for all) and None where all of it is 0.
 
-    def of_pixels(self, call: LayerCall, grid: Size, like: Tensor) -> Tensor | None:
+    def of_pixels(self, call: LayerCall, grid: Size, like: Tensor) -> PlaceWeights | None:
         """[entries or 1, h, w, LoRAs] of a convolution's output."""
         return self._kept(call, ("pixels", grid), lambda: self._image(call, grid).unflatten(1, grid), like)
 
-    def of_image(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> Tensor | None:
+    def of_image(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> PlaceWeights | None:
         """[entries or 1, length, LoRAs] of image tokens; what is behind them has no place in the picture."""
         key = ("image", grid, length)
         return self._kept(call, key, lambda: self._sequence(call, grid, 0, length), like)
 
-    def of_text(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> Tensor | None:
+    def of_text(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> PlaceWeights | None:
         """[entries or 1, length, LoRAs] of text tokens."""
         return self._kept(call, ("text", grid, length), lambda: self._text(call, grid, length), like)
 
-    def of_joint(self, call: LayerCall, grid: Size, start: int, length: int, like: Tensor) -> Tensor | None:
+    def of_joint(self, call: LayerCall, grid: Size, start: int, length: int, like: Tensor) -> PlaceWeights | None:
         """[entries or 1, length, LoRAs] of text tokens and, from `start`, image tokens."""
         return self._kept(
             call, ("joint", grid, start, length), lambda: self._sequence(call, grid, start, length), like
         )  # fmt: skip
 
-    def of_whole(self, call: LayerCall, like: Tensor) -> Tensor | None:
-        """[entries or 1, LoRAs] of what has no place: as much as every place of the picture has of a LoRA."""
-        return self._kept(call, ("whole", call.latent), lambda: self._common(call, call.latent)[:, 0], like)
+    def of_whole(self, call: LayerCall, like: Tensor) -> PlaceWeights | None:
+        """[entries or 1, (1,) LoRAs] of what has no place: as much as every place of the picture has of a LoRA."""
+        axes = (slice(None), 0) if like.ndim == 2 else slice(None)
+        key = ("whole", call.latent, like.ndim)
+        return self._kept(call, key, lambda: self._common(call, call.latent)[axes], like)
 
     def shares(self, call: LayerCall, grid: Size) -> Tensor:
         """[entries or 1, h * w, units] on the CPU."""
@@ -121,15 +125,12 @@ class Weights:
 
     def _sequence(self, call: LayerCall, grid: Size, start: int, length: int) -> Tensor:
         """[entries or 1, length, LoRAs]: text up to `start`, then the image frame by frame, then what has no place."""
-        image = self._image(call, grid).repeat(1, call.frames, 1)
-        parts = [image]
-        if start:
-            text = self._text(call, grid, start)
-            parts = [text, image.expand(text.shape[0], -1, -1) if image.shape[0] == 1 else image]
-        entries, behind = parts[0].shape[0], length - start - image.shape[1]
-        if behind:
-            parts.append(self._common(call, grid).expand(entries, behind, -1))
-        return torch.cat(parts, dim=1)
+        parts = [self._text(call, grid, start)] if start else []
+        parts.append(self._image(call, grid).repeat(1, call.frames, 1))
+        behind = length - sum(part.shape[1] for part in parts)
+        parts.append(self._common(call, grid).expand(-1, behind, -1))
+        entries = max(len(part) for part in parts)
+        return torch.cat([part.expand(entries, -1, -1) for part in parts], dim=1)
 
     def _text(self, call: LayerCall, grid: Size, length: int) -> Tensor:
         """[entries, length, LoRAs]: each region's LoRA at its own words; elsewhere as much as all places have of it."""
@@ -146,15 +147,15 @@ class Weights:
             common[entry] = torch.where(theirs, words @ self.strengths, common[entry])
         return common if len(common) > 1 and not all(torch.equal(one, common[0]) for one in common) else common[:1]
 
-    def _kept(self, call: LayerCall, key: Any, work_out: Any, like: Tensor) -> Tensor | None:
+    def _kept(self, call: LayerCall, key: Any, work_out: Any, like: Tensor) -> PlaceWeights | None:
         key = ("layers", id(self), *key, call.offsets, call.owned, call.rows, call.image, like.device, like.dtype)
 
-        def here(weights: Tensor) -> Tensor | None:
+        def here(weights: Tensor) -> PlaceWeights | None:
             if not bool(weights.any()):
                 return None
             with torch.inference_mode(False), torch.no_grad():  # autograd may not save what was made in inference mode
                 rows = weights if weights.shape[0] == 1 else weights.repeat_interleave(call.rows, dim=0)
-                return rows.to(device=like.device, dtype=like.dtype, copy=True)
+                return PlaceWeights.of(rows.to(device=like.device, dtype=like.dtype, copy=True))
 
         return self.cache.once(key, call.progress, work_out, here)
 

@@ -9,12 +9,14 @@ from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 # image: tokens or pixels of the image (and of reference images behind it); text: the prompt's; joint: first the text,
-# then the image; whole: one vector for the picture (time, pooled text, modulation); keys: a cross-attention's
-# projections of the text, which every place of the image reads for itself.
-Stream = Literal["image", "text", "joint", "whole", "keys"]
+# then the image; whole: one vector for the picture (time, pooled text, modulation); spread: such a vector that a UNet
+# adds to every pixel, so that each can have its own; keys: a cross-attention's projections of the text, which every
+# place of the image reads for itself.
+Stream = Literal["image", "text", "joint", "whole", "spread", "keys"]
 
 _KEYS = re.compile(r"\.attn2\.to_[kv]$")
-_UNET_WHOLE = re.compile(r"^(time_embed|label_emb)\.|\.emb_layers\.")
+_SPREAD = re.compile(r"\.emb_layers\.")
+_UNET_WHOLE = re.compile(r"^(time_embed|label_emb)\.")
 # Of all transformers of the table in families/joint.py.
 _WHOLE = re.compile(
     r"(^|\.)(time_in|vector_in|guidance_in|t_embedder|y_embedder|time_text_embed|distilled_guidance_layer|"
@@ -30,7 +32,8 @@ _JOINT = re.compile(r"^(single_blocks|layers)\.")
 def stream_of(name: str, network: Any) -> Stream:
     """Of a layer by its name in the diffusion model."""
     if isinstance(network, UNetModel):
-        return "keys" if _KEYS.search(name) else "whole" if _UNET_WHOLE.search(name) else "image"
+        of_unet = ((_KEYS, "keys"), (_SPREAD, "spread"), (_UNET_WHOLE, "whole"))
+        return next((stream for pattern, stream in of_unet if pattern.search(name)), "image")
     if isinstance(network, NextDiT) and name == "final_layer.linear":
         return "joint"  # the text is cut off behind it
     for pattern, stream in ((_WHOLE, "whole"), (_TEXT, "text"), (_JOINT, "joint")):

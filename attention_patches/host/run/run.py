@@ -5,8 +5,8 @@ Everything with state is made when a run starts, lives in the options of that ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.seam import ContextEdit, LayerEdit, TextMix
+from ...core.seam import ContextEdit, LayerEdit
 from ...core.types import Layout
 from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
@@ -24,6 +24,7 @@ from ..attention.others import replaced_attention
 from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
+from .apart import further_texts, rows_of, spans_of, texts_of, with_longer_mask
 from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
@@ -46,7 +47,7 @@ class Run:
         self.guider = guider
         self.progress = progress_of(guider.inner_model.model_sampling, sigmas.tolist())
         self.batch = noise.shape[0]
-        self.pictures = _pictures(_frames(noise), guider.inner_model.latent_format)
+        self.pictures = _pictures(_frames(noise), adapter.frame)
         self.begun_at = self.image = tuple(noise.shape[-2:])  # (H, W) of the latent
         part_copies(guider.conds)
         self.entries = entries_with_edits(guider.conds, installed)
@@ -57,6 +58,11 @@ class Run:
         self.areas = {e["uuid"]: e.get("area") for entries in guider.conds.values() for e in entries}
         self.layers: LiveLayers | None = None
         if any(isinstance(item.edit, LayerEdit) for item in installed):
+            if guider.model_options.get("multigpu_clones"):
+                raise IncompatiblePatchError(
+                    "This model runs on several GPUs, and the LoRAs of regions are put into the copy on one of them. "
+                    "Remove the node that spreads the model, or load the LoRA for the whole picture."
+                )
             self.layers = LiveLayers(adapter, guider.inner_model.diffusion_model, installed, self.cache)
 
     def with_layers(self) -> AbstractContextManager:
@@ -129,19 +135,28 @@ class Run:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
         inputs = {**kwargs, "transformer_options": options}
-        if self.layers:
-            self.layers.begin(self._layer_call(x, t, c_crossattn, inputs))
+        groups = self._rows_with_equal_texts(t, inputs) if self.adapter.text == "joint" else ()
+        if len(groups) > 1:
+            given = (x, t, c_concat, c_crossattn, control, options, *args), kwargs
+            parts = [rows_of(given, group, x.shape[0], options) for group in groups]
+            return torch.cat([self.apply_model(executor, *some, **named) for some, named in parts])
         call = self._call(x, t, c_crossattn, inputs)
-        if call is None:
-            output = executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
-        else:
+        beside = call is not None and self._beside(call)
+        with ExitStack() as around:
+            if self.layers:
+                further = call.further_length if beside else 0
+                around.enter_context(self.layers.calling(self._layer_call(x, t, c_crossattn, inputs, further)))
+            if call is None:
+                return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
             context = _edit_context(c_crossattn, call)
+            if beside:
+                context = torch.cat([context.to(call.further), call.further], dim=1)
+                kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
+                around.enter_context(self.adapter.prepared(call))
             inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
             output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
             self.adapter.finish(call)
-        if self.layers:
-            self.layers.end()
-        return output
+            return output
 
     def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         """optimized_attention_override: ours around whatever was in the slot."""
@@ -153,6 +168,11 @@ class Run:
             return host(*args, **kwargs)
         attention = AttentionCall.of(host, args, kwargs)
         place = None if call is None else self.adapter.locate(call, attention, options)
+        if call is not None and self._beside(call):
+            if place is None:
+                alone = self.adapter.alone(call, attention)
+                return host(*args, **kwargs) if alone is None else alone
+            attention = self.adapter.turned(call, attention, place)
         if not pending:
             if place is None:
                 return host(*args, **kwargs)
@@ -179,19 +199,17 @@ class Run:
             if entry:
                 _check_crop(entry.crop(self.image), latent)
         progress = self.progress(float(t.flatten()[0]))
-        extra = inputs["transformer_options"].get(self.EXTRA, NOTHING)
-        aside = extra.aside or self.ASIDE in inputs["transformer_options"]
-        rows = [slice(i * size, (i + 1) * size) for i in range(len(entries))]
         chunks = tuple(
-            entry.chunk(part, progress, self.image, extra, key, aside or key in self.heard)
-            if entry
-            else Chunk(part, (), context.shape[1], (0, 0))
-            for part, entry, key in zip(rows, entries, uuids, strict=True)
+            self._chunk(slice(i * size, (i + 1) * size), key, progress, inputs)
+            or Chunk(slice(i * size, (i + 1) * size), (), context.shape[1], (0, 0))
+            for i, key in enumerate(uuids)
         )
-        if not aside:
+        again = all(key in self.heard for key, entry in zip(uuids, entries, strict=True) if entry)
+        if not self._aside(inputs):
             self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
+        texts = max(map(texts_of, chunks), key=lambda own: sum(text.shape[1] for text in own))
         return ModelCall(
             chunks=chunks,
             latent=latent,
@@ -201,14 +219,49 @@ class Run:
             progress=progress,
             levels=len(self.adapter.factors),
             text_columns=self.adapter.text_columns,
-            further=self._further_texts(chunks, context, x.device),
+            further=further_texts(chunks, context, x.device, self.adapter, self.cache.memo),
+            spans=spans_of(texts, self.adapter),
+            lengths=tuple(text.shape[1] for text in texts),
             others=self.others,
+            again=again,
             frames=_frames(x),
             pictures=self.pictures if _frames(x) == len(self.pictures) else (),
             inputs=inputs,
         )
 
-    def _layer_call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> LayerCall:
+    def _beside(self, call: ModelCall) -> bool:
+        """Whether further texts are part of the text that the model is given."""
+        return call.further is not None and self.adapter.text == "joint"
+
+    def _aside(self, inputs: dict[str, Any]) -> bool:
+        options = inputs["transformer_options"]
+        return options.get(self.EXTRA, NOTHING).aside or self.ASIDE in options
+
+    def _chunk(self, rows: slice, key: Any, progress: float, inputs: dict[str, Any]) -> Chunk | None:
+        """The rows of one conditioning entry with the edits that act now; None for an entry without."""
+        entry, extra = self.entries.get(key), inputs["transformer_options"].get(self.EXTRA, NOTHING)
+        heard = self._aside(inputs) or key in self.heard
+        return entry and entry.chunk(rows, progress, self.image, extra, key, heard)
+
+    def _rows_with_equal_texts(self, t: Tensor, inputs: dict[str, Any]) -> list[slice]:
+        """Which conditioning entries of a call go together: one attention has one number of text tokens.
+
+        Rows without further texts run as if the others were not there, and those are no longer for their sake.
+        """
+        progress, groups, before = self.progress(float(t.flatten()[0])), [], None
+        for number, key in enumerate(inputs["transformer_options"].get("uuids", ())):
+            chunk = self._chunk(slice(0, 0), key, progress, inputs)
+            texts = [*map(id, texts_of(chunk))] if chunk else []
+            if groups and texts == before:
+                groups[-1] = slice(groups[-1].start, number + 1)
+            else:
+                groups.append(slice(number, number + 1))
+            before = texts
+        return groups
+
+    def _layer_call(
+        self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any], further: int
+    ) -> LayerCall:
         """Every row of the call, with edits or not: a LoRA is no matter of one prompt."""
         uuids = inputs["transformer_options"].get("uuids") or (None,)
         crops = [crop_of(self.areas.get(key), self.image) for key in uuids]
@@ -221,7 +274,7 @@ class Run:
             owned=tuple(entry.layouts if entry else frozenset() for entry in entries),
             latent=tuple(x.shape[-2:]),
             image=self.image,
-            text_length=0 if context is None else context.shape[1],
+            text_length=0 if context is None else context.shape[1] + further,
             references=_references(inputs),
             frames=_frames(x),
             progress=self.progress(float(t.flatten()[0])),
@@ -236,28 +289,6 @@ class Run:
                 "pictures, so that Boxwright cannot tell whose they are. Remove the patch that multiplies rows."
             )
         return size
-
-    def _further_texts(self, chunks: Sequence[Chunk], context: Tensor, device: torch.device) -> Tensor | None:
-        """The texts of every chunk's mixes side by side, [rows, E, C] on the device, made once while they are the same.
-
-        Rows with fewer end in zeros that nobody reads.
-        """
-        texts = [[t for i in chunk.edits if isinstance(i.edit, TextMix) for t in i.edit.texts] for chunk in chunks]
-        longest = max(sum(text.shape[1] for text in own) for own in texts)
-        if not longest:
-            return None
-        rows = tuple((chunk.rows.start, *map(id, own)) for chunk, own in zip(chunks, texts, strict=True))
-        # Autograd may not save what was made in inference mode.
-        key = ("further texts", rows, context.shape[0], device, torch.is_inference_mode_enabled())
-        if key not in self.cache.memo:
-            further = context.new_zeros(context.shape[0], longest, context.shape[2])
-            for chunk, own in zip(chunks, texts, strict=True):
-                start = 0
-                for text in own:
-                    further[chunk.rows, start : start + text.shape[1]] = text.to(context)
-                    start += text.shape[1]
-            self.cache.memo[key] = further.to(device)
-        return self.cache.memo[key]
 
     def report_unheard(self) -> None:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
@@ -291,9 +322,8 @@ def _edit_context(context: Tensor, call: ModelCall) -> Tensor:
     return context
 
 
-def _pictures(frames: int, latent_format: Any) -> tuple[tuple[int, int], ...]:
-    """The pictures that each frame of a latent makes: the first one, the others as many as the VAE puts into one."""
-    each = getattr(latent_format, "temporal_downscale_ratio", 1)
+def _pictures(frames: int, each: int) -> tuple[tuple[int, int], ...]:
+    """The pictures that each frame of a latent makes: the first one, the others `each`."""
     return tuple((max(0, 1 + (k - 1) * each), 1 + k * each) for k in range(frames))
 
 

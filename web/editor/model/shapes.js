@@ -6,7 +6,7 @@ export const KINDS = ["ellipse", "polygon", "paint"];
 export const STEPS = 10_000; // a polygon's points are whole numbers from 0 to this: across its box and down, in turn
 export const MIN_POINTS = 3, MAX_POINTS = 256;
 export const MAX_CELLS = 512; // of paint, each way
-export const MAX_RUNS = 15_000; // characters of runs
+export const MAX_RUNS = 13_000; // characters of runs: as many as there may be boxes are still a text that can be read
 export const FULL = 51; // the level of a cell that is wholly painted
 const LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"; // of the levels 0 to FULL
 const RUN = /([a-zA-Z])([1-9]\d{0,5})?/y;

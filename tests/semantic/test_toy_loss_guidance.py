@@ -1,0 +1,92 @@
+"""Loss Guidance, Region Strength and Prompt Fit on the toy model; `pytest -s` prints what docs/results.md shows."""
+
+import comfy.sample
+import pytest
+import torch
+from pack.attention_patches.core.pictures import Part, PictureGuide
+from pack.attention_patches.core.types import Box, Region
+from pack.attention_patches.host.loss_guidance import guide_by_pictures
+from pack.attention_patches.host.prompt_fit import fit_prompt
+from pack.attention_patches.host.samplers.region_strength import redrawn_by_strength
+from pack.attention_patches.samplers.color_loss import ColorLoss
+from pack.attention_patches.samplers.prompt_fit import PromptFit
+from pack.attention_patches.samplers.region_strength import RegionStrength
+from picture_edits import psnr
+from toyworld import sampling
+
+SIZE = (128, 128)  # a quarter of the toy's own: enough to see a colour by
+STRENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
+BLUE = (0.15, 0.35, 0.9)
+LEFT = Box(0.0, 0.0, 0.5, 1.0)
+
+
+def draw(toy, model, prompt, seeds=(0,), steps=8):
+    _, clip, vae = toy
+    positive = prompt if isinstance(prompt, list) else sampling.encode(clip, prompt)
+    return sampling.sample(model, vae, positive, sampling.encode(clip, ""), list(seeds), steps=steps, size=SIZE)
+
+
+@pytest.mark.parametrize("through", ["direct", "through model"])
+def test_a_stronger_guide_draws_a_region_nearer_to_its_colour_and_keeps_the_rest(toy, through):
+    prompt = "a red circle on a white background"
+    plain, found = draw(toy, toy[0], prompt), []
+    for strength in STRENGTHS:
+        guide = PictureGuide(ColorLoss((BLUE,)), (Part(LEFT),), strength, through=through)
+        drawn = draw(toy, guide_by_pictures(toy[0], guide, toy[2]), prompt)
+        away = (drawn[:, :, : SIZE[1] // 2].mean(dim=(0, 1, 2)) - torch.tensor(BLUE)).norm()
+        outside = psnr(drawn[:, :, SIZE[1] // 2 + 8 :], plain[:, :, SIZE[1] // 2 + 8 :])
+        found.append((float(away), outside))
+        print(f"\n{through}, strength {strength:g}: {away:.3f} from the colour, rest {outside:.1f} dB", end="")
+    start = float((plain[:, :, : SIZE[1] // 2].mean(dim=(0, 1, 2)) - torch.tensor(BLUE)).norm())
+    distances = [start, *(away for away, _ in found)]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.5 * start
+    assert min(outside for _, outside in found) >= 30.0
+
+
+def picture_of(toy, prompt, seed=3):
+    """A picture of the toy's own, [1, H, W, 3], and its latent."""
+    picture = draw(toy, toy[0], prompt, (seed,), 12)
+    return picture, toy[2].encode(picture)
+
+
+def redraw(toy, model, conditioning, latent, denoise, steps=8, **options):
+    """Image to image with fixed noise: [1, H, W, 3]."""
+    _, clip, vae = toy
+    found = comfy.sample.sample(
+        model, sampling.noise_for(1, SIZE), steps, 3.0, "euler", "normal", conditioning, sampling.encode(clip, ""),
+        latent, denoise=denoise, disable_pbar=True, seed=1, **options,
+    )  # fmt: skip
+    return vae.decode(found).float()
+
+
+def test_each_region_changes_as_much_as_it_may(toy):
+    picture, samples = picture_of(toy, "a red circle on a white background")
+    regions = (Region("left", LEFT), Region("right", Box(0.5, 0.0, 0.5, 1.0)))
+    strengths = RegionStrength(0.0, 0.0).map_of(regions, (0.9, 0.3), (16, 16))
+    model, latent = redrawn_by_strength(toy[0], {"samples": samples}, strengths)
+    wanted = sampling.encode(toy[1], "a blue star on a black background")
+    drawn = redraw(toy, model, wanted, latent["samples"], 1.0, noise_mask=latent["noise_mask"])
+    kept = toy[2].decode(samples).float()
+    left, right = (psnr(drawn[:, :, side], kept[:, :, side]) for side in (slice(0, 56), slice(72, None)))
+    print(f"\nstrength 0.9: {left:.1f} dB from the picture, 0.3: {right:.1f} dB", end="")
+    assert right > left + 6
+
+
+def test_a_fitted_prompt_draws_its_picture_and_goes_back_to_the_text(toy):
+    picture, samples = picture_of(toy, "a large red circle on a white background")
+    text = sampling.encode(toy[1], "a large blue circle on a white background")
+    settings = PromptFit(steps=40, learning_rate=0.02)
+    found = fit_prompt(toy[0], samples, text, settings, seed=0)
+    kept = toy[2].decode(samples).float()
+    print(f"\nloss on the same noise {found.before:.4f} before, {found.after:.4f} after", end="")
+    bluer, near_to = [], []
+    for towards in (0.0, 0.25, 0.5, 0.75, 1.0):
+        blended = torch.lerp(found.conditioning[0][0], text[0][0], towards)
+        drawn = redraw(toy, toy[0], [[blended, text[0][1]]], samples, 0.9)
+        bluer.append(float((drawn[..., 2] - drawn[..., 0]).mean()))
+        near_to.append(psnr(drawn, kept))
+        print(f"\ntowards the text {towards:g}: {near_to[-1]:.1f} dB, blue - red {bluer[-1]:.3f}", end="")
+    assert found.after < 0.8 * found.before
+    assert near_to[0] > near_to[-1] + 3
+    assert bluer == sorted(bluer)
