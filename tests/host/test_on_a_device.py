@@ -154,6 +154,7 @@ METHODS = {
     "dense": with_edits(DenseDiffusion(window=ALWAYS).edits),
     "bound": with_edits(BoundedAttention(ALWAYS, "all").edits),
     "region conditioning": region_conditioning,
+    "couple": with_edits(RegionPrompt().edits),
     "recorder": attention_recorder,
     "prompt to prompt": prompt_to_prompt,
     "repaint": masked(RePaint(jump=1, repeats=2)),
@@ -163,7 +164,6 @@ METHODS = {
     "direct inversion": direct_inversion,
 }
 ON_UNETS = {
-    "couple": with_edits(RegionPrompt().edits),
     "box constraint": with_edits(replace(preset("strict", "boxdiff"), iterations=1, refine_iterations=1).guides),
     "fast": with_edits(preset("standard", "fast").guides),
     "attend and excite": with_edits(preset("standard", "attend_excite").guides),
@@ -218,7 +218,10 @@ def of_the_host(models):
 LEAN = ["rectified attention", "reweight", "reweight, renormalised", "dense", "bound", "region conditioning", "couple"]
 
 
-@pytest.mark.parametrize("family, name", [("sd15", name) for name in LEAN] + [("flux", "dense"), ("sdxl", "couple")])
+OTHERS = [("flux", "dense"), ("sdxl", "couple"), ("flux", "couple")]
+
+
+@pytest.mark.parametrize("family, name", [("sd15", name) for name in LEAN] + OTHERS)
 def test_a_step_waits_for_the_device_once_more_than_the_hosts_own(models, of_the_host, family, name):
     found = waits_per_step(EVERY[name], family, models(family, torch.bfloat16)[1])
     assert sum(found.values()) <= of_the_host(family) + 1, found
