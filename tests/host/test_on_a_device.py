@@ -218,10 +218,7 @@ def of_the_host(models):
 LEAN = ["rectified attention", "reweight", "reweight, renormalised", "dense", "bound", "region conditioning", "couple"]
 
 
-OTHERS = [("flux", "dense"), ("sdxl", "couple"), ("flux", "couple")]
-
-
-@pytest.mark.parametrize("family, name", [("sd15", name) for name in LEAN] + OTHERS)
+@pytest.mark.parametrize("family, name", [("sd15", name) for name in LEAN] + [("flux", "dense"), ("sdxl", "couple")])
 def test_a_step_waits_for_the_device_once_more_than_the_hosts_own(models, of_the_host, family, name):
     found = waits_per_step(EVERY[name], family, models(family, torch.bfloat16)[1])
     assert sum(found.values()) <= of_the_host(family) + 1, found
