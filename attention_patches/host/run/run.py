@@ -6,7 +6,7 @@ Everything with state is made when a run starts, lives in the options of that ru
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -142,22 +142,21 @@ class Run:
             return torch.cat([self.apply_model(executor, *some, **named) for some, named in parts])
         call = self._call(x, t, c_crossattn, inputs)
         beside = call is not None and self._beside(call)
-        if self.layers:
-            self.layers.begin(self._layer_call(x, t, c_crossattn, inputs, call.further_length if beside else 0))
-        if call is None:
-            output = executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
-        else:
+        with ExitStack() as around:
+            if self.layers:
+                further = call.further_length if beside else 0
+                around.enter_context(self.layers.calling(self._layer_call(x, t, c_crossattn, inputs, further)))
+            if call is None:
+                return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
             context = _edit_context(c_crossattn, call)
             if beside:
                 context = torch.cat([context.to(call.further), call.further], dim=1)
                 kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
+                around.enter_context(self.adapter.prepared(call))
             inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
-            with self.adapter.prepared(call) if beside else nullcontext():
-                output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
+            output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
             self.adapter.finish(call)
-        if self.layers:
-            self.layers.end()
-        return output
+            return output
 
     def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         """optimized_attention_override: ours around whatever was in the slot."""
@@ -200,13 +199,13 @@ class Run:
             if entry:
                 _check_crop(entry.crop(self.image), latent)
         progress = self.progress(float(t.flatten()[0]))
-        aside = self._aside(inputs)
         chunks = tuple(
             self._chunk(slice(i * size, (i + 1) * size), key, progress, inputs)
             or Chunk(slice(i * size, (i + 1) * size), (), context.shape[1], (0, 0))
             for i, key in enumerate(uuids)
         )
-        if not aside:
+        again = all(key in self.heard for key, entry in zip(uuids, entries, strict=True) if entry)
+        if not self._aside(inputs):
             self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
@@ -224,6 +223,7 @@ class Run:
             spans=spans_of(texts, self.adapter),
             lengths=tuple(text.shape[1] for text in texts),
             others=self.others,
+            again=again,
             frames=_frames(x),
             pictures=self.pictures if _frames(x) == len(self.pictures) else (),
             inputs=inputs,
