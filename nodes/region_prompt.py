@@ -121,7 +121,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             check_end(window, bound["bound_end"], "bound_end")
             bounded = BoundedAttention(window, bound["bound"]).edits(layout)
             edits = [*edits, *ending(bounded, bound["bound_end"])]
-        idle = without_effect(layout, mode, bound)
+        idle = without_effect(layout, mode, overlap, bound)
         report = "\n".join([summary(layout, name, on), *idle, *model_notes(model, name, blocks)])
         return io.NodeOutput(install(model, layout, edits), report, ui=ui.PreviewText(report))
 
@@ -230,7 +230,7 @@ def summary(layout: Layout, mode: str, on: bool) -> str:
     return f"{mode}: {counted(len(active), 'region')} in one pass of the model."
 
 
-def without_effect(layout: Layout, mode: dict, bound: dict) -> list[str]:
+def without_effect(layout: Layout, mode: dict, overlap: Overlap, bound: dict) -> list[str]:
     """What of the node and the regions does nothing here, a sentence each."""
     notes = [
         f'Region {number} ("{shortened(region.phrase, 40)}") has strength 0 and takes no part.'
@@ -254,6 +254,8 @@ def without_effect(layout: Layout, mode: dict, bound: dict) -> list[str]:
         ignored = texts.left_out([*(mode.get("region_texts") or ()), *(mode.get("background") or ())])
         if ignored:
             notes.append(f"Of region_texts and background, {', '.join(ignored)} cannot count in one pass: left out.")
+    if overlap != "occlude" and any(region.opacity < 1 for region in layout.regions):
+        notes.append(f"{overlap} does not use the regions' opacity; occlude does.")
     if bound["bound"] != "off" and sum(region.strength > 0 for region in layout.regions) < 2:
         notes.append("bound does nothing: it keeps regions apart, and there are fewer than two.")
     return notes

@@ -135,7 +135,7 @@ class _Unhidden(RectifiedAttention):
 
     def seen(self, site: AttentionSite) -> Tensor:
         cover = torch.stack([self.couple._opacity(site, number) for number in range(len(site.layout.regions))])
-        return super().seen(site) * unhidden(cover, opacities(site.layout)[:, None], torch.ones_like(cover))
+        return super().seen(site) * unhidden(cover, opacities(site.layout))
 
 
 def opacities(layout: Layout) -> Tensor:

@@ -349,6 +349,37 @@ def test_attention_replaced_by_something_else_is_refused_by_name(models, layout,
         run(install(model, layout, method.edits(layout)), layout)
 
 
+def prompted_each_time(model, make):
+    """As packs do that put their function into the options of every call: a new one each time."""
+    model = model.clone()
+
+    def wrapper(apply_model, args):
+        options = dict(args["c"]["transformer_options"])
+        blocks = (("input", 1, 0), ("input", 3, 0), ("middle", 0, 0), ("output", 3, 0))
+        options["patches_replace"] = {"attn2": {block: make() for block in blocks}}
+        return apply_model(args["input"], args["timestep"], **args["c"] | {"transformer_options": options})
+
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+@METHODS
+def test_edits_act_beside_an_image_prompt_that_is_put_in_each_time(models, layout, method):
+    lasting = prompted(models["sd15"], image_prompt(False))
+    each_time = prompted_each_time(models["sd15"], lambda: image_prompt(False))
+    expected = run(install(lasting, layout, method.edits(layout)), layout, steps=2)
+    close(run(install(each_time, layout, method.edits(layout)), layout, steps=2), expected)
+    apart(expected, run(each_time, layout, steps=2))
+
+
+def test_attention_replaced_by_something_else_each_time_is_refused_by_name(models, layout):
+    def make():
+        return lambda q, k, v, extra_options: attention.optimized_attention(q, k * 0.2, v, extra_options["n_heads"])
+
+    with pytest.raises(IncompatiblePatchError, match="make.<locals>.<lambda>"):
+        run(install(prompted_each_time(models["sd15"], make), layout, PUBLISHED.edits(layout)), layout)
+
+
 class Injected:
     """As Prompt to Prompt does with self-attention."""
 

@@ -158,6 +158,23 @@ def test_ends_hold_for_regions_with_a_window_of_their_own(toy):
         assert mode == "couple" or ends["dense"] == 0.3
 
 
+@pytest.mark.parametrize("mode", ["couple", "dense"])
+def test_who_is_in_front_counts_by_opacity_where_regions_occlude(toy, mode):
+    """Two boxes one on the other. The other choices know no opacity, and say so."""
+
+    def drawn(opacity, overlap="occlude"):
+        regions = tuple(Region(phrase, LEFT, opacity=o) for phrase, o in (("red circle", 1.0), ("blue star", opacity)))
+        positive, layout = encode_layout(toy[1], PROMPT, regions, append_missing=False)
+        model, notes = run_node(toy, layout, mode=mode, overlap=overlap)
+        return draw(toy, model, positive), notes
+
+    (opaque, notes), (half, _), (gone, _) = drawn(1.0), drawn(0.5), drawn(0.0)
+    assert not torch.equal(opaque, half) and not torch.equal(half, gone) and "opacity" not in notes
+    (order, said), (whole, quiet) = drawn(0.5, "order"), drawn(1.0, "order")
+    assert torch.equal(order, whole)
+    assert "order does not use the regions' opacity; occlude does" in said and "opacity" not in quiet
+
+
 def test_dense_without_weights_is_off(toy, encoded):
     notes = run_node(toy, encoded[1], mode="dense", bound="coarse", cross_weight=0.0, self_weight=0.0)[1]
     assert "dense is off" in notes

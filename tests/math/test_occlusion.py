@@ -33,22 +33,13 @@ def paper(opacities, maps):
     return weights
 
 
-def single(values):
-    return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
 @pytest.mark.parametrize("opacities", [*itertools.product([0.0, 0.6, 1.0], repeat=3)])
-def test_the_papers_weights_where_regions_cover_a_cell_whole(opacities):
-    """Among the regions; the prompt has what all of them together leave where nothing of a map is missing."""
-    left = math.prod(1.0 - o for o in opacities)
-    for maps in itertools.product([0.0, 0.3, 1.0], repeat=3):
-        shares, rest = occluded(torch.ones(3, 1, dtype=torch.float64), torch.tensor(opacities).double(), single(maps))
-        weights = paper(opacities, maps)
-        if not sum(weights):
-            weights = paper(opacities, [1.0] * 3)
-        total = sum(weights) or 1.0
-        torch.testing.assert_close(shares[:, 0], torch.tensor([(1.0 - left) * w / total for w in weights]).double())
-        assert rest[0, 0] == pytest.approx(left)
+def test_the_papers_weights_with_the_prompt_as_the_last_behind_all(opacities):
+    for inside in itertools.product([0.0, 1.0], repeat=3):
+        weights = paper([1.0, *opacities], [1.0, *inside])
+        expected = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        shares, rest = occluded(torch.tensor(inside).double()[:, None], torch.tensor(opacities).double())
+        torch.testing.assert_close(torch.cat([rest, shares])[:, 0], expected)
 
 
 def test_a_cell_that_is_covered_in_part_has_the_mean_over_its_points():
@@ -66,25 +57,14 @@ def test_a_cell_that_is_covered_in_part_has_the_mean_over_its_points():
         assert rest[0, cell] == pytest.approx(left)
 
 
-def test_any_regions_and_maps_share_out_the_whole():
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_any_regions_share_out_the_whole(count):
     g = torch.Generator().manual_seed(1)
-    for count in (1, 2, 64):
-        cover, opacity = torch.rand(count, 30, generator=g), torch.rand(count, generator=g).round(decimals=1)
-        cover[:, :3], cover[:, 3:6] = 0.0, 1.0
-        maps = torch.rand(2, count, 30, generator=g) * (torch.rand(2, count, 30, generator=g) > 0.5)
-        for shares, rest in (occluded(cover, opacity), occluded(cover, opacity, maps)):
-            assert shares.min() >= 0 and rest.min() >= 0
-            whole = shares.sum(-2) + rest.squeeze(-2)
-            torch.testing.assert_close(whole, torch.ones_like(whole))
-
-
-def test_rows_of_maps_do_not_know_each_other():
-    g = torch.Generator().manual_seed(2)
-    cover, maps = torch.rand(3, 9, generator=g), torch.rand(2, 3, 9, generator=g).round()
-    opacity = torch.tensor([0.5, 1.0, 0.8])
-    both = occluded(cover, opacity, maps)[0]
-    for row in range(2):
-        torch.testing.assert_close(both[row], occluded(cover, opacity, maps[row])[0])
+    cover, opacity = torch.rand(count, 30, generator=g), torch.rand(count, generator=g).round(decimals=1)
+    cover[:, :3], cover[:, 3:6] = 0.0, 1.0
+    shares, rest = occluded(cover, opacity)
+    assert shares.min() >= 0 and rest.min() >= 0
+    torch.testing.assert_close(shares.sum(0) + rest[0], torch.ones(30))
 
 
 # In the methods

@@ -57,7 +57,7 @@ class Chunk:
 class OtherPacks:
     """What a run knows of other packs' functions."""
 
-    # ids of the functions that replace an attention in all of the run; others are put there for a pass of their own
+    # ids of the functions that replace an attention in all of the run; others are put there for a call
     lasting: frozenset[int] = frozenset()
     found: dict[Any, bool] = field(default_factory=dict)  # what they were seen to do
 
@@ -80,6 +80,7 @@ class ModelCall:
     spans: tuple[slice, ...] = ()
     lengths: tuple[int, ...] = ()
     others: OtherPacks = field(default_factory=OtherPacks)
+    again: bool = False  # its prompts were run before in this prediction: a pass that another node adds
     frames: int = 1  # of the latent; a picture has one
     # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
     pictures: tuple[tuple[int, int], ...] = ()

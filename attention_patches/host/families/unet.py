@@ -171,8 +171,9 @@ class _Replacement:
         self, adapter: UNetAdapter, call: ModelCall, patch: Callable[..., Tensor], replaced: Replaced
     ) -> None:
         self.adapter, self.call, self.patch, self.replaced = adapter, call, patch, replaced
-        self.aside = id(patch) not in call.others.lasting
-        self.key = ("calls the host", id(patch))
+        lasting = id(patch) in call.others.lasting
+        self.aside = call.again and not lasting
+        self.key = ("calls the host", id(patch) if lasting else _code_of(patch))  # of what is gone, ids come again
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         announced: _Announced | None = self.call.notes.get(_PENDING)
@@ -191,6 +192,13 @@ class _Replacement:
         attention = AttentionCall(attention_pytorch, q, k, v, extra_options["n_heads"], None, (), {})
         place = self.adapter.locate(self.call, attention, extra_options)
         return self.replaced(self.call, place, attention, self.patch, extra_options)
+
+
+def _code_of(function: Any) -> Any:
+    """What a function that is made anew for each call has in common with the one before."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__code__", type(function))
 
 
 def _before(call: ModelCall, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:

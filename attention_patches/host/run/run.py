@@ -199,13 +199,13 @@ class Run:
             if entry:
                 _check_crop(entry.crop(self.image), latent)
         progress = self.progress(float(t.flatten()[0]))
-        aside = self._aside(inputs)
         chunks = tuple(
             self._chunk(slice(i * size, (i + 1) * size), key, progress, inputs)
             or Chunk(slice(i * size, (i + 1) * size), (), context.shape[1], (0, 0))
             for i, key in enumerate(uuids)
         )
-        if not aside:
+        again = all(key in self.heard for key, entry in zip(uuids, entries, strict=True) if entry)
+        if not self._aside(inputs):
             self.heard.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
@@ -223,6 +223,7 @@ class Run:
             spans=spans_of(texts, self.adapter),
             lengths=tuple(text.shape[1] for text in texts),
             others=self.others,
+            again=again,
             frames=_frames(x),
             pictures=self.pictures if _frames(x) == len(self.pictures) else (),
             inputs=inputs,
