@@ -11,7 +11,7 @@ from ..attention_patches.host.text.conditioning import text_notes
 from ..attention_patches.host.text.layout import encode_layout, missing_phrases
 from .parts import schema
 from .parts.checks import counted, shortened
-from .parts.lora_files import path_of
+from .parts.lora_files import named_by
 from .parts.phrases import texts_of
 from .parts.sized_regions import prompt_of
 
@@ -71,7 +71,7 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
     def execute(cls, clip, regions, prompt, append_missing, negative_prompt="") -> io.NodeOutput:
         prompt = prompt if prompt.strip() else prompt_of(regions)
         drawn = without_orders(prompt)[0]
-        encoders = text_encoders(clip, loras_of(regions))
+        encoders = text_encoders(clip, named_by(regions))
         positive, layout = encode_layout(clip, drawn, regions, append_missing, encoders)
         report = [
             ownership_report(layout, missing_phrases(clip, drawn, regions)),
@@ -80,14 +80,6 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
         ]
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_prompt))
         return io.NodeOutput(positive, layout, negative, ui=ui.PreviewText("\n".join(report)))
-
-
-def loras_of(regions) -> dict[int, tuple[str, str, float]]:
-    """Number of the region, from 0 -> (name, path, strength) of the LoRA that it names."""
-    return {
-        number: (region.lora, path_of(region.lora, f"The LoRA of region {number + 1}"), region.lora_strength)
-        for number, region in enumerate(regions) if region.lora
-    }  # fmt: skip
 
 
 def ownership_report(layout: Layout, appended: list[str]) -> str:

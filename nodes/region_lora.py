@@ -6,7 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io, ui
 
-from ..attention_patches.core.types import MAX_LORA, BoxwrightError, Layout, StepWindow
+from ..attention_patches.core.types import MAX_LORA, MAX_REGIONS, BoxwrightError, Layout, StepWindow
 from ..attention_patches.host.region_lora import with_loras, without_place
 from ..attention_patches.methods.region_lora import RegionLora
 from ..attention_patches.methods.region_prompt import Overlap
@@ -15,7 +15,6 @@ from .parts.checks import counted, shortened
 
 FROM_LAYOUT = "as the layout says"
 DEFAULT = RegionLora()
-MAX_CHOICES = 64
 
 
 class BoxwrightRegionLora(io.ComfyNode):
@@ -55,7 +54,7 @@ class BoxwrightRegionLora(io.ComfyNode):
                     "region",
                     default=0,
                     min=0,
-                    max=MAX_CHOICES,
+                    max=MAX_REGIONS,
                     tooltip="The number of the region that the chosen file is for; 0 = all of them. Has no effect "
                     "where the layout says which LoRA is whose.",
                 ),
@@ -64,7 +63,8 @@ class BoxwrightRegionLora(io.ComfyNode):
                     options=list(get_args(Overlap)),
                     default=DEFAULT.overlap,
                     tooltip="Where regions overlap: order = later ones lie on earlier ones, those without a LoRA too; "
-                    "blend = they share, in proportion to their strengths.",
+                    "blend = they share, in proportion to their strengths; occlude = later ones hide what is behind "
+                    "them as much as their opacity says.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -84,25 +84,18 @@ class BoxwrightRegionLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, layout, lora, lora_strength, region, overlap, feather, start, end
-    ) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, model, layout, lora, lora_strength, region, overlap, feather, start, end) -> io.NodeOutput:
+        named = lora == FROM_LAYOUT
+        chosen = of_layout(layout, lora_strength) if named else of_widgets(layout, lora, lora_strength, region)
         settings = RegionLora(overlap, feather, StepWindow(start, end))
-        chosen = of_layout(layout, lora_strength) if lora == FROM_LAYOUT else of_widgets(
-            layout, lora, lora_strength, region
-        )
         patched, loras = with_loras(model, layout, settings, chosen)
-        report = "\n".join(notes(model, layout, chosen, loras, lora == FROM_LAYOUT))
+        report = "\n".join(notes(model, layout, chosen, loras, named))
         return io.NodeOutput(patched, report, ui=ui.PreviewText(report))
 
 
 def of_layout(layout: Layout, strength: float) -> dict[int, tuple[str, str, float]]:
     """Number of the region, from 0 -> (name, path, strength) of the LoRA that it names."""
-    found = {
-        number: (region.lora, lora_files.path_of(region.lora, f"The LoRA of region {number + 1}"),
-                 strength * region.lora_strength)
-        for number, region in enumerate(layout.regions) if region.lora
-    }  # fmt: skip
+    found = lora_files.named_by(layout.regions, strength)
     if not found:
         raise BoxwrightError(
             "No region of the layout names a LoRA. Choose a file in the Box Editor, for the boxes that want one, or in "

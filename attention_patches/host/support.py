@@ -45,6 +45,7 @@ METHODS = (
     Method("Region Prompt: dense, bound", _acts),
     Method("Box Constraint", _needs_gradients),
     Method("Attention Recorder", _acts),
+    Method("Arranged Noise", _acts),
     Method("H-Space Edit", _needs_a_bottleneck),
 )
 

@@ -25,7 +25,7 @@ from .region_prompt import Overlap, RegionPrompt
 class RegionLora:
     """Settings of all regions' LoRAs."""
 
-    overlap: Overlap = "order"  # "order": later regions lie on earlier ones; "blend": they share by strength
+    overlap: Overlap = "order"  # as in RegionPrompt
     feather: float = 0.0  # width of the ramp outside a region, in fractions of the image's width and height
     window: StepWindow = StepWindow()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import folder_paths
 
-from ...attention_patches.core.types import BoxwrightError
+from ...attention_patches.core.types import BoxwrightError, Region
 from .checks import checked_file, shortened
 
 FOLDER = "loras"
@@ -29,3 +31,15 @@ def path_of(name: str, where: str) -> str:
             "or choose one that is there."
         )
     return path
+
+
+def named_by(regions: Sequence[Region], strength: float = 1.0) -> dict[int, tuple[str, str, float]]:
+    """Number of the region, from 0 -> (name, path, strength) of the LoRA that it names; `strength` multiplies its own.
+
+    Raises BoxwrightError for a name that the host does not list.
+    """
+    return {
+        number: (region.lora, path_of(region.lora, f"The LoRA of region {number + 1}"), strength * region.lora_strength)
+        for number, region in enumerate(regions)
+        if region.lora
+    }

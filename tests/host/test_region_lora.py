@@ -328,6 +328,22 @@ def test_a_run_that_ends_early_leaves_nothing(models, halves, ending):
     assert torch.equal(run("sd15", patched, halves), first)
 
 
+def test_another_clone_that_a_guider_runs_meanwhile_is_unchanged(models, halves):
+    """Models of one checkpoint share their layers: a node may ask the plain one in the middle of a run."""
+    model, file = models["sd15"], loras.tensors(models["sd15"])
+    x, sigma, text = tiny.latent("sd15"), torch.tensor([3.0]), halves.prompt.embedding
+    plain, found = model.model.apply_model(x, sigma, c_crossattn=text), []
+    patched = with_loras(model, halves, [file])
+
+    def ask(args):
+        found.append(model.model.apply_model(x, sigma, c_crossattn=text))
+        return args["denoised"]
+
+    patched.set_model_sampler_post_cfg_function(ask)
+    run("sd15", patched, halves)
+    assert len(found) == 1 and torch.equal(found[0], plain)
+
+
 # --- with others ---
 
 

@@ -20,7 +20,8 @@ from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
 
-COUPLED = [family for family in tiny.JOINT if adapter_for(tiny.build(family)).beside is not None]
+TAKEN = ("flux", "flux2", "chroma", "qwen", "zimage", "lumina2", "krea2", "sd3", "auraflow")
+COUPLED = [family for family in tiny.JOINT if family in TAKEN]
 every_family = pytest.mark.parametrize("family", COUPLED)
 # Those whose text is the first of all tokens, 77 of them, and whose picture is 8 x 12: for tests that look into masks.
 PLAIN = [family for family in COUPLED if family not in ("flux2", "auraflow")]
@@ -57,6 +58,11 @@ def cond_and_uncond(family, model, layout, negative=None, **options):
     model.set_model_sampler_pre_cfg_function(lambda args: seen.append(args["conds_out"]) or args["conds_out"])
     run(family, model, layout, negative=negative, **options)
     return seen[0]
+
+
+@pytest.mark.parametrize("family", tiny.JOINT)
+def test_what_declares_how_texts_stand_side_by_side_is_tested_here(models, family):
+    assert (adapter_for(models[family]).beside is not None) == (family in TAKEN)
 
 
 # --- identities ---

@@ -15,7 +15,8 @@ from pack.attention_patches.host.guidance.foreign import refuse_without_gradient
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.samplers.h_space import HSpace, edit_h_space
 from pack.attention_patches.host.support import METHODS, supports, takes_own_phrases
-from pack.attention_patches.methods.box_constraint import BoxConstraint
+from pack.attention_patches.methods.arranged_noise import ArrangedNoise
+from pack.attention_patches.methods.box_constraint import BoxConstraint, constrained_phrases
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_prompt import RegionPrompt
@@ -35,6 +36,7 @@ TRIED = {
     "Region Prompt: couple": RegionPrompt().edits,
     "Box Constraint": BoxConstraint().guides,
     "Attention Recorder": lambda layout: [],
+    "Arranged Noise": lambda layout: [ArrangedNoise().edit(constrained_phrases(layout), print)],
 }
 
 

@@ -70,6 +70,7 @@ class Tiny:
     gradients: bool = True
     double: bool = True  # all its kernels take float64
     masks: bool = False  # a mask of the text may come with it
+    inpaints: bool = True  # the host's model takes a noise mask
     even: bool = False  # the host's model takes no latent of odd sides
     finish: Callable[[Any], None] | None = None  # makes parts of the network small that its config does not
 
@@ -273,6 +274,7 @@ FAMILIES = {
         ),
         32,
         pooled=32,  # that the host asks for; the model does not read it
+        inpaints=False,
         layers=_FLUX_LAYERS,
         joint=True,
         patch=1,

@@ -45,7 +45,7 @@ class LiveLayers:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Inside, the model's layers are changed in the calls that `begin` announces."""
+        """Inside, the model's layers are changed in each `calling`."""
         handles = []
         try:
             for name, layer in self.layers.items():
@@ -60,22 +60,22 @@ class LiveLayers:
         finally:
             for handle in handles:
                 handle.remove()
-            self.call = None
 
-    def begin(self, call: LayerCall) -> None:
-        """The next call of the model."""
+    @contextmanager
+    def calling(self, call: LayerCall) -> Iterator[None]:
+        """Around one call of the model: outside, its layers are those of other nodes that share it, and unchanged."""
         self.call = call if self.weights.active(call.progress) else None
-        self.pending = {}
-
-    def end(self) -> None:
-        """After it. The call itself stays: a backward pass may run its layers once more."""
-        if self.pending:
-            raise self._lost()
-        if self.call is not None and not self.reached:
-            raise IncompatiblePatchError(
-                "None of the layers that the regions' LoRAs change was run: another patch computes the model in its "
-                "own way. Remove that patch from this model, or load the LoRA for the whole picture."
-            )
+        try:
+            yield
+            if self.pending:
+                raise self._lost()
+            if self.call is not None and not self.reached:
+                raise IncompatiblePatchError(
+                    "None of the layers that the regions' LoRAs change was run: another patch computes the model in "
+                    "its own way. Remove that patch from this model, or load the LoRA for the whole picture."
+                )
+        finally:
+            self.call, self.pending = None, {}
 
     def _enters(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         if self.call is not None:

@@ -6,7 +6,7 @@ Everything with state is made when a run starts, lives in the options of that ru
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -142,22 +142,21 @@ class Run:
             return torch.cat([self.apply_model(executor, *some, **named) for some, named in parts])
         call = self._call(x, t, c_crossattn, inputs)
         beside = call is not None and self._beside(call)
-        if self.layers:
-            self.layers.begin(self._layer_call(x, t, c_crossattn, inputs, call.further_length if beside else 0))
-        if call is None:
-            output = executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
-        else:
+        with ExitStack() as around:
+            if self.layers:
+                further = call.further_length if beside else 0
+                around.enter_context(self.layers.calling(self._layer_call(x, t, c_crossattn, inputs, further)))
+            if call is None:
+                return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
             context = _edit_context(c_crossattn, call)
             if beside:
                 context = torch.cat([context.to(call.further), call.further], dim=1)
                 kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
+                around.enter_context(self.adapter.prepared(call))
             inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
-            with self.adapter.prepared(call) if beside else nullcontext():
-                output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
+            output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
             self.adapter.finish(call)
-        if self.layers:
-            self.layers.end()
-        return output
+            return output
 
     def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         """optimized_attention_override: ours around whatever was in the slot."""
