@@ -203,6 +203,17 @@ def test_text_tokens_have_the_lora_of_the_region_whose_words_they_are(models, ha
             same(after[row, columns], expected[row, columns])
 
 
+def test_words_lie_behind_what_the_host_fills_up_in_front_of_a_text(models, halves, noted):
+    """Flux.2 reads 512 columns, and a shorter text last."""
+    files = [loras.tensors(models["flux2"], seed=seed, only=["double_blocks.0.txt_attn.qkv"]) for seed in (1, 2)]
+    run("flux2", with_loras(models["flux2"], halves, files), halves)
+    assert noted
+    start = 512 - len(halves.prompt.tokens)
+    for _, _, before, after in noted:
+        changed = (after - before).abs().amax(dim=2) > 0
+        assert [row.nonzero()[:, 0].tolist() for row in changed if row.any()] == [[start + n for n in (2, 3, 4, 5)]]
+
+
 def test_each_place_reads_the_text_with_its_own_keys_and_values(models, halves):
     """Cross-attention of a UNet by the book: the left half with the first LoRA's projections, in every row."""
     model = models["sd15"]

@@ -273,6 +273,7 @@ class Run:
             latent=tuple(x.shape[-2:]),
             image=self.image,
             text_length=0 if context is None else context.shape[1] + further,
+            texts=tuple(self.adapter.room(entry.text_length)[1] if entry else 0 for entry in entries),
             references=_references(inputs),
             frames=_frames(x),
             progress=self._progress(t, inputs),
