@@ -84,6 +84,8 @@ def same_values(a, b):
 @every_family
 @pytest.mark.parametrize("size", [(16, 24), (17, 25)], ids=["even", "odd"])
 def test_a_run_starts_from_a_permutation_of_its_noise(models, layout, family, size):
+    if tiny.FAMILIES[family].even:
+        size = tuple(side + side % 2 for side in size)
     noise, lines = tiny.latent(family, size, batch=2), []
     model = arranged(models[family], layout, lines)
     out = start_of(family, model, layout, noise=noise)
@@ -308,3 +310,27 @@ def test_the_picture_of_an_arrangement_shows_each_phrase_before_and_after(models
     half = picture.shape[1] // 2
     assert torch.equal(still[:, :half, : picture.shape[2] // 2], picture[:, :half, : picture.shape[2] // 2])
     assert not torch.equal(still[:, half:], picture[:, half:])
+
+
+def pair_of(layout):
+    """Source and target of a Prompt to Prompt in one entry; the source is the layout's text."""
+    return [[torch.cat([layout.prompt.embedding, tiny.text(seed=9).embedding]), {"boxwright_layout": "prompts"}]]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_needs_the_layouts_own_prompt_does_not_hide_behind_it(models, layout, first):
+    """The first of several prompts in one entry is enough for the noise, and not for edits of attention."""
+    noise = tiny.latent("sd15", batch=2)
+    model = models["sd15"]
+    for ours in (first, not first):
+        model = arranged(model, layout) if ours else install(model, layout, RectifiedAttention().edits(layout))
+    with pytest.raises(BoxwrightError, match="No positive conditioning"):
+        tiny.run("sd15", model, pair_of(layout), noise=noise, steps=1)
+
+
+def test_a_guide_beside_it_reads_the_layouts_own_prompt_alone(models, layout):
+    noise, starts = tiny.latent("sd15", batch=2), []
+    both = tiny.conditioning("sd15", layout.prompt, layout.key) + pair_of(layout)
+    guided = install(models["sd15"], layout, preset("standard", "boxdiff").guides(layout))
+    found = tiny.run("sd15", watched(arranged(guided, layout), starts, []), both, noise=noise, steps=2)
+    assert torch.equal(found, tiny.run("sd15", guided, both, noise=starts[0], steps=2))
