@@ -17,9 +17,11 @@ SWEEPS = 60  # over the prices, before what is left is mended one block at a tim
 def dealt(gains: np.ndarray, room: Sequence[int]) -> np.ndarray:
     """To which class each block goes, int [n]: `room[k]` blocks to class k, so that the sum of gains is the greatest.
 
-    `gains` float64 [n, K]; the rooms sum to n. Raises ValueError where a gain is NaN or infinite. Exact. Every place of a class is worth the same, so that there
-    are K prices instead of n: blocks take the class that leaves them most after its price, prices are moved until the
-    rooms are filled, and the few blocks that are left over go the cheapest way round (successive shortest paths).
+    `gains` float64 [n, K]; the rooms sum to n. Raises ValueError where a gain is NaN or infinite. Exact.
+
+    Every place of a class is worth the same, so that there are K prices instead of n: blocks take the class that leaves
+    them most after its price, prices are moved until the rooms are filled, and the few blocks that are left over go the
+    cheapest way round (successive shortest paths).
     """
     if not np.isfinite(gains).all():
         raise ValueError("gains of blocks must be finite")
