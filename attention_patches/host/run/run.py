@@ -15,7 +15,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.seam import ContextEdit, LayerEdit
-from ...core.types import Layout
 from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
 from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
@@ -99,17 +98,17 @@ class Run:
         if min(scales) >= 1 and abs(scales[0] - scales[1]) <= rounding:
             self.image = size
 
-    def conditioning(self, layout: Layout) -> list[dict]:
-        """The entries of this run that were encoded with the layout."""
-        return [entry for entries in self.guider.conds.values() for entry in entries if self._carries(entry, layout)]
+    def conditioning(self, item: Installed) -> list[dict]:
+        """The entries of this run that were encoded with the item's layout, or carry the item for less."""
+        return [entry for entries in self.guider.conds.values() for entry in self.items_of(entries, item)]
 
     def items_of(self, entries: list[dict], item: Installed) -> list[dict]:
-        """Those of some entries that carry the item's layout."""
-        return [entry for entry in entries if self._carries(entry, item.layout)]
+        """Those of some entries that `conditioning` has for the item."""
+        return [entry for entry in entries if self._carries(entry, item)]
 
-    def _carries(self, entry: dict, layout: Layout) -> bool:
+    def _carries(self, entry: dict, item: Installed) -> bool:
         known = self.entries.get(entry.get("uuid"))
-        return known is not None and any(item.layout.key == layout.key for item in known.edits if of_layout(item))
+        return known is not None and (item.layout.key in known.layouts or any(own is item for own in known.edits))
 
     def predict(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PREDICT_NOISE wrapper: the latent as the sampler has it now.
