@@ -101,6 +101,8 @@ def parts_of(regions, phrase, mask) -> tuple[Part, ...]:
         return (Part(editing.one_mask(mask)),)
     if regions is None:
         return WHOLE
+    if not regions:
+        raise BoxwrightError("There are no regions to guide. Draw a box, or unwire regions.")
     chosen = [region for region in regions if not phrase.strip() or region.phrase == phrase.strip()]
     if not chosen:
         known = ", ".join(f'"{region.phrase}"' for region in regions[:8])

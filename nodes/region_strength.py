@@ -89,6 +89,8 @@ def strengths_of(text: str, regions) -> list[float]:
     BoxwrightError for others."""
     if len(text) > MOST:
         raise BoxwrightError(f"strengths has {len(text)} characters; at most {MOST} are allowed. Shorten it.")
+    if not regions:
+        raise BoxwrightError("There are no regions. Draw a box, or use the sampler's denoise for all of the picture.")
     lines = [part.strip() for part in text.replace(",", "\n").splitlines() if part.strip()]
     if not lines:
         return [min(region.strength, 1.0) for region in regions]

@@ -59,6 +59,7 @@ def fit_prompt(
         )
     if not isinstance(target[0][0], Tensor):
         raise UnsupportedModelError("The target holds no text. Wire the output of a text encode node of this model.")
+    _check_time_range(target[0][1])
     found: dict[str, Any] = {}
 
     def loop(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict, **unused: Any) -> Tensor:
@@ -71,6 +72,16 @@ def fit_prompt(
     text, values = target[0]
     fitted = found.pop("embedding").to(text)
     return Fitted([[fitted, dict(values)]], [[settings.blended(fitted, text), dict(values)]], **found)
+
+
+def _check_time_range(values: dict[str, Any]) -> None:
+    """Where a prompt takes no part, nothing depends on it, and there is no gradient."""
+    start, end = values.get("start_percent", 0.0), values.get("end_percent", 1.0)
+    if start > 0.0 or end < 1.0:
+        raise BoxwrightError(
+            f"The target counts from {start:g} to {end:g} of the noise schedule only, and can be fitted only where it "
+            "counts always. Put ConditioningSetTimestepRange behind this node, and choose start and end here."
+        )
 
 
 class _Fit:
@@ -130,7 +141,7 @@ class _Fit:
                 loss = noise_loss(clean, picture[rows], sigma) * share
                 if not embedding.requires_grad:
                     return float(loss), None
-                return float(loss), finite_gradient(self.base_model, loss, embedding, instead=INSTEAD)
+                return float(loss.detach()), finite_gradient(self.base_model, loss, embedding, instead=INSTEAD)
 
         losses, gradients = zip(*within_memory(attempt, slice(0, batch)), strict=True)
         return sum(losses), None if gradients[0] is None else sum(gradients)

@@ -372,6 +372,7 @@ def test_regions_bring_their_own_strength_and_time():
 
 
 @pytest.mark.parametrize("inputs, words", [
+    ({"regions": ()}, "no regions to guide"),
     ({"mask": torch.zeros(1, 8, 8)}, "mask is empty"),
     ({"mask": torch.ones(2, 8, 8)}, "2 masks"),
     ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),

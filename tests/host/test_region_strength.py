@@ -146,6 +146,7 @@ def test_strengths_are_read_in_order_or_by_name_or_from_the_regions():
     ({"strengths": "0.5, nan"}, "ordinary number"),
     ({"strengths": "moon: 0.5"}, 'names no region; there are "sky", "sun"'),
     ({"strengths": "0.5, 7"}, '"sun" is 7'),
+    ({"regions": ()}, "There are no regions"),
     ({"latent": None}, "from nowhere"),
     ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "latent is empty"),
 ])  # fmt: skip
