@@ -10,6 +10,7 @@ import tiny_loras as loras
 import tiny_models as tiny
 import torch
 import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
 from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
@@ -284,6 +285,35 @@ def test_two_crops_in_one_call(models, family):
     found = draw(with_loras(model, lay, [file]))
     same(found[..., :12], draw(loras.merged(model, file, 0.8))[..., :12])
     same(found[..., 12:], draw(model)[..., 12:])
+
+
+@pytest.mark.parametrize("only", [["attn2.to_k", "attn2.to_v"], ["ff.", "attn1", "in_layers"]])
+def test_crops_of_two_sizes_in_one_step(models, only):
+    """A crop's finest grid is as large as the whole picture's second one: each has the regions of its own part."""
+    lay = tiny.layout(areas=(tiny.LEFT,))
+    patched = with_loras(models["sd15"], lay, [loras.tensors(models["sd15"], only=only)])
+    entries = [
+        tiny.conditioning("sd15", lay.prompt, lay.key),
+        tiny.conditioning("sd15", lay.prompt, lay.key, area=(8, 12, 0, 0), strength=1.0),
+    ]
+
+    def predicted(*some):
+        """What the model said of a latent of each size."""
+        found, noting = {}, patched.clone()
+
+        def note(executor, x, *args, **kwargs):
+            found[tuple(x.shape[-2:])] = out = executor(x, *args, **kwargs)
+            return out
+
+        noting.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "noting", note)
+        tiny.run("sd15", noting, [entry for one in some for entry in one], steps=1, cfg=1.0)
+        return found
+
+    both = predicted(*entries)
+    assert len(both) == 2
+    for one in entries:
+        for size, alone in predicted(one).items():
+            same(both[size], alone)
 
 
 # --- nothing stays behind ---

@@ -170,7 +170,7 @@ class LiveLayers:
             if x.shape[:2] != attention.k.shape[:2] or attention.k.ndim != 3 or call.grid[0] * call.grid[1] != count:
                 raise self._lost()
         terms = self.cache.once(
-            ("terms", id(self), call.grid, call.offsets, call.image, attention.q.device),
+            ("terms", id(self), call.grid, call.latent, call.offsets, call.image, attention.q.device),
             call.progress,
             lambda: self.weights.shares(call, call.grid),
             lambda shares: [self._terms(one, attention.q) for one in shares],
