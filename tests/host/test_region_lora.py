@@ -486,6 +486,27 @@ def test_another_prompts_layout_is_refused(models, halves):
         tiny.run("flux", patched, foreign, steps=1)
 
 
+def test_a_step_that_another_node_skips_is_no_refusal(models, halves):
+    """EasyCache answers for the model now and then; the LoRAs' time may begin with such a step."""
+    model, calls = models["sd15"], []
+    late = with_loras(model, halves, [loras.tensors(model)], RegionLora(window=StepWindow(0.3, 1.0)))
+
+    def cached(executor, x, *args, **kwargs):
+        calls.append(1)
+        return torch.zeros_like(x) if len(calls) in (2, 3) else executor(x, *args, **kwargs)
+
+    def never(executor, x, *args, **kwargs):
+        return torch.zeros_like(x)
+
+    some, none = late.clone(), late.clone()
+    some.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", cached)
+    run("sd15", some, halves, steps=4)
+    assert len(calls) == 4
+    none.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", never)
+    with pytest.raises(IncompatiblePatchError, match="None of the layers"):
+        run("sd15", none, halves, steps=4)
+
+
 def test_patches_that_merge_tokens_or_replace_the_attention_are_refused(models, halves):
     model, file = models["sd15"], loras.tensors(models["sd15"])
     merging = with_loras(model, halves, [file])
