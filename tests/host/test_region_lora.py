@@ -507,6 +507,20 @@ def test_a_step_that_another_node_skips_is_no_refusal(models, halves):
         run("sd15", none, halves, steps=4)
 
 
+@pytest.mark.parametrize("up, down", [((320, 2), (4, 1280)), ((1280, 2), (2, 320)), ((320,), (2, 1280))])
+def test_matrices_that_do_not_belong_together_are_refused_before_sampling(models, up, down):
+    """Files of strangers: as many values as the layer has say little."""
+    name = "input_blocks.1.1.transformer_blocks.0.ff.net.2"
+    out, into = loras.layers(models["sd15"])[name]
+    sizes = {320: out, 1280: into}
+    file = {
+        f"diffusion_model.{name}.lora_{part}.weight": torch.zeros([sizes.get(side, side) for side in shape])
+        for part, shape in (("up", up), ("down", down))
+    }
+    with pytest.raises(BoxwrightError, match="ff.net.2.*another size.*made for another model"):
+        lora_for(models["sd15"], file, "ink")
+
+
 def test_patches_that_merge_tokens_or_replace_the_attention_are_refused(models, halves):
     model, file = models["sd15"], loras.tensors(models["sd15"])
     merging = with_loras(model, halves, [file])
