@@ -5,6 +5,7 @@ from dataclasses import replace
 import comfy.hooks
 import comfy.lora
 import comfy.model_management
+import comfy.sample
 import pytest
 import tiny_loras as loras
 import tiny_models as tiny
@@ -16,6 +17,7 @@ from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.layers import layer as changed_layers
 from pack.attention_patches.host.layers.lora import lora_for
+from pack.attention_patches.host.samplers.flow_edit import FlowEditing, flow_edit_sampler
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_lora import RegionLora
@@ -314,6 +316,25 @@ def test_crops_of_two_sizes_in_one_step(models, only):
     for one in entries:
         for size, alone in predicted(one).items():
             same(both[size], alone)
+
+
+def test_a_prompt_that_a_sampler_adds_to_its_run_has_its_own_part_of_the_picture(models, whole):
+    """FlowEdit's source prompt, over the right half alone, beside a target for all of it."""
+    model, noise = models["sd15"], tiny.latent("sd15")
+    file = loras.tensors(model, size=0.1)
+    area = {"area": (16, 12, 0, 12), "strength": 1.0}
+    target = tiny.conditioning("sd15", whole.prompt, whole.key)
+    source = tiny.conditioning("sd15", tiny.text(seed=3), seed=4, **area) + tiny.conditioning("sd15", tiny.text(seed=2))
+    sampler, sigmas = flow_edit_sampler(source, FlowEditing()), torch.tensor([3.0, 1.0, 0.0])
+
+    def edited(patched):
+        return comfy.sample.sample_custom(
+            patched, torch.zeros_like(noise), 3.0, sampler, sigmas, target,
+            tiny.conditioning("sd15", tiny.text(seed=2), seed=6), noise, disable_pbar=True, seed=1,
+        )  # fmt: skip
+
+    found, expected = edited(with_loras(model, whole, [file])), edited(loras.merged(model, file, 0.8))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 # --- nothing stays behind ---
