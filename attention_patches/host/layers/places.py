@@ -149,8 +149,9 @@ class Weights:
         return common if len(common) > 1 and not all(torch.equal(one, common[0]) for one in common) else common[:1]
 
     def _kept(self, call: LayerCall, key: Any, work_out: Any, like: Tensor) -> PlaceWeights | None:
-        rows = call.offsets, call.owned, call.texts, call.rows
-        key = ("layers", id(self), *key, *rows, call.image, like.device, like.dtype)
+        # A grid says too little: of a smaller crop it may be the finest one, of the whole latent one further up.
+        place = call.latent, call.offsets, call.image
+        key = ("layers", id(self), *key, *place, call.owned, call.texts, call.rows, like.device, like.dtype)
 
         def here(weights: Tensor) -> PlaceWeights | None:
             if not bool(weights.any()):

@@ -54,6 +54,11 @@ def crop_of(area: tuple[int, ...] | None, image: tuple[int, int]) -> tuple[int, 
     return min(height, image[0] - y), min(width, image[1] - x), y, x
 
 
+def areas_of(conds: dict[str, list[dict]]) -> dict[Any, tuple[int, ...] | None]:
+    """Of every entry, by its uuid: the area that the model sees, None for all of the latent."""
+    return {entry["uuid"]: entry.get("area") for entries in conds.values() for entry in entries}
+
+
 def of_layout(item: Installed) -> bool:
     """Whether the edit acts in the rows that were encoded with its layout (else: in those of the negative prompt)."""
     return getattr(item.edit, "rows", "layout") == "layout"

@@ -24,7 +24,7 @@ from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
 from .apart import further_texts, rows_of, runs_of_equals, spans_of, texts_of, with_longer_mask
-from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
+from .entries import areas_of, crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -55,7 +55,7 @@ class Run:
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
         self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
         self.cache = BiasCache()
-        self.areas = {e["uuid"]: e.get("area") for entries in guider.conds.values() for e in entries}
+        self.areas = areas_of(guider.conds)  # of every entry, with edits or not
         self.layers: LiveLayers | None = None
         if any(isinstance(item.edit, LayerEdit) for item in installed):
             if guider.model_options.get("multigpu_clones"):
@@ -88,6 +88,7 @@ class Run:
         """Conditioning that a sampler adds to its run, prepared by the host; it carries edits as the others do."""
         part_copies(conds)
         self.entries.update(edits_by_entry(conds, self.installed))
+        self.areas.update(areas_of(conds))
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
