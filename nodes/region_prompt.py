@@ -77,16 +77,6 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                     "not merge (arXiv 2403.16990): coarse = on the coarser attention grids; all = on every grid (can "
                     "split the picture).",
                 ),
-                io.Combo.Input(
-                    "blocks",
-                    options=list(BLOCKS),
-                    default="all",
-                    optional=True,
-                    advanced=True,
-                    tooltip="couple, on models that read text and image in one attention (Flux, Qwen-Image, Z-Image, "
-                    "SD3): the blocks in which regions read their own text. In the others they read the prompt. No "
-                    "effect on UNets.",
-                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The patched model."),
@@ -100,12 +90,12 @@ class BoxwrightRegionPrompt(io.ComfyNode):
         return schema.chosen(cls, mode=mode, bound=bound)
 
     @classmethod
-    def execute(cls, model, layout, mode, strength, overlap, start, end, bound, blocks="all") -> io.NodeOutput:
+    def execute(cls, model, layout, mode, strength, overlap, start, end, bound) -> io.NodeOutput:
         window = StepWindow(start, end)
         name = mode["mode"]
         if name == "couple":
             shares = mode["base_ratio"], mode["confine_end"], overlap, mode["feather"]
-            method = RegionPrompt(strength, *shares, window, *BLOCKS[blocks])
+            method = RegionPrompt(strength, *shares, window, *BLOCKS[mode["blocks"]])
             own, rest = mode.get("region_texts"), mode.get("background")
             own = None if own is None else texts.region_texts(own, layout)
             rest = None if rest is None else texts.background_text(rest, layout)
@@ -122,7 +112,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             bounded = BoundedAttention(window, bound["bound"]).edits(layout)
             edits = [*edits, *ending(bounded, bound["bound_end"])]
         idle = without_effect(layout, mode, overlap, bound)
-        report = "\n".join([summary(layout, name, on), *idle, *model_notes(model, name, blocks)])
+        report = "\n".join([summary(layout, name, on), *idle, *model_notes(model, mode)])
         return io.NodeOutput(install(model, layout, edits), report, ui=ui.PreviewText(report))
 
 
@@ -156,6 +146,14 @@ def couple_inputs() -> list[io.Input]:
             step=0.01,
             tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = exact edge, 0.1 "
             "= fades out over a tenth of the image.",
+        ),
+        io.Combo.Input(
+            "blocks",
+            options=list(BLOCKS),
+            default="all",
+            advanced=True,
+            tooltip="On models that read text and image in one attention (Flux, Qwen-Image, Z-Image, SD3): the blocks "
+            "in which regions read their own text. In the others they read the prompt. No effect on UNets.",
         ),
         io.Conditioning.Input(
             "region_texts",
@@ -261,14 +259,15 @@ def without_effect(layout: Layout, mode: dict, overlap: Overlap, bound: dict) ->
     return notes
 
 
-def model_notes(model, mode: str, blocks: str) -> list[str]:
+def model_notes(model, mode: dict) -> list[str]:
     """What this model does not take from the regions, and what acts on it."""
     notes = []
-    if mode == "couple" and texts.reads_pooled_text(model):
+    couple = mode["mode"] == "couple"
+    if couple and texts.reads_pooled_text(model):
         notes.append("This model also reads the whole prompt as one vector (pooled text); that one stays the prompt's.")
-    if blocks != "all" and not (mode == "couple" and texts.chooses_blocks(model)):
-        notes.append("blocks does nothing here: it is for couple, where a model reads text and image in one attention.")
-    if mode == "dense" and not takes_own_phrases(model):
+    if couple and mode["blocks"] != "all" and not texts.chooses_blocks(model):
+        notes.append("blocks does nothing here: it is for models that read text and image in one attention.")
+    if not couple and not takes_own_phrases(model):
         notes.append("This model reads phrases only as they stand in the prompt, and dense leaves them so.")
     return [*notes, supports(model)]
 

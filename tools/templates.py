@@ -52,7 +52,7 @@ TITLES = {
     "region_conditioning": "1.5 Regions as ComfyUI's own conditioning (Region Conditioning)",
     "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
     "region_lora": "1.7 A LoRA for each box (Region LoRA)",
-    "arranged_noise": "1.7 Noise that already fits the boxes (Arranged Noise)",
+    "arranged_noise": "1.8 Noise that already fits the boxes (Arranged Noise)",
     "reweight": "2.1 More or less of one word (Reweight Words)",
     "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
     "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",

@@ -734,6 +734,22 @@ def test_wan_finds_the_image_between_other_pictures(layout, monkeypatch, more, b
         assert mask[before : before + 96].any() and not mask[:before].any() and not mask[before + 96 :].any()
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_wan_of_another_latent_is_the_same_family(layout, monkeypatch, frames):
+    """Wan 2.2 5B: 48 channels, and a noise level for each frame."""
+    known = tiny.FAMILIES["wan"]
+    settings = {**known.settings, "in_dim": 48, "out_dim": 48}
+    monkeypatch.setitem(tiny.FAMILIES, "wan22", replace(known, config="WAN22_T2V", settings=settings, channels=48))
+    model, positive = tiny.build("wan22"), tiny.conditioning("wan22", layout.prompt, layout.key)
+    assert adapter_for(model).name == adapter_for(tiny.build("wan")).name
+    noise = torch.cat([tiny.latent("wan22", seed=seed) for seed in range(frames)], dim=2)
+    keep_first = torch.ones(1, 1, frames, 16, 24)
+    keep_first[:, :, :-1] = 0.0
+    for more in ({}, {"noise_mask": keep_first}):
+        masks = masks_of("wan22", install(model, layout, rectified(layout)), positive, noise=noise, **more)
+        assert len(masks) == 2 and all(mask.shape == (96 * frames, 77) for mask in masks)
+
+
 @pytest.mark.parametrize("with_picture", [True, False])
 def test_wan_tells_the_text_from_a_picture_as_long(models, layout, with_picture):
     """Its image-to-video models read the picture's features first; without a picture they read the text there, too."""

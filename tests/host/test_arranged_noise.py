@@ -25,9 +25,16 @@ from pack.nodes.parts.arrangement import draw_arrangement
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 
 
+class Models(dict):
+    """Tiny models by family, each built when it is first asked for."""
+
+    def __missing__(self, family):
+        return self.setdefault(family, tiny.build(family))
+
+
 @pytest.fixture(scope="module")
 def models():
-    return {family: tiny.build(family) for family in tiny.SUPPORTED}
+    return Models()
 
 
 @pytest.fixture

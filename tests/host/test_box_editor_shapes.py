@@ -33,6 +33,7 @@ def covered(bench, x, y, index=0):
 def choose(bench, tool):
     bench.button("tool").click()
     bench.part(f'[data-tool="{tool}"]').click()
+    bench.page.evaluate("editorOf(1).stage.freehand.setBrush({ radius: 0.04, softness: 0.25 })")  # whoever drew before
     bench.frames(2)
 
 

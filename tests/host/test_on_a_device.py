@@ -154,6 +154,7 @@ METHODS = {
     "dense": with_edits(DenseDiffusion(window=ALWAYS).edits),
     "bound": with_edits(BoundedAttention(ALWAYS, "all").edits),
     "region conditioning": region_conditioning,
+    "couple": with_edits(RegionPrompt().edits),
     "recorder": attention_recorder,
     "prompt to prompt": prompt_to_prompt,
     "repaint": masked(RePaint(jump=1, repeats=2)),
@@ -163,7 +164,6 @@ METHODS = {
     "direct inversion": direct_inversion,
 }
 ON_UNETS = {
-    "couple": with_edits(RegionPrompt().edits),
     "box constraint": with_edits(replace(preset("strict", "boxdiff"), iterations=1, refine_iterations=1).guides),
     "fast": with_edits(preset("standard", "fast").guides),
     "attend and excite": with_edits(preset("standard", "attend_excite").guides),

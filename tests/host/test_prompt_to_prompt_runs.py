@@ -1,6 +1,7 @@
 """Prompt-to-Prompt in the host's samplers, on tiny models: identities, groups, samplers, batches, local blend."""
 
 from dataclasses import replace
+from math import ceil, prod
 
 import comfy.sample
 import comfy.samplers
@@ -142,14 +143,15 @@ def test_self_attention_is_injected_up_to_the_limit(models, family):
         return probs
 
     # The first layer has not seen a text yet: its rows are equal of themselves.
-    side = 10 if family in tiny.JOINT else 7  # its one grid, or the coarsest of several
+    one_grid = family not in tiny.UNETS
+    side = ceil(prod(tiny.tokens(family)) ** 0.5) if one_grid else 7  # that, or the coarsest of several
     patched = edited(models[family], prompts, PromptToPrompt(None, StepWindow(), self_side=side))
     patched = install(patched, prompts.layout, [AttentionEdit("note", "probs", note, kind="image_image")])
     tiny.run(family, patched, conditioning(family, prompts, texts), noise=grouped(family, 1, 2), steps=1)
     small = {grid for grid in seen if grid[0] * grid[1] <= side**2}
     assert small and all(all(seen[grid]) for grid in small)
     assert all(not all(same) for grid, same in seen.items() if grid not in small)
-    assert len(seen) > len(small) or family in tiny.JOINT
+    assert len(seen) > len(small) or one_grid
 
 
 # --- samplers ---

@@ -27,7 +27,7 @@ every_family = pytest.mark.parametrize("family", COUPLED)
 PLAIN = [family for family in COUPLED if family not in ("flux2", "auraflow")]
 plain_family = pytest.mark.parametrize("family", PLAIN)
 NO_BASE = RegionPrompt(base_ratio=0.0, confine_end=0.0)
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+WHOLE, RIGHT = Box(0.0, 0.0, 1.0, 1.0), Box(0.5, 0.0, 0.5, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,11 @@ def test_what_declares_how_texts_stand_side_by_side_is_tested_here(models, famil
 @every_family
 @pytest.mark.parametrize("length", [64, 96, 77])
 def test_one_region_over_everything_is_its_text_alone(models, family, length):
-    layout, alone = tiny.layout(areas=(WHOLE,)), tiny.text(length, seed=44)
+    """Also with another text between it and the image: of a region that is nowhere."""
+    layout, alone = tiny.layout(areas=(WHOLE, torch.zeros(4, 4))), tiny.text(length, seed=44)
+    texts = [alone.embedding, tiny.text(50, seed=45).embedding]
     noise = tiny.latent(family, (15, 23), 2)
-    found = run(family, coupled(models[family], layout, texts=[alone.embedding]), layout, noise=noise)
+    found = run(family, coupled(models[family], layout, texts=texts), layout, noise=noise)
     close(found, tiny.run(family, models[family], tiny.conditioning(family, alone), steps=1, noise=noise))
 
 
@@ -328,6 +330,18 @@ def test_an_override_that_ignores_masks_is_left_out(models, layout):
     for method in (RegionPrompt(), NO_BASE):
         expected = run("flux", coupled(models["flux"], layout, method), layout)
         close(run("flux", coupled(model, layout, method), layout), expected)
+
+
+def test_a_painted_region_of_cells_that_all_differ(models):
+    """No two tokens read alike: with one mask of all by all, in one piece and in many."""
+    painted = torch.rand(8, 12, generator=torch.Generator().manual_seed(1))
+    layout, method, seen = tiny.layout(areas=(painted, RIGHT)), replace(NO_BASE, base_ratio=0.3), []
+    with_one_mask = run("flux", coupled(tiny.probe(models["flux"], seen), layout, method), layout)
+    whole = run("flux", coupled(models["flux"], layout, method), layout)
+    close(whole, with_one_mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend, "WORK_BYTES", 20_000)
+        close(run("flux", coupled(models["flux"], layout, method), layout), whole)
 
 
 EDITS = {

@@ -21,7 +21,7 @@ REGIONS = (Region("red circle", LEFT), Region("blue star", RIGHT, 0.5, negative=
 OPTIONS = dict(strength=1.0, overlap="order", start=0.0, end=1.0)
 CHOICES = {
     "mode": {
-        "couple": dict(base_ratio=0.2, confine_end=0.4, feather=0.0, region_texts=None, background=None),
+        "couple": dict(base_ratio=0.2, confine_end=0.4, feather=0.0, blocks="all", region_texts=None, background=None),
         "dense": dict(dense_end=0.3, cross_weight=1.0, self_weight=0.3),
     },
     "bound": {"off": {}, "coarse": dict(bound_end=0.5), "all": dict(bound_end=0.5)},

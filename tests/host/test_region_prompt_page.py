@@ -28,7 +28,7 @@ WIRE = f"""() => {{
     text.pos = [60, 600];
     text.connect(0, node, node.inputs.findIndex((each) => each.name === "mode.background"));
 }}"""
-COUPLE = {"mode": "couple", "mode.base_ratio": 0.2, "mode.confine_end": 0.4, "mode.feather": 0}
+COUPLE = {"mode": "couple", "mode.base_ratio": 0.2, "mode.confine_end": 0.4, "mode.feather": 0, "mode.blocks": "all"}
 DENSE = {"mode": "dense", "mode.dense_end": 0.3, "mode.cross_weight": 1, "mode.self_weight": 0.3}
 BOTH = {"strength": 1, "overlap": "order", "start": 0, "end": 1}
 

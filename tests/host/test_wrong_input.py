@@ -74,7 +74,8 @@ def reweight(weights, **settings):
 
 def regional(**inputs):
     """The region prompt in the place of the method, with inputs replaced or, as None, left out."""
-    usual = {"mode": "couple", "mode.base_ratio": 0.2, "mode.confine_end": 0.4, "mode.feather": 0.0, "bound": "off"}
+    usual = {"mode": "couple", "mode.base_ratio": 0.2, "mode.confine_end": 0.4, "mode.feather": 0.0, "bound": "off",
+             "mode.blocks": "all"}  # fmt: skip
     usual |= dict(strength=1.0, overlap="order", start=0.0, end=1.0, model=["checkpoint", 0], layout=["prompt", 1])
     inputs = {name: value for name, value in {**usual, **inputs}.items() if value is not None}
     return {"method": node("BoxwrightRegionPrompt", **inputs)}

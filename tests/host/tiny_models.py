@@ -70,7 +70,7 @@ class Tiny:
     gradients: bool = True
     double: bool = True  # all its kernels take float64
     masks: bool = False  # a mask of the text may come with it
-    inpaints: bool = True  # the host's model takes a noise mask
+    inpaints: bool = True  # the host's model takes a noise mask; not one that always reads a picture and a mask of it
     even: bool = False  # the host's model takes no latent of odd sides
     finish: Callable[[Any], None] | None = None  # makes parts of the network small that its config does not
 

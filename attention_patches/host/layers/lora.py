@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.types import BoxwrightError
 from .change import LayerChange, LayerShape, change_of
+from .streams import check_known
 
 ROOT = "diffusion_model."
 OF_TEXT = ("lora_te", "text_encoder", "lora_prior_te")  # how the keys of a text encoder's part begin
@@ -40,9 +41,10 @@ def read_file(path: str, name: str) -> dict[str, Tensor]:
 def lora_for(model: Any, tensors: dict[str, Tensor], name: str) -> Lora:
     """The changes that a file has for the MODEL.
 
-    Raises BoxwrightError where it has none, and for changes that are not a sum with what a layer returns (OFT, norms,
-    weights that are set).
+    Raises UnsupportedModelError for a model whose layers are not known, BoxwrightError where the file has none for it,
+    and for changes that are not a sum with what a layer returns (OFT, norms, weights that are set).
     """
+    check_known(model.model.diffusion_model)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), keys, log_missing=False)
     layers: dict[str, LayerChange] = {}

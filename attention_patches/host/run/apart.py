@@ -55,6 +55,17 @@ def further_texts(
     return memo[key]
 
 
+def runs_of_equals(items: Sequence[Any]) -> list[slice]:
+    """Where neighbours are equal."""
+    runs: list[slice] = []
+    for number, item in enumerate(items):
+        if runs and item == items[number - 1]:
+            runs[-1] = slice(runs[-1].start, number + 1)
+        else:
+            runs.append(slice(number, number + 1))
+    return runs
+
+
 def rows_of(given: Any, entries: slice, count: int, options: dict[str, Any]) -> Any:
     """The inputs of a model call of `count` rows for some of its conditioning entries."""
     size = count // len(options["uuids"])

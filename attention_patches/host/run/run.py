@@ -24,13 +24,14 @@ from ..attention.others import replaced_attention
 from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
-from .apart import further_texts, rows_of, spans_of, texts_of, with_longer_mask
+from .apart import further_texts, rows_of, runs_of_equals, spans_of, texts_of, with_longer_mask
 from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
 RUN = "boxwright_run"  # key of the Run in transformer_options, and of its own wrapper
 WRAPPER = "boxwright"
+PROGRESS = "boxwright_progress"  # key of the schedule's progress in a call's transformer_options, once it is known
 OVERRIDE = "optimized_attention_override"
 
 
@@ -134,8 +135,10 @@ class Run:
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
+        if self.adapter.text == "joint" and any(key in self.entries for key in options.get("uuids", ())):
+            options = {**options, PROGRESS: self._progress(t, {"transformer_options": options})}
         inputs = {**kwargs, "transformer_options": options}
-        groups = self._rows_with_equal_texts(t, inputs) if self.adapter.text == "joint" else ()
+        groups = self._rows_with_equal_texts(t, inputs) if PROGRESS in options else ()
         if len(groups) > 1:
             given = (x, t, c_concat, c_crossattn, control, options, *args), kwargs
             parts = [rows_of(given, group, x.shape[0], options) for group in groups]
@@ -198,7 +201,7 @@ class Run:
         for entry in entries:
             if entry:
                 _check_crop(entry.crop(self.image), latent)
-        progress = self.progress(float(t.flatten()[0]))
+        progress = self._progress(t, inputs)
         chunks = tuple(
             self._chunk(slice(i * size, (i + 1) * size), key, progress, inputs)
             or Chunk(slice(i * size, (i + 1) * size), (), context.shape[1], (0, 0))
@@ -229,6 +232,11 @@ class Run:
             inputs=inputs,
         )
 
+    def _progress(self, t: Tensor, inputs: dict[str, Any]) -> float:
+        """Of a model call; to ask a device for it once is to wait for it once."""
+        known = inputs["transformer_options"].get(PROGRESS)
+        return self.progress(float(t.flatten()[0])) if known is None else known
+
     def _beside(self, call: ModelCall) -> bool:
         """Whether further texts are part of the text that the model is given."""
         return call.further is not None and self.adapter.text == "joint"
@@ -244,20 +252,10 @@ class Run:
         return entry and entry.chunk(rows, progress, self.image, extra, key, heard)
 
     def _rows_with_equal_texts(self, t: Tensor, inputs: dict[str, Any]) -> list[slice]:
-        """Which conditioning entries of a call go together: one attention has one number of text tokens.
-
-        Rows without further texts run as if the others were not there, and those are no longer for their sake.
-        """
-        progress, groups, before = self.progress(float(t.flatten()[0])), [], None
-        for number, key in enumerate(inputs["transformer_options"].get("uuids", ())):
-            chunk = self._chunk(slice(0, 0), key, progress, inputs)
-            texts = [*map(id, texts_of(chunk))] if chunk else []
-            if groups and texts == before:
-                groups[-1] = slice(groups[-1].start, number + 1)
-            else:
-                groups.append(slice(number, number + 1))
-            before = texts
-        return groups
+        """Which conditioning entries of a call go together: one attention has one number of text tokens."""
+        progress = self._progress(t, inputs)
+        chunks = (self._chunk(slice(0, 0), key, progress, inputs) for key in inputs["transformer_options"]["uuids"])
+        return runs_of_equals([[*map(id, texts_of(chunk))] if chunk else [] for chunk in chunks])
 
     def _layer_call(
         self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any], further: int
@@ -277,7 +275,7 @@ class Run:
             text_length=0 if context is None else context.shape[1] + further,
             references=_references(inputs),
             frames=_frames(x),
-            progress=self.progress(float(t.flatten()[0])),
+            progress=self._progress(t, inputs),
         )
 
     def _rows_each(self, x: Tensor, entries: int) -> int:
