@@ -557,7 +557,7 @@ def test_the_negative_is_never_guided(models, layout):
 
     def spy(executor, x, timestep, options, seed):
         attached = options["transformer_options"]["boxwright_run"]
-        seen.append((attached.conditioning(layout), attached.guider.conds["positive"]))
+        seen.append((attached.conditioning(attached.installed[0]), attached.guider.conds["positive"]))
         return executor(x, timestep, options, seed)
 
     patched = install(models["sd15"], layout, [GUIDE])
