@@ -107,7 +107,7 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip="The most one move may change a value of the latent, as a share of the noise in it: 0 = no "
-                    "limit (published; can leave blotches), 0.1 = careful, 0.3 = strong. In the mode fast, of the "
+                    "limit (published; can leave blotches), 0.05 = careful, 0.3 = strong. In the mode fast, of the "
                     "prediction: 0.75 = careful, 1.5 = standard, 0 = 4.",
                 ),
                 *schema.window_inputs(DEFAULT.window),

@@ -165,7 +165,10 @@ def bring_into_shape() -> list[str]:
 
 
 def draw_pictures(names: list[str], again: bool = False) -> None:
-    """The picture of each template that lacks one: what the workflow draws on the toy, and in the corner without."""
+    """The picture of each template that lacks one: what the workflow draws on the toy, and in the corner without.
+
+    Where there are boxes, of four pictures of one batch the one whose objects lie best in them.
+    """
     from wb_environment import host_at
     from wb_server import running_server
 
@@ -177,14 +180,26 @@ def draw_pictures(names: list[str], again: bool = False) -> None:
         info = server.get_json("/object_info")
         for path in lacking:
             graph = to_api(for_toy(load_workflow(path)), info)
+            boxes = _boxes(graph)
             for node in graph.values():
                 if "batch_size" in node["inputs"]:
-                    node["inputs"]["batch_size"] = 1
+                    node["inputs"]["batch_size"] = TOY_BATCH if boxes else 1
             with tempfile.TemporaryDirectory() as folder:
                 drawn = save_pictures(server, graph, execute(server, graph), Path(folder))
-                last = {name: files[-1] for name, files in drawn.items()}
-                _compose(last["patched"], last["unpatched"], _boxes(graph), path.with_suffix(".jpg"))
+                best = _best(drawn, boxes)
+                _compose(drawn["patched"][best], drawn["unpatched"][best], boxes, path.with_suffix(".jpg"))
             print(f"{path.stem}.jpg", flush=True)
+
+
+def _best(drawn: dict[str, list[Path]], boxes: list[dict]) -> int:
+    """Which picture of the batch has its objects in the boxes; the last one where there are none."""
+    if not boxes or len(drawn["patched"]) != len(drawn["unpatched"]):
+        return -1
+    import contact_sheet  # here, since it needs the packages of the tests
+
+    scores = contact_sheet.score(contact_sheet.import_scorer(), boxes, drawn)["patched"]
+    means = [sum(found.iou for found in score.objects) / len(boxes) for score in scores]
+    return means.index(max(means))
 
 
 def _boxes(graph: dict) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import comfy.sample
@@ -31,7 +32,7 @@ class FixedNoise:
                 f"This noise was arranged for a latent of shape {tuple(self.values.shape)}, and the sampler has "
                 f"{shape}. Wire the same latent to both."
             )
-        return self.values
+        return self.values.clone()  # the host keeps this object for the next run
 
 
 class _Start(comfy.samplers.Sampler):
@@ -44,6 +45,13 @@ class _Start(comfy.samplers.Sampler):
     ) -> Tensor:
         self.noise = noise
         return torch.zeros_like(noise)
+
+
+def _fitted(model: Any, latent: Mapping[str, Any]) -> Tensor:
+    """The samples of a latent as the host's sampler gives them to this model: an empty one is made to fit."""
+    fit = comfy.sample.fix_empty_latent_channels
+    known = list(signature(fit).parameters)[2:]  # older hosts take less account of what an empty latent was made for
+    return fit(model, latent["samples"], **{name: latent[name] for name in known if name in latent})
 
 
 def arrange(
@@ -64,7 +72,9 @@ def arrange(
         raise BoxwrightError("No region of the layout has a strength above 0. Give one a box to arrange the noise for.")
     if sigmas is None:
         sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    if len(sigmas) < 2:
+        raise BoxwrightError("There is nothing to arrange: the sigmas have no step. Raise denoise or steps.")
+    samples = _fitted(model, latent)
     drawn = noise.generate_noise({**latent, "samples": samples})
     plans: list[Plan] = []
     told: list[str] = []

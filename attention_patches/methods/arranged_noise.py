@@ -140,9 +140,18 @@ class Plan:
 
 
 def likings(phrases: Sequence[Phrase], start: Start, grid: tuple[int, int], view: View) -> Tensor:
-    """How much each block attends to each phrase, in units of the phrase's mean: float64 [B, P, n]."""
+    """How much each block attends to each phrase, in units of the phrase's mean: float64 [B, P, n].
+
+    Raises BoxwrightError where the model's attention is not finite.
+    """
     found = []
     for maps, site in start.maps:
+        if not bool(maps.isfinite().all()):
+            raise BoxwrightError(
+                "The attention that the start noise is arranged by holds NaN or infinite values: the model overflows "
+                "in its precision, and would draw nothing either. Start ComfyUI with --bf16-unet or --fp32-unet, or "
+                "look at the nodes that made the model and the latent."
+            )
         maps = maps.to("cpu", torch.float64)  # on the CPU: not every device has doubles
         seen = torch.stack([maps[:, list(phrase.columns)].mean(dim=1) for phrase in phrases], dim=1)
         seen = seen / seen.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)

@@ -17,10 +17,14 @@ SWEEPS = 60  # over the prices, before what is left is mended one block at a tim
 def dealt(gains: np.ndarray, room: Sequence[int]) -> np.ndarray:
     """To which class each block goes, int [n]: `room[k]` blocks to class k, so that the sum of gains is the greatest.
 
-    `gains` float64 [n, K], finite; the rooms sum to n. Exact. Every place of a class is worth the same, so that there
-    are K prices instead of n: blocks take the class that leaves them most after its price, prices are moved until the
-    rooms are filled, and the few blocks that are left over go the cheapest way round (successive shortest paths).
+    `gains` float64 [n, K]; the rooms sum to n. Raises ValueError where a gain is NaN or infinite. Exact.
+
+    Every place of a class is worth the same, so that there are K prices instead of n: blocks take the class that leaves
+    them most after its price, prices are moved until the rooms are filled, and the few blocks that are left over go the
+    cheapest way round (successive shortest paths).
     """
+    if not np.isfinite(gains).all():
+        raise ValueError("gains of blocks must be finite")
     chosen = np.zeros(len(gains), dtype=np.int64)
     open_ = np.flatnonzero(np.asarray(room) > 0)  # a class without room takes part in nothing
     if len(open_) < 2:
@@ -66,12 +70,13 @@ def _mended(net: np.ndarray, chosen: np.ndarray, wanted: np.ndarray) -> np.ndarr
 
     for k in range(count):
         look(k)
-    while excess.any():
+    rounding = 1e-12 * max(1.0, float(np.abs(net).max()))  # a chain that is shorter by less is none
+    for _ in range(excess.clip(min=0).sum()):  # each chain fills one place
         distance = np.where(excess > 0, 0.0, np.inf)
         before = np.full(count, -1)
         for _ in range(count):
             over = distance[:, None] + cost
-            nearer = over.min(axis=0) < distance - 1e-12
+            nearer = over.min(axis=0) < distance - rounding
             if not nearer.any():
                 break
             before[nearer] = over.argmin(axis=0)[nearer]

@@ -84,6 +84,8 @@ def same_values(a, b):
 @every_family
 @pytest.mark.parametrize("size", [(16, 24), (17, 25)], ids=["even", "odd"])
 def test_a_run_starts_from_a_permutation_of_its_noise(models, layout, family, size):
+    if tiny.FAMILIES[family].even:
+        size = tuple(side + side % 2 for side in size)
     noise, lines = tiny.latent(family, size, batch=2), []
     model = arranged(models[family], layout, lines)
     out = start_of(family, model, layout, noise=noise)
@@ -295,6 +297,35 @@ def test_a_noise_arranged_at_once_is_that_of_a_run(models, layout):
     assert torch.equal(off.generate_noise(latent), drawn.generate_noise(latent))
 
 
+def test_sigmas_without_a_step_are_refused(models, layout):
+    """A scheduler of denoise 0 makes none at all."""
+    drawn, latent = nodes_custom_sampler.Noise_RandomNoise(3), {"samples": torch.zeros(1, 4, 16, 24)}
+    positive = tiny.conditioning("sd15", layout.prompt, layout.key)
+    for sigmas in (torch.FloatTensor([]), torch.tensor([14.6])):
+        with pytest.raises(BoxwrightError, match="nothing to arrange: the sigmas have no step"):
+            arrange(models["sd15"], positive, layout, ArrangedNoise(), drawn, latent, sigmas)
+
+
+def test_an_empty_latent_made_for_another_model_fits_as_the_hosts_sampler_makes_it_fit(models, layout):
+    """Empty Latent Image makes cells of 8 pixels, and says so; this model has cells of 32."""
+    family, model = "hunyuan_image", models["hunyuan_image"]
+    latent = {"samples": torch.zeros(1, 4, 64, 96), "downscale_ratio_spacial": 8}
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    drawn, sigmas = nodes_custom_sampler.Noise_RandomNoise(3), torch.tensor([1.0, 0.0])
+    found, _ = arrange(model, positive, layout, ArrangedNoise(), drawn, latent, sigmas)
+    guider = nodes_custom_sampler.Guider_Basic(model)
+    guider.set_conds(positive)
+    starts = []
+    guider.model_patcher = watched(model, starts, [])
+    guider.model_options = guider.model_patcher.model_options
+    nodes_custom_sampler.SamplerCustomAdvanced.execute(
+        found, guider, comfy.samplers.sampler_object("euler"), sigmas, latent
+    )
+    assert starts[0].shape[-2:] == (16, 24) and torch.equal(starts[0], found.values)
+    found.generate_noise({"samples": starts[0]}).zero_()
+    assert torch.equal(starts[0], found.values)
+
+
 @pytest.mark.parametrize("size", [(16, 24), (40, 8)])
 def test_the_picture_of_an_arrangement_shows_each_phrase_before_and_after(models, layout, size):
     latent = {"samples": torch.zeros(2, 4, *size)}
@@ -308,3 +339,27 @@ def test_the_picture_of_an_arrangement_shows_each_phrase_before_and_after(models
     half = picture.shape[1] // 2
     assert torch.equal(still[:, :half, : picture.shape[2] // 2], picture[:, :half, : picture.shape[2] // 2])
     assert not torch.equal(still[:, half:], picture[:, half:])
+
+
+def pair_of(layout):
+    """Source and target of a Prompt to Prompt in one entry; the source is the layout's text."""
+    return [[torch.cat([layout.prompt.embedding, tiny.text(seed=9).embedding]), {"boxwright_layout": "prompts"}]]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_needs_the_layouts_own_prompt_does_not_hide_behind_it(models, layout, first):
+    """The first of several prompts in one entry is enough for the noise, and not for edits of attention."""
+    noise = tiny.latent("sd15", batch=2)
+    model = models["sd15"]
+    for ours in (first, not first):
+        model = arranged(model, layout) if ours else install(model, layout, RectifiedAttention().edits(layout))
+    with pytest.raises(BoxwrightError, match="No positive conditioning"):
+        tiny.run("sd15", model, pair_of(layout), noise=noise, steps=1)
+
+
+def test_a_guide_beside_it_reads_the_layouts_own_prompt_alone(models, layout):
+    noise, starts = tiny.latent("sd15", batch=2), []
+    both = tiny.conditioning("sd15", layout.prompt, layout.key) + pair_of(layout)
+    guided = install(models["sd15"], layout, preset("standard", "boxdiff").guides(layout))
+    found = tiny.run("sd15", watched(arranged(guided, layout), starts, []), both, noise=noise, steps=2)
+    assert torch.equal(found, tiny.run("sd15", guided, both, noise=starts[0], steps=2))

@@ -192,16 +192,6 @@ def test_connected_boxes_without_words_reach_the_browser_to_be_named():
     assert region == Region("", Box(0.0, 0.0, 1.0, 1.0))
 
 
-@pytest.mark.parametrize("language", ["fr", "zh"])
-def test_the_translations_speak_of_this_node(language):
-    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))["BoxwrightBoxEditor"]
-    schema = BoxwrightBoxEditor.define_schema()
-    written_by_people = {each.id for each in schema.inputs} - {"regions_json"}
-    assert set(words["inputs"]) == written_by_people
-    assert set(words["outputs"]) == {str(index) for index in range(len(schema.outputs))}
-    assert all(each["tooltip"] for group in ("inputs", "outputs") for each in words[group].values())
-
-
 def test_a_colour_of_its_own_is_used_in_the_preview():
     plain, own = (run(text(HEART | extra), width=128)[4] for extra in ({}, {"color": "#ff0000"}))
     assert not torch.equal(plain, own)

@@ -5,16 +5,19 @@ from dataclasses import replace
 import comfy.hooks
 import comfy.lora
 import comfy.model_management
+import comfy.sample
 import pytest
 import tiny_loras as loras
 import tiny_models as tiny
 import torch
 import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
 from pack.attention_patches.core.types import Box, BoxwrightError, StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.layers import layer as changed_layers
 from pack.attention_patches.host.layers.lora import lora_for
+from pack.attention_patches.host.samplers.flow_edit import FlowEditing, flow_edit_sampler
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_lora import RegionLora
@@ -203,6 +206,17 @@ def test_text_tokens_have_the_lora_of_the_region_whose_words_they_are(models, ha
             same(after[row, columns], expected[row, columns])
 
 
+def test_words_lie_behind_what_the_host_fills_up_in_front_of_a_text(models, halves, noted):
+    """Flux.2 reads 512 columns, and a shorter text last."""
+    files = [loras.tensors(models["flux2"], seed=seed, only=["double_blocks.0.txt_attn.qkv"]) for seed in (1, 2)]
+    run("flux2", with_loras(models["flux2"], halves, files), halves)
+    assert noted
+    start = 512 - len(halves.prompt.tokens)
+    for _, _, before, after in noted:
+        changed = (after - before).abs().amax(dim=2) > 0
+        assert [row.nonzero()[:, 0].tolist() for row in changed if row.any()] == [[start + n for n in (2, 3, 4, 5)]]
+
+
 def test_each_place_reads_the_text_with_its_own_keys_and_values(models, halves):
     """Cross-attention of a UNet by the book: the left half with the first LoRA's projections, in every row."""
     model = models["sd15"]
@@ -284,6 +298,54 @@ def test_two_crops_in_one_call(models, family):
     found = draw(with_loras(model, lay, [file]))
     same(found[..., :12], draw(loras.merged(model, file, 0.8))[..., :12])
     same(found[..., 12:], draw(model)[..., 12:])
+
+
+@pytest.mark.parametrize("only", [["attn2.to_k", "attn2.to_v"], ["ff.", "attn1", "in_layers"]])
+def test_crops_of_two_sizes_in_one_step(models, only):
+    """A crop's finest grid is as large as the whole picture's second one: each has the regions of its own part."""
+    lay = tiny.layout(areas=(tiny.LEFT,))
+    patched = with_loras(models["sd15"], lay, [loras.tensors(models["sd15"], only=only)])
+    entries = [
+        tiny.conditioning("sd15", lay.prompt, lay.key),
+        tiny.conditioning("sd15", lay.prompt, lay.key, area=(8, 12, 0, 0), strength=1.0),
+    ]
+
+    def predicted(*some):
+        """What the model said of a latent of each size."""
+        found, noting = {}, patched.clone()
+
+        def note(executor, x, *args, **kwargs):
+            found[tuple(x.shape[-2:])] = out = executor(x, *args, **kwargs)
+            return out
+
+        noting.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "noting", note)
+        tiny.run("sd15", noting, [entry for one in some for entry in one], steps=1, cfg=1.0)
+        return found
+
+    both = predicted(*entries)
+    assert len(both) == 2
+    for one in entries:
+        for size, alone in predicted(one).items():
+            same(both[size], alone)
+
+
+def test_a_prompt_that_a_sampler_adds_to_its_run_has_its_own_part_of_the_picture(models, whole):
+    """FlowEdit's source prompt, over the right half alone, beside a target for all of it."""
+    model, noise = models["sd15"], tiny.latent("sd15")
+    file = loras.tensors(model, size=0.1)
+    area = {"area": (16, 12, 0, 12), "strength": 1.0}
+    target = tiny.conditioning("sd15", whole.prompt, whole.key)
+    source = tiny.conditioning("sd15", tiny.text(seed=3), seed=4, **area) + tiny.conditioning("sd15", tiny.text(seed=2))
+    sampler, sigmas = flow_edit_sampler(source, FlowEditing()), torch.tensor([3.0, 1.0, 0.0])
+
+    def edited(patched):
+        return comfy.sample.sample_custom(
+            patched, torch.zeros_like(noise), 3.0, sampler, sigmas, target,
+            tiny.conditioning("sd15", tiny.text(seed=2), seed=6), noise, disable_pbar=True, seed=1,
+        )  # fmt: skip
+
+    found, expected = edited(with_loras(model, whole, [file])), edited(loras.merged(model, file, 0.8))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 # --- nothing stays behind ---
@@ -454,6 +516,41 @@ def test_another_prompts_layout_is_refused(models, halves):
     foreign = tiny.conditioning("flux", tiny.text(seed=9))
     with pytest.raises(BoxwrightError, match="was encoded with the layout"):
         tiny.run("flux", patched, foreign, steps=1)
+
+
+def test_a_step_that_another_node_skips_is_no_refusal(models, halves):
+    """EasyCache answers for the model now and then; the LoRAs' time may begin with such a step."""
+    model, calls = models["sd15"], []
+    late = with_loras(model, halves, [loras.tensors(model)], RegionLora(window=StepWindow(0.3, 1.0)))
+
+    def cached(executor, x, *args, **kwargs):
+        calls.append(1)
+        return torch.zeros_like(x) if len(calls) in (2, 3) else executor(x, *args, **kwargs)
+
+    def never(executor, x, *args, **kwargs):
+        return torch.zeros_like(x)
+
+    some, none = late.clone(), late.clone()
+    some.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", cached)
+    run("sd15", some, halves, steps=4)
+    assert len(calls) == 4
+    none.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", never)
+    with pytest.raises(IncompatiblePatchError, match="None of the layers"):
+        run("sd15", none, halves, steps=4)
+
+
+@pytest.mark.parametrize("up, down", [((320, 2), (4, 1280)), ((1280, 2), (2, 320)), ((320,), (2, 1280))])
+def test_matrices_that_do_not_belong_together_are_refused_before_sampling(models, up, down):
+    """Files of strangers: as many values as the layer has say little."""
+    name = "input_blocks.1.1.transformer_blocks.0.ff.net.2"
+    out, into = loras.layers(models["sd15"])[name]
+    sizes = {320: out, 1280: into}
+    file = {
+        f"diffusion_model.{name}.lora_{part}.weight": torch.zeros([sizes.get(side, side) for side in shape])
+        for part, shape in (("up", up), ("down", down))
+    }
+    with pytest.raises(BoxwrightError, match="ff.net.2.*another size.*made for another model"):
+        lora_for(models["sd15"], file, "ink")
 
 
 def test_patches_that_merge_tokens_or_replace_the_attention_are_refused(models, halves):

@@ -41,7 +41,7 @@ TRIED = {
 
 
 MODES = {
-    "couple": dict(mode="couple", base_ratio=0.2, confine_end=0.4, feather=0.0),
+    "couple": dict(mode="couple", base_ratio=0.2, confine_end=0.4, feather=0.0, blocks="all"),
     "dense": dict(mode="dense", dense_end=0.3, cross_weight=1.0, self_weight=0.3),
 }
 

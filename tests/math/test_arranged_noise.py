@@ -163,6 +163,15 @@ def test_even_attention_moves_nothing():
     assert torch.equal(arranged(TWO, noise, torch.full((1, 16, 4, 4), 1 / 16)), noise)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_attention_that_overflows_is_refused(wrong):
+    """One picture of a batch, one word: nothing can be said of where the others would go without it."""
+    maps = maps_of(2)
+    maps[1, OWNED[0][0], 0, 0] = wrong
+    with pytest.raises(BoxwrightError, match="NaN or infinite.*--fp32-unet"):
+        arranged(TWO, noise_of(2), maps)
+
+
 def test_a_crop_says_nothing_of_the_rest():
     """The model saw the right half only: blocks of the left half are neither liked nor disliked."""
     half = View(x=0.5, width=0.5)

@@ -44,6 +44,14 @@ def test_4096_blocks_of_a_picture_of_2048_pixels_take_less_than_a_second():
     assert time.process_time() - begun < 1.0
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_gains_that_are_no_numbers_are_refused(wrong):
+    gains = np.arange(12.0).reshape(4, 3)
+    gains[2, 1] = wrong
+    with pytest.raises(ValueError, match="finite"):
+        dealt(gains, [1, 1, 2])
+
+
 SHAPES = {"picture": (4, 8, 12), "odd": (4, 11, 13), "film": (3, 2, 9, 14), "one row": (1, 4, 9)}
 
 

@@ -23,3 +23,18 @@ test("the button of the full screen is not named as what is said where no box fi
     assert.equal(translator()("full"), "Full screen");
     assert.equal(translator()("noRoom", { limit: 9 }), "At most 9 boxes fit.");
 });
+
+for (const language of ["fr", "zh"]) {
+    test(`the words in ${language} are said in it, with what the English fills in`, () => {
+        const words = JSON.parse(read(`locales/${language}/main.json`)).boxwright;
+        const filled = (text) => (text.match(/\{\w+\}/g) ?? []).sort();
+        for (const [key, english] of Object.entries(ENGLISH)) {
+            assert.deepEqual(filled(words[key]), filled(english), key);
+            assert.ok(words[key].trim(), key);
+            assert.ok(!/<[/!a-z]/i.test(words[key]), key);
+        }
+        // Short words may be the same in both: lora, px, X.
+        const same = Object.keys(ENGLISH).filter((key) => ENGLISH[key].length > 12 && words[key] === ENGLISH[key]);
+        assert.deepEqual(same, []);
+    });
+}

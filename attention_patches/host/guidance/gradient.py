@@ -64,7 +64,7 @@ def loss_gradient(
     with what it keeps for its way back in main memory.
     """
     batch, found = x.shape[0], []
-    for entry in originals(run.conditioning(item.layout)):
+    for entry in originals(run.conditioning(item)):
 
         def attempt(rows: slice, entry: dict[str, Any] = entry) -> Gradient | None:
             own = entry_of_rows(entry, rows, batch)

@@ -79,7 +79,7 @@ def _edited(
     model = run.guider.inner_model
     clean = torch.zeros_like(noise) if latent_image is None else latent_image
     x = model.model_sampling.noise_scaling(sigmas[0], noise, clean, sampler.max_denoise(run.guider, sigmas))
-    entries = originals(run.conditioning(item.layout))
+    entries = originals(run.conditioning(item))
     maps = [found for entry in entries for found in _read(run, item, entry, x, sigmas, options)]
     if not maps:
         return noise, "the noise stays as it is: the prompt takes no part in the first step (its time range)"

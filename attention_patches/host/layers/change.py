@@ -82,6 +82,8 @@ def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShap
         up, down, _, _, dora, reshape = patch.weights
         if reshape is not None:
             raise _refused(where, "it gives the layer another shape")
+        if not _belong_together(patch.weights, part[0]):
+            raise _of_another_size(where, f"matrices of {[*up.shape]} and {[*down.shape]} for the {part} of the layer")
         count = up.shape[0] * down.shape[1] * _kernel(patch.weights)
     elif kind is comfy.weight_adapter.LoHaAdapter:
         w1_up, w1_down, _, _, _, t1, _, dora = patch.weights
@@ -102,10 +104,7 @@ def change_of(patch: Any, offset: Offset | None, function: Any, shape: LayerShap
         name = getattr(patch, "name", kind.__name__).upper()
         raise _refused(where, f"it is of the kind {name}, which is no sum with the layer")
     if count != math.prod(part):
-        raise BoxwrightError(
-            f"{where}: the LoRA is of another size ({count} values for the {math.prod(part)} of the layer). It was "
-            "made for another model; choose one that was made for this one."
-        )
+        raise _of_another_size(where, f"{count} values for the {math.prod(part)} of the layer")
     lengths = None if dora is None else _lengths(dora, offset, function, shape, where)
     if kind is comfy.weight_adapter.LoRAAdapter:
         return replace(_low_rank(patch.weights, offset, function, shape), lengths=lengths)
@@ -128,6 +127,21 @@ def _refused(where: str, why: str) -> BoxwrightError:
         f"{where}: {why}, so that it cannot count for a region alone. Load it for the whole picture (LoraLoader), or "
         "choose a LoRA, LoCon, LoHa, LoKr or DoRA."
     )
+
+
+def _of_another_size(where: str, sizes: str) -> BoxwrightError:
+    return BoxwrightError(
+        f"{where}: the LoRA is of another size ({sizes}). It was made for another model; choose one that was made for "
+        "this one."
+    )
+
+
+def _belong_together(weights: Sequence[Any], rows: int) -> bool:
+    """Whether a LoRA's matrices have one rank, and as many rows as the part of the layer that they are for."""
+    up, down, _, mid, *_ = weights
+    if min(up.ndim, down.ndim) < 2 or up.shape[0] != rows or up[0].numel() != down.shape[0]:
+        return False
+    return mid is None or (mid.ndim > 2 and mid.shape[0] == mid.shape[1] == down.shape[0])
 
 
 def _kernel(weights: Sequence[Any]) -> int:

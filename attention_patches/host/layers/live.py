@@ -41,7 +41,7 @@ class LiveLayers:
             self.layers[name] = ChangedLayer(network.get_submodule(name), of_layer)
         self.call: LayerCall | None = None
         self.pending: Pending = {}
-        self.reached = False
+        self.inside = self.reached = False  # in a `calling`; whether one ever came to a layer
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -64,7 +64,7 @@ class LiveLayers:
     @contextmanager
     def calling(self, call: LayerCall) -> Iterator[None]:
         """Around one call of the model: outside, its layers are those of other nodes that share it, and unchanged."""
-        self.call = call if self.weights.active(call.progress) else None
+        self.call, self.inside = call if self.weights.active(call.progress) else None, True
         try:
             yield
             if self.pending:
@@ -75,7 +75,7 @@ class LiveLayers:
                     "its own way. Remove that patch from this model, or load the LoRA for the whole picture."
                 )
         finally:
-            self.call, self.pending = None, {}
+            self.call, self.pending, self.inside = None, {}, False
 
     def _enters(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         if self.call is not None:
@@ -89,9 +89,9 @@ class LiveLayers:
     def _hook(self, name: str, layer: ChangedLayer, stream: Stream) -> Callable[..., Tensor | None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
             call = self.call
+            self.reached = self.reached or self.inside  # before their time, too: a cache may skip the first step of it
             if call is None:
                 return None
-            self.reached = True
             x = args[0] if args else next(iter(kwargs.values()))
             if stream == "keys":
                 if name[-1] in self.pending:
@@ -170,7 +170,7 @@ class LiveLayers:
             if x.shape[:2] != attention.k.shape[:2] or attention.k.ndim != 3 or call.grid[0] * call.grid[1] != count:
                 raise self._lost()
         terms = self.cache.once(
-            ("terms", id(self), call.grid, call.offsets, call.image, attention.q.device),
+            ("terms", id(self), call.grid, call.latent, call.offsets, call.image, attention.q.device),
             call.progress,
             lambda: self.weights.shares(call, call.grid),
             lambda shares: [self._terms(one, attention.q) for one in shares],

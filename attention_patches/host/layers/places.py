@@ -30,6 +30,7 @@ class LayerCall:
     latent: Size  # (H, W) of what the model sees
     image: Size  # (H, W) of the whole latent
     text_length: int
+    texts: tuple[int, ...]  # of each entry: where its own text begins, behind what the host fills up in front of it
     references: tuple[Size, ...]  # of reference latents behind the image
     frames: int
     progress: float
@@ -135,20 +136,22 @@ class Weights:
     def _text(self, call: LayerCall, grid: Size, length: int) -> Tensor:
         """[entries, length, LoRAs]: each region's LoRA at its own words; elsewhere as much as all places have of it."""
         common = self._common(call, grid).expand(len(call.offsets), length, -1).clone()
-        for entry, owned in enumerate(call.owned):
+        for entry, (owned, start) in enumerate(zip(call.owned, call.texts, strict=True)):
             words = torch.zeros(length, sum(self.units))
             unit = 0
             for item, count in zip(self.items, self.units, strict=True):
                 if item.layout.key in owned and item.edit.window.contains(call.progress):
-                    own = item.edit.words(self._site(item, call, grid, View())).t()[:length]
-                    words[: own.shape[0], unit : unit + count] = own
+                    own = item.edit.words(self._site(item, call, grid, View())).t()[: length - start]
+                    words[start : start + own.shape[0], unit : unit + count] = own
                 unit += count
             theirs = (words @ (self.strengths != 0).float()) > 0
             common[entry] = torch.where(theirs, words @ self.strengths, common[entry])
         return common if len(common) > 1 and not all(torch.equal(one, common[0]) for one in common) else common[:1]
 
     def _kept(self, call: LayerCall, key: Any, work_out: Any, like: Tensor) -> PlaceWeights | None:
-        key = ("layers", id(self), *key, call.offsets, call.owned, call.rows, call.image, like.device, like.dtype)
+        # A grid says too little: of a smaller crop it may be the finest one, of the whole latent one further up.
+        place = call.latent, call.offsets, call.image
+        key = ("layers", id(self), *key, *place, call.owned, call.texts, call.rows, like.device, like.dtype)
 
         def here(weights: Tensor) -> PlaceWeights | None:
             if not bool(weights.any()):

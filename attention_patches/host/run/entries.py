@@ -24,8 +24,9 @@ class Entry:
 
     @property
     def layouts(self) -> frozenset[str]:
-        """The keys of the layouts that it was encoded with."""
-        return frozenset(item.layout.key for item in self.edits if of_layout(item))
+        """The keys of the layouts that it was encoded with; a noise may ask for less, see `row_period`."""
+        own = (item for item in self.edits if of_layout(item) and not isinstance(item.edit, NoiseEdit))
+        return frozenset(item.layout.key for item in own)
 
     def crop(self, image: tuple[int, int]) -> tuple[int, int, int, int]:
         """(height, width, y, x) of what the model sees for this entry."""
@@ -51,6 +52,11 @@ def crop_of(area: tuple[int, ...] | None, image: tuple[int, int]) -> tuple[int, 
     axes = len(area) // 2
     (height, width), (y, x) = area[axes - 2 : axes], area[-2:]
     return min(height, image[0] - y), min(width, image[1] - x), y, x
+
+
+def areas_of(conds: dict[str, list[dict]]) -> dict[Any, tuple[int, ...] | None]:
+    """Of every entry, by its uuid: the area that the model sees, None for all of the latent."""
+    return {entry["uuid"]: entry.get("area") for entries in conds.values() for entry in entries}
 
 
 def of_layout(item: Installed) -> bool:
@@ -79,8 +85,9 @@ def entries_with_edits(conds: dict[str, list[dict]], installed: tuple[Installed,
     """
     found = edits_by_entry(conds, installed)
     seen = {item.layout.key for entry in found.values() for item in entry.edits if of_layout(item)}
+    reached = {id(item) for entry in found.values() for item in entry.edits}
     for item in installed:
-        if item.layout.key not in seen:
+        if item.layout.key not in seen or (of_layout(item) and id(item) not in reached):
             raise BoxwrightError(_foreign_prompt(item.layout, conds))
     return found
 

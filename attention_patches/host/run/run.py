@@ -15,7 +15,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.seam import ContextEdit, LayerEdit
-from ...core.types import Layout
 from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
 from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
@@ -25,7 +24,7 @@ from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
 from .apart import further_texts, rows_of, runs_of_equals, spans_of, texts_of, with_longer_mask
-from .entries import crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
+from .entries import areas_of, crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -56,7 +55,7 @@ class Run:
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
         self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
         self.cache = BiasCache()
-        self.areas = {e["uuid"]: e.get("area") for entries in guider.conds.values() for e in entries}
+        self.areas = areas_of(guider.conds)  # of every entry, with edits or not
         self.layers: LiveLayers | None = None
         if any(isinstance(item.edit, LayerEdit) for item in installed):
             if guider.model_options.get("multigpu_clones"):
@@ -89,6 +88,7 @@ class Run:
         """Conditioning that a sampler adds to its run, prepared by the host; it carries edits as the others do."""
         part_copies(conds)
         self.entries.update(edits_by_entry(conds, self.installed))
+        self.areas.update(areas_of(conds))
 
     def sees(self, x: Tensor) -> None:
         """What the sampler gives the model: the whole latent, which some enlarge on the way (SamplerLCMUpscale)."""
@@ -99,17 +99,17 @@ class Run:
         if min(scales) >= 1 and abs(scales[0] - scales[1]) <= rounding:
             self.image = size
 
-    def conditioning(self, layout: Layout) -> list[dict]:
-        """The entries of this run that were encoded with the layout."""
-        return [entry for entries in self.guider.conds.values() for entry in entries if self._carries(entry, layout)]
+    def conditioning(self, item: Installed) -> list[dict]:
+        """The entries of this run that were encoded with the item's layout, or carry the item for less."""
+        return [entry for entries in self.guider.conds.values() for entry in self.items_of(entries, item)]
 
     def items_of(self, entries: list[dict], item: Installed) -> list[dict]:
-        """Those of some entries that carry the item's layout."""
-        return [entry for entry in entries if self._carries(entry, item.layout)]
+        """Those of some entries that `conditioning` has for the item."""
+        return [entry for entry in entries if self._carries(entry, item)]
 
-    def _carries(self, entry: dict, layout: Layout) -> bool:
+    def _carries(self, entry: dict, item: Installed) -> bool:
         known = self.entries.get(entry.get("uuid"))
-        return known is not None and any(item.layout.key == layout.key for item in known.edits if of_layout(item))
+        return known is not None and (item.layout.key in known.layouts or any(own is item for own in known.edits))
 
     def predict(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PREDICT_NOISE wrapper: the latent as the sampler has it now.
@@ -273,6 +273,7 @@ class Run:
             latent=tuple(x.shape[-2:]),
             image=self.image,
             text_length=0 if context is None else context.shape[1] + further,
+            texts=tuple(self.adapter.room(entry.text_length)[1] if entry else 0 for entry in entries),
             references=_references(inputs),
             frames=_frames(x),
             progress=self._progress(t, inputs),
