@@ -148,8 +148,17 @@ class StepWindow:
             )
 
     def contains(self, progress: float) -> bool:
-        until = getattr(progress, "until", progress)
-        return self.start <= progress < self.end or (progress < self.start and self.end <= until)
+        return is_open(self.start, self.end, progress)
+
+
+def is_open(start: Any, end: Any, progress: float) -> Any:
+    """Whether the window from `start` to `end`, or each of many in two tensors, holds at this point of the schedule.
+
+    An empty one never does.
+    """
+    until = getattr(progress, "until", progress)
+    inside = (start <= progress) & (progress < end)
+    return inside | ((start < end) & (progress < start) & (end <= until))
 
 
 def window_of(region: Region, default: StepWindow) -> StepWindow:

@@ -28,7 +28,7 @@ from ..core.grids import coverage
 from ..core.seam import AttentionEdit, AttentionSite
 from ..core.token_alignment import TokenAlignment
 from ..core.tokens import missing, phrase_columns
-from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap
+from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap, is_open
 from .reweight import HIGHEST, LOWEST
 
 MAX_PROMPTS = 16  # source and targets
@@ -226,7 +226,7 @@ def _take_over(
         check_rows(probs.shape[0], count)
         groups = probs.unflatten(0, (-1, count))
         result = [groups[:, 0]]
-        now = (starts <= site.progress) & (site.progress < ends)
+        now = is_open(starts, ends, site.progress)
         key = ("prompt to prompt", id(factors), probs.device, tuple(now.flatten().tolist()))
         for number, (moves, taken, factor) in enumerate(site.kept(key, lambda: on_device(now, probs.device)), 1):
             own = groups[:, number]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import encoded, layout, site
 from pack.attention_patches.core.token_alignment import TokenAlignment, token_alignment
-from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow
+from pack.attention_patches.core.types import BoxwrightError, Moment, PhraseNotFoundError, StepWindow
 from pack.attention_patches.methods.prompt_to_prompt import (
     LocalBlend,
     Prompts,
@@ -111,6 +111,14 @@ def test_outside_its_window_a_word_keeps_its_own_attention():
         assert torch.equal(out[1, ..., 2], probs[blue, ..., 2]), progress
         assert torch.equal(out[1, ..., 3], probs[others, ..., 3]), progress
         assert torch.equal(out[1, ..., 4], probs[1, ..., 4]), progress
+
+
+def test_a_window_between_two_steps_takes_the_step_before():
+    prompts, probs = prompts_of("a blue cat sits"), probabilities(2)
+    method = PromptToPrompt(cross=StepWindow(0.3, 0.45))
+    for moment, taken in ((Moment(0.0, 0.25), 1), (Moment(0.25, 0.5), 0), (Moment(0.5, 0.75), 1)):
+        out = apply(method, prompts, probs, moment)
+        assert torch.equal(out[1, ..., 2], probs[taken, ..., 2]), moment
 
 
 def test_windows_without_length_install_nothing():
