@@ -67,6 +67,14 @@ def pytest_collection(session):
                                 "run all tests with `python tools/workbench.py test`, or only tests/math without one")
 
 
+def pytest_collection_modifyitems(items):
+    """What one of several workers runs in one go: a file, since its tests share servers and models; where every family
+    is asked, the tests of one family, or the longest file alone would take as long as all others together."""
+    for item in items:
+        family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name}:{family}" if family else item.path.name))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     # A hook, not a fixture: fixtures of module and session scope must run inside it too.

@@ -193,8 +193,8 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
     strict = bool(os.environ.get("BOXWRIGHT_STRICT"))
     environment = clean_environment(COMFYUI_PATH=str(host.path))
     chosen = has_paths(extra) or any(argument.startswith(("-k", "-m")) for argument in extra)
-    if not any(map(NO_WORKERS.fullmatch, extra)):  # a file is the unit: its tests share servers and models
-        extra = ["-n", "2", "--dist", "loadfile", *extra]
+    if not any(map(NO_WORKERS.fullmatch, extra)):  # tests/conftest.py says what stays together
+        extra = ["-n", "2", "--dist", "loadgroup", *extra]
         environment.setdefault("OMP_NUM_THREADS", "1")
     if not options.quick and (ROOT / "tests" / "host" / "browser.py").exists():
         environment |= browser_environment(python, strict)
