@@ -344,7 +344,7 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-WORKERS = "-n 2 --dist loadfile"
+WORKERS = "-n 2 --dist loadgroup"
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
