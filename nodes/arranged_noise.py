@@ -33,7 +33,7 @@ def number_inputs() -> list[io.Input]:
             max=MAX_BLOCK,
             advanced=True,
             tooltip="Side of a block in latent cells (8 pixels each in most models): 0 = that of a cell of the "
-            "attention that is read, 32 pixels in large models.",
+            "attention that is read, 32 pixels in Stable Diffusion at its usual sizes.",
         ),
     ]
 
@@ -47,7 +47,7 @@ class BoxwrightArrangedNoise(io.ComfyNode):
             category=schema.CATEGORY,
             description="Moves blocks of the start noise so that those in which the model sees a phrase lie in its box "
             "(after arXiv 2305.03382 and 2312.08872). One model call before the first step, none after it; the noise "
-            "stays ordinary noise, and attention is not touched. With any sampler, and beside every other node here. "
+            "keeps all its values, and attention is not touched. With any sampler, and beside every other node here. "
             "While sampling, the node shows what moved.",
             search_aliases=[
                 "initial noise", "noise editing", "place objects", "object placement", "layout noise", "noise blocks",

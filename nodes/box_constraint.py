@@ -15,7 +15,7 @@ from ..attention_patches.methods.box_constraint import preset as numbers_of
 from .parts import schema
 from .parts.progress import progress_reporter, tell
 
-Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.box_constraint.BoxConstraint
+Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.methods.box_constraint.BoxConstraint
 DEFAULT = PRESETS["standard"]
 
 

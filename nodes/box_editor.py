@@ -41,8 +41,8 @@ class BoxwrightBoxEditor(io.ComfyNode):
             display_name="Box Editor",
             category=schema.CATEGORY,
             description=(
-                "Draw boxes and say what belongs in each. Wire regions and prompt to Layout Prompt. Boxes are kept as "
-                "fractions of the image, so they follow when width and height change."
+                "Draw boxes and say what belongs in each. Wire regions to Layout Prompt, whose own prompt stays empty. "
+                "Boxes are kept as fractions of the image, so they follow when width and height change."
             ),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,  # connected boxes shall appear even while nothing uses them

@@ -3,8 +3,9 @@
 *Guided Image Synthesis via Initial Image Editing* (Mao, Wang and Aizawa, arXiv 2305.03382): a block of the initial
 noise has a liking for some words, mostly wherever it stands, and it shows in the cross-attention of the first step;
 *The Lottery Ticket Hypothesis in Denoising* (arXiv 2312.08872) collects such blocks. So the blocks that like a phrase
-are moved into its box and those that like none of the phrases out of all boxes. A permutation of independent Gaussian
-noise is Gaussian noise: nothing is out of distribution, no step costs more, no attention is touched.
+are moved into its box and those that like none of the phrases out of all boxes. Every value stays, each once, so that
+mean and variance are those of the draw; the order follows the draw, and no correlation was found in what comes out
+(docs/results.md). No step costs more, no attention is touched.
 
 Departures: both papers fill a box with blocks that pass a threshold, or that come from a store of other draws; here all
 blocks of the one draw are dealt out at once, so that the sum of what they are worth where they go is the greatest

@@ -34,16 +34,6 @@ class Level:
 Levels = Callable[[float], Level]  # sigma -> Level
 
 
-def eps_level(sigma: float) -> Level:
-    """Levels of models that predict noise or v."""
-    return Level(1.0, sigma)
-
-
-def flow_level(sigma: float) -> Level:
-    """Levels of flow models; sigma from 0 to 1."""
-    return Level(1.0 - sigma, sigma)
-
-
 def noised(clean: Tensor, level: Level, draw: Draw) -> Tensor:
     return clean * level.signal + draw(clean) * level.noise if level.noise else clean * level.signal
 

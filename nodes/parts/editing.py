@@ -13,7 +13,7 @@ from ...attention_patches.core.types import BoxwrightError
 from ...attention_patches.samplers.drawn import nothing_drawn
 from .checks import rgb
 
-Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.inversion.Trajectory
+Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.samplers.inversion.Trajectory
 CELL = 8  # pixels, where the model does not say
 
 

@@ -1,10 +1,13 @@
 """A world where the perfect denoiser is known: every pixel is normal, with one mean and one standard deviation."""
 
 import torch
-from pack.attention_patches.samplers.noise import eps_level, flow_level
+from pack.attention_patches.samplers.noise import Level
 from pack.attention_patches.samplers.scene import Scene
 
-LEVELS = {"eps": eps_level, "flow": flow_level}
+LEVELS = {
+    "eps": lambda sigma: Level(1.0, sigma),
+    "flow": lambda sigma: Level(1.0 - sigma, sigma),
+}
 SIGMAS = {"eps": [14.6, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.0], "flow": [1.0, 0.9, 0.75, 0.6, 0.4, 0.25, 0.1, 0.0]}
 FINE = {
     "eps": [*(15.0 * (1 - i / 60) ** 3 for i in range(59)), 0.0],

@@ -4,7 +4,7 @@ import { MIN_SIZE } from "./json.js";
 import { rasterized, shapeHolds } from "./shapes.js";
 
 export const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
-export const ATTENTION_CELLS = [64, 32]; // pixels per cell on the coarsest grids of SD models; see nodes/layout_report.py
+export const ATTENTION_CELLS = [64, 32]; // pixels per cell on the coarsest grids of SD models; see nodes/parts/layout_report.py
 const DIGITS = 1e6;
 const COVERAGE_CELLS = 96;
 

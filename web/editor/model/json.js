@@ -153,7 +153,7 @@ const MAX_TABLES = 8; // places in a text, from its end, where a table may begin
 
 /**
  * Boxes from a text of any origin: {boxes, source, order, unit, words}. `words` says how its numbers were understood:
- * {order, unit}, unit as a key of box_text.js; null for our own format. Throws Problem, also where it cannot be told what
+ * {order, unit}, unit as a key of words.js; null for our own format. Throws Problem, also where it cannot be told what
  * the numbers mean. `width` and `height`: pixels of the image, unless the text says them.
  */
 export function parsePasted(text, width, height) {
