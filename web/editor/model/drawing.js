@@ -189,7 +189,7 @@ function legal(box, key, value) {
     if (["x", "y"].includes(key)) return clamp(value, 0, 1 - box[key === "x" ? "width" : "height"]);
     if (["width", "height"].includes(key)) return clamp(value, MIN_SIZE, 1 - box[key === "width" ? "x" : "y"]);
     if (key === "start") return clamp(value, 0, (box.end ?? 1) - 0.01);
-    if (key === "end") return clamp(value, (box.start ?? 0) + 0.01, 1);
+    if (key === "end") return clamp(value, Math.min(1, (box.start ?? 0) + 0.01), 1);
     if (FRACTIONS.includes(key)) return clamp(value, 0, 1);
     if (key in CLAMPED) return clamp(value, ...CLAMPED[key]);
     return value;
