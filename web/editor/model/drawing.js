@@ -101,10 +101,15 @@ export function hasRoom(state, count = 1) {
     return state.boxes.length + count <= MAX_BOXES;
 }
 
-/** New boxes on top, selected. Each needs x, y, width, height. The state itself where they do not all fit. */
+/**
+ * New boxes on top, selected. Each needs x, y, width, height. The state itself where they do not all fit. Each has a shape
+ * of its own: what is worked out for a shape is kept with it, and a copy has another colour.
+ */
 export function added(state, boxes) {
     if (!hasRoom(state, boxes.length) || !boxes.length) return state;
-    const made = boxes.map((box, index) => tidied({ phrase: "", extra: {}, ...box, id: state.nextId + index }));
+    const made = boxes.map((box, index) => tidied({
+        phrase: "", extra: {}, ...box, ...(box.shape && { shape: { ...box.shape } }), id: state.nextId + index,
+    }));
     const next = { ...state, boxes: [...state.boxes, ...made], nextId: state.nextId + made.length };
     return select(next, made.map((box) => box.id));
 }
