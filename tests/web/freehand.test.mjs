@@ -5,14 +5,16 @@ import test from "node:test";
 
 import * as model from "../../web/editor/model/drawing.js";
 import { Stage } from "../../web/editor/stage.js";
+import { BoxEditor } from "../../web/editor/widget.js";
 
 const SIDE = 416; // CSS pixels of the canvas: 400 of the image, and its margin
 
 /** An element as far as a stage needs it. */
 function fakeElement() {
     return {
-        classList: { add() {}, remove() {} }, style: {}, listeners: {}, offsetWidth: SIDE, offsetHeight: SIDE,
-        setAttribute() {}, append() {},
+        classList: { add() {}, remove() {}, toggle() {} }, style: {}, dataset: {}, listeners: {}, children: [],
+        offsetWidth: SIDE, offsetHeight: SIDE, setAttribute() {}, append() {}, replaceChildren() {}, replaceChild() {},
+        querySelector: fakeElement,
         addEventListener(type, act) {
             this.listeners[type] = act;
         },
@@ -23,8 +25,7 @@ function fakeElement() {
 
 /** A stage with a tool on a picture of 400 x 400 CSS pixels; `state` is what its editor holds. */
 function staged(context, tool, state) {
-    Object.assign(globalThis, { document: { createElement: fakeElement }, requestAnimationFrame() {} });
-    context.after(() => ["document", "requestAnimationFrame"].forEach((name) => delete globalThis[name]));
+    fakePage(context);
     const editor = {
         state, size: { width: 512, height: 512 }, commits: 0, problem: null, view: { snap: false, grid: 0 },
         host: { isPanning: () => false }, t: (key) => key, toolbarChanged() {}, notify() {}, sayFull() {},
@@ -36,8 +37,17 @@ function staged(context, tool, state) {
             this.state = next;
         },
     };
-    const stage = new Stage(editor);
-    stage.words = { close() {}, edit() {} };
+    return { editor, ...pointersOn(new Stage(editor), tool) };
+}
+
+function fakePage(context) {
+    Object.assign(globalThis, { document: { createElement: fakeElement, createElementNS: fakeElement }, requestAnimationFrame() {} });
+    context.after(() => ["document", "requestAnimationFrame"].forEach((name) => delete globalThis[name]));
+}
+
+/** Pointers {down, move, up} on a stage, with a tool. */
+function pointersOn(stage, tool) {
+    stage.words = { close() {}, edit() {}, drop() {} };
     stage.freehand.tool = tool;
     const send = (type) => (x, y, pointerId = 1) => stage.canvas.listeners[type]({
         type, clientX: x, clientY: y, pointerId, button: 0, buttons: 1, pointerType: "touch", altKey: false,
@@ -45,7 +55,7 @@ function staged(context, tool, state) {
     });
     const [down, move, release, lose] = ["pointerdown", "pointermove", "pointerup", "lostpointercapture"].map(send);
     const up = (...at) => [release, lose].forEach((act) => act(...at));
-    return { editor, stage, down, move, up };
+    return { stage, down, move, up };
 }
 
 const box = (more) => ({ phrase: "a", x: 0.25, y: 0.25, width: 0.5, height: 0.5, extra: {}, ...more });
@@ -112,4 +122,28 @@ test("an outline that begins with corners and goes on for long is kept", (contex
     assert.equal(editor.state.boxes.length, 1);
     const { points } = editor.state.boxes[0].shape;
     assert.ok(points.length / 2 > 3 && points.length / 2 <= 256, String(points.length / 2));
+});
+
+test("boxes that come by wire while something is drawn are what there is afterwards", (context) => {
+    const kept = (...boxes) => model.textOf(model.added(model.stateOf(""), boxes));
+    const came = kept(box({ phrase: "came" }));
+    for (const tool of ["box", "ellipse", "polygon", "brush"]) {
+        fakePage(context);
+        let text = kept(box());
+        const facts = { width: 512, height: 512, prompt: null, opacity: 1, sources: [], drawingFrom: null };
+        const editor = new BoxEditor({
+            t: (key) => key, isPanning: () => false, facts: () => facts, view() {}, read: () => text, recall: () => null,
+            keep() {}, settle() {}, setView() {}, write: (words) => {
+                text = words;
+            },
+        });
+        editor.sync();
+        const { down, move, up } = pointersOn(editor.stage, tool);
+        down(120, 120);
+        move(60, 140);
+        editor.takeOver(came, "mark");
+        move(200, 240);
+        up(200, 240);
+        assert.equal(text, model.textOf({ ...model.stateOf(came), rest: { upstream: "mark" } }), tool);
+    }
 });
