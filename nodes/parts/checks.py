@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
+from unicodedata import category
 
 from torch import Tensor
 
@@ -37,7 +38,8 @@ def checked_file(name: Any, where: str) -> str:
     if not isinstance(name, str):
         raise BoxwrightError(f"{where} must be the name of a file; it is {shown(name)}.")
     parts = name.strip().replace("\\", "/").split("/")
-    if len(name) > MAX_FILE or any(part in ("", ".", "..") for part in parts) or not name.isprintable() or ":" in name:
+    leads_out = ":" in name or any(part in ("", ".", "..") for part in parts)
+    if len(name) > MAX_FILE or leads_out or any(category(letter) in ("Cc", "Cs") for letter in name):
         raise BoxwrightError(
             f'{where} is {shown(name)}, which is no name of a file in the folder of LoRAs. Write it as the LoRA loader '
             'lists it, for instance "styles/ink.safetensors".'

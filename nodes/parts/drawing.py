@@ -60,7 +60,7 @@ def region_colour(index: int) -> Colour:
 
 
 def _own_colour(region: Region, index: int) -> Colour:
-    """The colour that the region asks for , else that of its index."""
+    """The colour that the region asks for, else that of its index."""
     return tuple(bytes.fromhex(region.color[1:])) if region.color else region_colour(index)
 
 

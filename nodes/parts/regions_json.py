@@ -231,7 +231,8 @@ def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
         phrase = checked_phrase(phrase, f"The phrase of region {number} of regions_json")
     where = f'{where} ("{shortened(phrase, 40)}")'
     x, y, width, height = (number_of(extra.pop(key), f"{where}: {key}") for key in ("x", "y", "width", "height"))
-    strength = number_of(extra.pop("strength", Region.strength), f"{where}: strength")
+    given = extra.pop("strength", None)
+    strength = Region.strength if given is None else number_of(given, f"{where}: strength")
     if not 0.0 <= strength <= 1.0:
         raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
     _check_options(extra, where)
@@ -273,10 +274,11 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
     for key in set(FLAGS) & extra.keys():
         if not isinstance(extra[key], bool):
             raise BoxwrightError(f"{where}: {key} must be true or false; it is {shown(extra[key])}.")
-    if extra.get("negative"):
-        extra["negative"] = checked_phrase(extra["negative"], f"{where}: negative")
-    elif extra.get("negative", "") != "":
-        raise BoxwrightError(f"{where}: negative must be text; it is {shown(extra['negative'])}.")
+    negative = extra.get("negative", "")
+    if not isinstance(negative, str):
+        raise BoxwrightError(f"{where}: negative must be text; it is {shown(negative)}.")
+    if "negative" in extra:
+        extra["negative"] = checked_phrase(negative, f"{where}: negative") if negative.strip() else ""
     if extra.get("lora"):
         extra["lora"] = checked_file(extra["lora"], f"{where}: lora")
     elif extra.get("lora", "") != "":

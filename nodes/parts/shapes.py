@@ -155,6 +155,11 @@ def outline_of(region: Region) -> tuple[Mapping[str, Any] | None, Box]:
 
     What is kept counts only while it makes the region's mask: whoever gives it another mask need not know of this.
     """
+    return _kept(region) or paint_of(region.area)
+
+
+def _kept(region: Region) -> tuple[Mapping[str, Any] | None, Box] | None:
+    """What outline_of says of a region that is no mask from elsewhere, else None."""
     if isinstance(region.area, Box):
         return None, region.area
     kept = {key: region.extra.get(key) for key in ("shape", *BOX_KEYS)}
@@ -162,7 +167,7 @@ def outline_of(region: Region) -> tuple[Mapping[str, Any] | None, Box]:
         box = Box(*(kept[key] for key in BOX_KEYS))
         if torch.equal(rasterized(kept["shape"], box, GRID), region.area.to("cpu", torch.float32)):
             return kept["shape"], box
-    return paint_of(region.area)
+    return None
 
 
 def as_drawn(region: Region) -> Region:
@@ -174,12 +179,13 @@ def as_drawn(region: Region) -> Region:
 
 def bounding_box(region: Region) -> Box:
     """The smallest box around the region, of a mask around all that is above 0."""
-    return outline_of(region)[1]
+    kept = _kept(region)
+    return kept[1] if kept else _box_around(_levels(region.area))[0]
 
 
 def covered_pixels(region: Region, height: int, width: int) -> Tensor:
     """How much of each pixel of a picture the region covers, float32 [height, width]; as sharp as the picture."""
-    shape, box = outline_of(region)
+    shape, box = _kept(region) or (None, None)
     if shape is None or shape["kind"] == "paint":
         return coverage(region.area, (height, width))
     return rasterized(shape, box, (height, width))
@@ -187,14 +193,8 @@ def covered_pixels(region: Region, height: int, width: int) -> Tensor:
 
 def paint_of(mask: Tensor) -> tuple[dict[str, Any], Box]:
     """A mask [H, W] in [0, 1] that is not all 0 as paint in the box around it; too intricate, it becomes coarser."""
-    levels = (mask.detach().to("cpu", torch.float64) * FULL).round()
-    rows, columns = levels.nonzero(as_tuple=True)
-    if not len(rows):
-        raise BoxwrightError("A mask is empty: every pixel is 0. Paint it, or disconnect it.")
-    top, left = int(rows.min()), int(columns.min())
-    part = levels[top : int(rows.max()) + 1, left : int(columns.max()) + 1]
-    (height, width), (down, across) = part.shape, mask.shape
-    box = Box(left / across, top / down, width / across, height / down)
+    box, part = _box_around(_levels(mask))
+    height, width = part.shape
     sides = min(height, MAX_CELLS), min(width, MAX_CELLS)
     while True:
         cells = (coverage(part / FULL, sides) * FULL).round().to(torch.uint8).clamp_(max=FULL).numpy()
@@ -204,6 +204,21 @@ def paint_of(mask: Tensor) -> tuple[dict[str, Any], Box]:
         if len(runs) <= MAX_RUNS:
             return {"kind": "paint", "width": sides[1], "height": sides[0], "runs": runs}, box
         sides = -(-3 * sides[0] // 4), -(-3 * sides[1] // 4)
+
+
+def _levels(mask: Tensor) -> Tensor:
+    """The levels of a mask's pixels, 0 to FULL."""
+    return (mask.detach().to("cpu", torch.float64) * FULL).round()
+
+
+def _box_around(levels: Tensor) -> tuple[Box, Tensor]:
+    """The smallest box around what is above 0, in fractions, and the levels in it."""
+    rows, columns = (levels.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    if not rows:
+        raise BoxwrightError("A mask is empty: every pixel is 0. Paint it, or disconnect it.")
+    part = levels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    (height, width), (down, across) = part.shape, levels.shape
+    return Box(columns[0] / across, rows[0] / down, width / across, height / down), part
 
 
 def runs_of(cells: np.ndarray) -> str:

@@ -47,7 +47,8 @@ def test_an_unknown_key_never_overrules_a_field():
 
 
 def test_a_null_option_is_an_absent_one():
-    [region] = regions_json.parse_regions_json(text(HEART | dict.fromkeys(("negative", "color", "start", "enabled"))))
+    absent = dict.fromkeys(("negative", "color", "start", "enabled", "strength"))
+    [region] = regions_json.parse_regions_json(text(HEART | absent))
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4))
 
 
@@ -72,6 +73,8 @@ def test_a_null_option_is_an_absent_one():
     ({"lora": "/etc/passwd"}, "no name of a file in the folder"),
     ({"lora": "C:\\ink.safetensors"}, "no name of a file in the folder"),
     ({"lora": "ink\0.safetensors"}, "no name of a file in the folder"),
+    ({"lora": "ink\x85.safetensors"}, "no name of a file in the folder"),
+    ({"lora": "ink\ud800.safetensors"}, "no name of a file in the folder"),
     ({"lora": "i" * 301}, "no name of a file in the folder"),
     ({"lora_strength": 10.5}, "lora_strength is 10.5; choose a number from -10"),
     ({"lora_strength": "1"}, "lora_strength must be a number"),

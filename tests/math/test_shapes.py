@@ -163,6 +163,17 @@ def test_boxes_around_shapes_and_masks_at_the_size_of_the_picture():
     assert float(((sharp > 0) & (sharp < 1)).float().mean()) < 0.002
 
 
+def test_masks_from_elsewhere_are_not_turned_into_paint_only_to_be_measured(monkeypatch):
+    mask = torch.zeros(4, 8)
+    mask[1:3, 2:6] = 0.5
+    expected = shapes.paint_of(mask)[1]
+    monkeypatch.setattr(shapes, "paint_of", None)  # slow where a mask is large
+    assert shapes.bounding_box(Region("a", mask)) == expected == Box(0.25, 0.25, 0.5, 0.5)
+    torch.testing.assert_close(shapes.covered_pixels(Region("a", mask), 4, 8), mask)
+    with pytest.raises(BoxwrightError, match="empty"):
+        shapes.bounding_box(Region("a", torch.zeros(4, 8)))
+
+
 def test_as_many_masks_as_there_may_be_regions_make_a_text_that_is_read():
     torch.manual_seed(0)
     noisy = Region("w" * 1000, torch.rand(100, 120), negative="n" * 1000)

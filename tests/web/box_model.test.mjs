@@ -179,6 +179,10 @@ test("values are brought into their range and defaults are not written", () => {
     assert.equal("strength" in one({ strength: 7 }), false, "1 is the default");
     assert.equal(one({ strength: -1 }).strength, 0);
     assert.equal(one({ start: 2 }).start, 0.99);
+    const late = model.stateOf(JSON.stringify({ type: "boxwright.regions", version: 1, regions: [
+        { phrase: "", x: 0, y: 0, width: 1, height: 1, start: 0.995 },
+    ] }));
+    assert.equal(model.stateOf(model.textOf(model.set(late, [0], { end: 0.5 }))).boxes[0].start, 0.995, "a text that is read");
     assert.equal(one({ width: 5 }).width, 0.8);
     assert.equal(one({ x: -5 }).x, 0);
     assert.equal(one({ phrase: "x".repeat(2000) }).phrase.length, 1000);

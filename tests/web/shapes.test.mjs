@@ -6,11 +6,13 @@ import test from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
+import { automaticColor } from "../../web/editor/model/colors.js";
 import * as model from "../../web/editor/model/drawing.js";
 import { coverage, holds, unfilledGrids } from "../../web/editor/model/geometry.js";
 import * as json from "../../web/editor/model/json.js";
 import { cutOut, newPainting, stroke } from "../../web/editor/model/paint.js";
 import * as shapes from "../../web/editor/model/shapes.js";
+import { stencilOf } from "../../web/editor/view/stencils.js";
 import { dice } from "./random_edits.mjs";
 
 const GOLDEN = JSON.parse(readFileSync(new URL("../golden/shapes.json", import.meta.url), "utf8"));
@@ -185,9 +187,25 @@ test("shapes go along when boxes are moved, resized and copied, and not into the
     const shape = { kind: "polygon", points: [0, 0, 10_000, 5000, 0, 10_000] };
     const state = model.added(model.stateOf(""), [{ x: 0.1, y: 0.1, width: 0.3, height: 0.2, shape }]);
     for (const next of [model.movedBy(state, 0.1, 0.2), model.resizedTo(state, "se", { x: 0.9, y: 0.8 }, {}), model.duplicated(state)]) {
-        assert.ok(next.boxes.every((box) => box.shape === shape));
+        for (const box of next.boxes) assert.deepEqual(box.shape, shape);
+        assert.equal(next.boxes[0].shape, state.boxes[0].shape);
     }
     assert.ok(model.split(state, 2, 2).boxes.every((box) => !("shape" in box)));
+});
+
+test("copies of paint are made into pictures once each, however often they are drawn", (context) => {
+    let made = 0;
+    const page = { createImageData: (width, height) => ({ data: new Uint8Array(4 * width * height) }), putImageData() {} };
+    globalThis.document = { createElement() {
+        made += 1;
+        return { getContext: () => page };
+    } };
+    context.after(() => delete globalThis.document);
+    const paint = { kind: "paint", width: 4, height: 4, runs: "a8Z8" };
+    const state = model.duplicated(model.selectAll(model.duplicated(model.added(model.stateOf(""), [region({ shape: paint })]))));
+    for (let frame = 0; frame < 10; frame += 1) state.boxes.forEach((box, index) => stencilOf(box.shape, automaticColor(index)));
+    assert.equal(made, 2 * state.boxes.length);
+    assert.deepEqual(state.boxes.map((box) => box.shape), Array(4).fill(paint));
 });
 
 test("an ellipse that fills no cell of a grid by half is too small there", () => {

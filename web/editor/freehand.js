@@ -2,7 +2,7 @@
 // stage it works on; what it makes is an edit of the drawing like any other.
 
 import { element, show } from "./dom.js";
-import { added, editable, hasRoom, withArea } from "./model/drawing.js";
+import { added, editable, hasRoom, option, withArea } from "./model/drawing.js";
 import { clamp } from "./model/geometry.js";
 import { MIN_SIZE } from "./model/json.js";
 import { cutOut, newPainting, stroke } from "./model/paint.js";
@@ -25,7 +25,7 @@ export class Freehand {
         this.tool = "box";
         this.brush = { radius: 0.04, softness: 0.25 };
         this.outline = null; // of a polygon under way: {points, at: where the pointer is, trace: points of a drag or null}
-        this.paint = null; // of a stroke under way: {painting, last, target: id or null, erases}
+        this.paint = null; // of a stroke under way: {painting, before: its cells, last, target: id or null, erases}
         this.pointer = null; // where the brush is over the image
         this.pressed = null; // the pointer that is down: {pointer, at}
         this.hint = element("span", { class: "bw-hint" });
@@ -103,6 +103,7 @@ export class Freehand {
     }
 
     move(event) {
+        if (this.pressed && this.pressed.pointer !== event.pointerId) return;
         const point = this.stage.point(event);
         this.pointer = point;
         if (this.paint) {
@@ -173,7 +174,7 @@ export class Freehand {
     close() {
         const { points, trace } = this.outline, step = this.stage.reach(1);
         this.outline = null;
-        const drawn = trace ? [...points.slice(0, -1), ...simplified(trace, Math.max(step.x, step.y))] : points;
+        const drawn = trace ? simplified([...points.slice(0, -1), ...trace], Math.max(step.x, step.y)) : points;
         const made = polygonOf(drawn, MIN_SIZE);
         if (!made) this.stage.draw();
         else this.stage.keepNew(added(this.editor.state, [made]));
@@ -182,7 +183,8 @@ export class Freehand {
     // --- paint ----------------------------------------------------------------------------------------------------------
 
     beginPaint(point, alt) {
-        const { editor } = this, chosen = editable(editor.state), erases = (this.tool === "eraser") !== alt;
+        const { editor } = this, erases = (this.tool === "eraser") !== alt;
+        const chosen = editable(editor.state).filter((box) => !option(box, "hidden"));
         const target = chosen.length === 1 ? chosen[0] : null;
         if (erases && !target) {
             editor.notify(editor.t("nothingToErase"));
@@ -192,7 +194,8 @@ export class Freehand {
             editor.sayFull();
             return;
         }
-        this.paint = { painting: newPainting(editor.size, target), last: point, target: target?.id ?? null, erases };
+        const painting = newPainting(editor.size, target);
+        this.paint = { painting, before: painting.cells.slice(), last: point, target: target?.id ?? null, erases };
         this.paintTo(point);
     }
 
@@ -202,11 +205,13 @@ export class Freehand {
     }
 
     endPaint() {
-        const { editor } = this, { painting, target } = this.paint, made = cutOut(painting);
+        const { editor } = this, { painting, before, target } = this.paint;
         this.paint = null;
+        this.stage.draw();
+        if (painting.cells.every((level, at) => level === before[at])) return; // what was no paint shall not become it
+        const made = cutOut(painting);
         if (target !== null) editor.commit(withArea(editor.state, target, made));
         else if (made) editor.commit(added(editor.state, [made]));
-        this.stage.draw();
     }
 
     setBrush(change) {

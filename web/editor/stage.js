@@ -45,10 +45,10 @@ export class Stage {
         on("pointerdown", (event) => this.pointerDown(event));
         on("pointermove", (event) => this.pointerMove(event));
         on("pointerup", (event) => this.pointerUp(event));
-        on("pointercancel", () => this.cancel());
-        on("lostpointercapture", () => {
+        on("pointercancel", (event) => this.lost(event));
+        on("lostpointercapture", (event) => {
             this.lens.panned = null;
-            if (this.gesture || this.freehand.pressed) this.cancel();
+            this.lost(event);
         });
         on("pointerleave", () => {
             this.freehand.leave();
@@ -112,7 +112,7 @@ export class Stage {
     pointerDown(event) {
         if (event.button === 1 || this.editor.host.isPanning()) return this.editor.host.forward(event);
         event.stopPropagation();
-        if (event.button !== 0 || this.gesture || this.editor.problem) return undefined;
+        if (event.button !== 0 || this.gesture || this.freehand.pressed || this.editor.problem) return undefined;
         this.finishNudge();
         this.words.close();
         this.canvas.focus({ preventScroll: true });
@@ -184,6 +184,11 @@ export class Stage {
         const { from } = this.gesture;
         this.release();
         this.editor.show(from);
+    }
+
+    /** The pointer that does something is gone. Another finger may come and go meanwhile. */
+    lost({ pointerId }) {
+        if ([this.gesture?.pointer, this.freehand.pressed?.pointer].includes(pointerId)) this.cancel();
     }
 
     release() {

@@ -204,6 +204,7 @@ export class BoxEditor {
     takeOver(text, mark) {
         try {
             const next = stateOf(text, this.state.nextId);
+            this.stage.cancel(); // what is drawn right now began on the boxes that go
             this.stage.words.drop();
             this.commit({ ...next, rest: { ...this.state.rest, upstream: mark } });
             this.say("fromUpstream");

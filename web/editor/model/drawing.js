@@ -101,10 +101,15 @@ export function hasRoom(state, count = 1) {
     return state.boxes.length + count <= MAX_BOXES;
 }
 
-/** New boxes on top, selected. Each needs x, y, width, height. The state itself where they do not all fit. */
+/**
+ * New boxes on top, selected. Each needs x, y, width, height. The state itself where they do not all fit. Each has a shape
+ * of its own: what is worked out for a shape is kept with it, and a copy has another colour.
+ */
 export function added(state, boxes) {
     if (!hasRoom(state, boxes.length) || !boxes.length) return state;
-    const made = boxes.map((box, index) => tidied({ phrase: "", extra: {}, ...box, id: state.nextId + index }));
+    const made = boxes.map((box, index) => tidied({
+        phrase: "", extra: {}, ...box, ...(box.shape && { shape: { ...box.shape } }), id: state.nextId + index,
+    }));
     const next = { ...state, boxes: [...state.boxes, ...made], nextId: state.nextId + made.length };
     return select(next, made.map((box) => box.id));
 }
@@ -189,7 +194,7 @@ function legal(box, key, value) {
     if (["x", "y"].includes(key)) return clamp(value, 0, 1 - box[key === "x" ? "width" : "height"]);
     if (["width", "height"].includes(key)) return clamp(value, MIN_SIZE, 1 - box[key === "width" ? "x" : "y"]);
     if (key === "start") return clamp(value, 0, (box.end ?? 1) - 0.01);
-    if (key === "end") return clamp(value, (box.start ?? 0) + 0.01, 1);
+    if (key === "end") return clamp(value, Math.min(1, (box.start ?? 0) + 0.01), 1);
     if (FRACTIONS.includes(key)) return clamp(value, 0, 1);
     if (key in CLAMPED) return clamp(value, ...CLAMPED[key]);
     return value;
