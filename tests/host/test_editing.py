@@ -412,7 +412,7 @@ def inpainting():
     import comfy.supported_models
 
     tiny = tiny_models.FAMILIES["sd15"]
-    config = comfy.supported_models.SD15({**tiny.unet, "in_channels": 9})
+    config = comfy.supported_models.SD15({**tiny.settings, "in_channels": 9})
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
     assert model.diffusion_model.in_channels == 9

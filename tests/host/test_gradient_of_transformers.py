@@ -94,7 +94,8 @@ def test_the_gradient_equals_central_differences(family, size, mode, layout, mon
     _, found = gradients(family, model, layout, guide, then=slope, size=fitting(family, size))
     for numeric, exact in found:
         assert abs(exact) > 1e-6
-        assert numeric == pytest.approx(exact, rel=1e-5 if double else 0.02)
+        # Norms that the host takes in 32 bits whatever it is given (Krea 2's) are seen in the fifth digit.
+        assert numeric == pytest.approx(exact, rel=5e-5 if double else 0.02)
 
 
 @pytest.mark.parametrize("guide", [GUIDE, None])
