@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
 from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.inversion import invert_latent
 from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, schedule
-from ..attention_patches.samplers.diff_edit import pasted
 from ..attention_patches.samplers.diff_mask import DiffMask
 from .diff_mask import dilate_input, draw_inputs, heat_threshold_input
 from .inversion import refinements_input
@@ -79,9 +78,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
                     step=0.1,
                     tooltip="Guidance of the edit: 1 = the target prompt alone, higher = follows it more.",
                 ),
-                io.Combo.Input(
-                    "scheduler", options=SCHEDULERS, default="normal", tooltip="The noise levels to step through."
-                ),
+                editing.scheduler_input(SCHEDULERS),
                 io.Float.Input(
                     "strength",
                     default=0.8,
@@ -106,12 +103,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
                 *editing.paste_inputs(),
                 editing.mask_input("Your own mask instead of the difference mask; white = redrawn. Any size."),
             ],
-            outputs=[
-                io.Image.Output("image", tooltip="The edited picture."),
-                io.Mask.Output("mask", tooltip="Where it was redrawn."),
-                io.Latent.Output("latent", tooltip="The edited latent, nothing pasted."),
-                io.String.Output("report", tooltip="What the mask covers and what the edit cost."),
-            ],
+            outputs=editing.edited_outputs("Where it was redrawn."),
         )
 
     @classmethod
@@ -135,25 +127,13 @@ class BoxwrightDiffEdit(io.ComfyNode):
         spent.append(("inversion", inverted.evaluations))
         latent, evaluations = edit(model, samples, inverted.trajectory, area, target, negative, cfg, sigmas)
         spent.append(("edit", evaluations))
-        edited = editing.decoded(vae, latent)
-        shown = editing.fitted(area, edited)
-        hint = editing.hint_of_nothing(image, edited, shown)
-        if paste:
-            edited = pasted(edited, image, shown, feather)
-        report = (
-            f"The mask covers {editing.shares(shown)} of the picture. "
-            f"{editing.cost(sum(count for _, count in spent), len(samples)).capitalize()}: "
-            + ", ".join(f"{name} {count}" for name, count in spent) + "."
-        )  # fmt: skip
+        fewer = ""
         if len(sigmas) <= steps:
-            report += (
+            fewer = (
                 f" The model has {len(sigmas) - 1} noise levels for these settings, so that the edit took as many "
                 f"steps instead of {steps}."
             )
-        report += hint
-        return io.NodeOutput(
-            edited, editing.framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
-        )
+        return editing.edited_output(vae, latent, image, area, spent, feather if paste else None, fewer)
 
 
 NODES = [BoxwrightDiffEditSampler, BoxwrightDiffEdit]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..attention_patches.core.masks import MAX_RADIUS
 from ..attention_patches.host.samplers.diff_mask import measure
@@ -127,9 +127,7 @@ class BoxwrightDiffMask(io.ComfyNode):
                     default=DEFAULT.keep_largest,
                     tooltip="Off = every patch counts. On = only the largest, for edits of a single object.",
                 ),
-                io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
-                io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
+                *editing.source_inputs(),
                 io.Conditioning.Input("negative", optional=True, tooltip='Negative prompt of mode "cfg".'),
             ],
             outputs=[
@@ -147,14 +145,7 @@ class BoxwrightDiffMask(io.ComfyNode):
         settings = DiffMask(draws, noise_level, clip, blur, threshold, method, close, dilate, keep_largest)
         samples = picture_latent(model, editing.one_source(latent, image, vae))
         found = measure(model, samples, source, target, settings, seed, mode, negative, cfg)
-        cell = editing.cell_of(model)
-        heat = editing.in_pixels(found.heat, cell, image, smooth=True)[..., None].expand(-1, -1, -1, 3)
-        report = (
-            f"The mask covers {editing.shares(found.mask)} of the picture. "
-            f"{editing.cost(found.evaluations, len(samples)).capitalize()}, {found.batches} draws at a time."
-        )
-        shown = ui.PreviewImage(heat, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
-        return io.NodeOutput(editing.in_pixels(found.mask, cell, image), heat, report, ui=shown)
+        return editing.mask_output(cls, model, found, image, f", {found.batches} draws at a time")
 
 
 NODES = [BoxwrightDiffMask]

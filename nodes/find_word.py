@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.samplers.loops import picture_latent
@@ -43,9 +43,7 @@ class BoxwrightFindWord(io.ComfyNode):
                 schema.threshold_input(),
                 dilate_input(DiffMask().dilate),
                 editing.seed_input("Of the noise draws. Every picture of a batch gets the same draws."),
-                io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
-                io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
+                *editing.source_inputs(),
             ],
             outputs=[
                 io.Mask.Output("mask", tooltip="White where the word's thing is, of the picture's size."),
@@ -64,14 +62,7 @@ class BoxwrightFindWord(io.ComfyNode):
         samples = picture_latent(model, editing.one_source(latent, image, vae))
         positive, layout = encode_layout(clip, prompt, (), False)
         found = attended(model, samples, positive, layout, WordMask(phrase.strip(), threshold, base), seed)
-        cell = editing.cell_of(model)
-        heat = editing.in_pixels(found.heat, cell, image, smooth=True)[..., None].expand(-1, -1, -1, 3)
-        report = (
-            f"The mask covers {editing.shares(found.mask)} of the picture. "
-            f"{editing.cost(found.evaluations, len(samples)).capitalize()}."
-        )
-        shown = ui.PreviewImage(heat, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
-        return io.NodeOutput(editing.in_pixels(found.mask, cell, image), heat, report, ui=shown)
+        return editing.mask_output(cls, model, found, image)
 
 
 NODES = [BoxwrightFindWord]

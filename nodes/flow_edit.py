@@ -16,7 +16,6 @@ from ..attention_patches.host.samplers.flow_edit import (
     flow_edit_sampler,
 )
 from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, schedule
-from ..attention_patches.samplers.diff_edit import pasted
 from ..attention_patches.samplers.diff_mask import DiffMask
 from ..attention_patches.samplers.flow_edit import MAX_DRAWS
 from ..attention_patches.samplers.noise import falling
@@ -155,9 +154,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
                     "13.5 on SD3). FlowAlign: guidance from the source prompt to the target (13.5). Uni-Edit: its "
                     "omega (5).",
                 ),
-                io.Combo.Input(
-                    "scheduler", options=SCHEDULERS, default="normal", tooltip="The noise levels to step through."
-                ),
+                editing.scheduler_input(SCHEDULERS),
                 io.Float.Input(
                     "strength",
                     default=0.8,
@@ -188,12 +185,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
                     "find_mask; a mask as well = where both are.",
                 ),
             ],
-            outputs=[
-                io.Image.Output("image", tooltip="The edited picture."),
-                io.Mask.Output("mask", tooltip="Where it could change."),
-                io.Latent.Output("latent", tooltip="The edited latent, nothing pasted."),
-                io.String.Output("report", tooltip="What the mask covers and what the edit cost."),
-            ],
+            outputs=editing.edited_outputs("Where it could change."),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -225,19 +217,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
             model, samples, source, target, negative, settings, cfg, sigmas, area, seed
         )
         spent.append(("edit", evaluations))
-        edited = editing.decoded(vae, latent)
-        shown = torch.ones_like(edited[..., 0]) if area is None else editing.fitted(area, edited)
-        hint = editing.hint_of_nothing(image, edited, shown)
-        if paste:
-            edited = pasted(edited, image, shown, feather)
-        report = (
-            f"The mask covers {editing.shares(shown)} of the picture. "
-            f"{editing.cost(sum(count for _, count in spent), len(samples)).capitalize()}: "
-            + ", ".join(f"{name} {count}" for name, count in spent) + "."
-        ) + hint  # fmt: skip
-        return io.NodeOutput(
-            edited, editing.framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
-        )
+        return editing.edited_output(vae, latent, image, area, spent, feather if paste else None)
 
 
 def wanted_area(mask, regions, image, samples, cell) -> torch.Tensor | None:

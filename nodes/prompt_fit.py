@@ -54,9 +54,7 @@ class BoxwrightPromptFit(io.ComfyNode):
                     tooltip="Of the way back to the text: 0 = the picture, 0.6 to 0.8 = the edit, as published, "
                     "1 = the text alone. Output fitted and Conditioning Average do the same without fitting again.",
                 ),
-                io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
-                io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
+                *editing.source_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output("conditioning", tooltip="The fitted prompt, moved back by towards_text."),

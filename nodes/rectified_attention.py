@@ -40,15 +40,7 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                     "outside. Each region's own strength multiplies it.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
-                io.Float.Input(
-                    "feather",
-                    default=DEFAULT.feather,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = hard "
-                    "edge, 0.1 = fades out over a tenth of the image.",
-                ),
+                schema.feather_input(DEFAULT.feather),
                 io.Combo.Input(
                     "resolutions",
                     options=list(get_args(Resolutions)),

@@ -66,15 +66,7 @@ class BoxwrightRegionLora(io.ComfyNode):
                     "blend = they share, in proportion to their strengths; occlude = later ones hide what is behind "
                     "them as much as their opacity says.",
                 ),
-                io.Float.Input(
-                    "feather",
-                    default=DEFAULT.feather,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = exact "
-                    "edge, 0.1 = fades out over a tenth of the image.",
-                ),
+                schema.feather_input(DEFAULT.feather),
                 *schema.window_inputs(DEFAULT.window),
             ],
             outputs=[

@@ -138,15 +138,7 @@ def couple_inputs() -> list[io.Input]:
             "drawn between the regions once more. 0 = never; 1 = to the end: least is drawn outside, but more objects "
             "go missing.",
         ),
-        io.Float.Input(
-            "feather",
-            default=COUPLE.feather,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = exact edge, 0.1 "
-            "= fades out over a tenth of the image.",
-        ),
+        schema.feather_input(COUPLE.feather),
         io.Combo.Input(
             "blocks",
             options=list(BLOCKS),

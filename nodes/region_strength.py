@@ -57,9 +57,7 @@ class BoxwrightRegionStrength(io.ComfyNode):
                     tooltip="Over this part of the picture a region's strength passes into what is around it: 0 = a "
                     "hard edge. A region's own feather goes before it.",
                 ),
-                io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
-                io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
+                *editing.source_inputs(),
             ],
             outputs=[
                 io.Model.Output(tooltip="For the sampler, with this latent."),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...attention_patches.core.masks import check_mask, on_latent
 from ...attention_patches.core.types import BoxwrightError
+from ...attention_patches.samplers.diff_edit import pasted
 from ...attention_patches.samplers.drawn import nothing_drawn
 from .checks import rgb
 
@@ -25,6 +26,21 @@ def prompt_inputs() -> list[io.Input]:
         ),
         io.Conditioning.Input("target", tooltip="What it shall show: the source prompt with the edit written in."),
     ]
+
+
+def source_inputs() -> list[io.Input]:
+    """`latent`, `image` and `vae`, which `one_source` reads."""
+    return [
+        io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
+        io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
+        io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
+    ]
+
+
+def scheduler_input(schedulers: list[str]) -> io.Input:
+    return io.Combo.Input(
+        "scheduler", options=schedulers, default="normal", tooltip="The noise levels to step through."
+    )
 
 
 def mask_input(tooltip: str) -> io.Input:
@@ -145,6 +161,48 @@ def paste_inputs() -> list[io.Input]:
             tooltip="Pixels of soft transition when pasting, inside the mask: 0 = a hard edge.",
         ),
     ]
+
+
+def edited_outputs(mask: str) -> list[io.Output]:
+    """What `edited_output` gives; `mask` is the tooltip of the mask."""
+    return [
+        io.Image.Output("image", tooltip="The edited picture."),
+        io.Mask.Output("mask", tooltip=mask),
+        io.Latent.Output("latent", tooltip="The edited latent, nothing pasted."),
+        io.String.Output("report", tooltip="What the mask covers and what the edit cost."),
+    ]
+
+
+def edited_output(
+    vae: Any, latent: Tensor, image: Tensor, area: Tensor | None, spent: list[tuple[str, int]], feather: int | None,
+    more: str = "",
+) -> io.NodeOutput:  # fmt: skip
+    """The outputs of an edit of `image` [B, H, W, C] that ended in `latent`, which could change in `area` (None = all).
+
+    `spent`: (what for, model evaluations). `feather`: pixels of transition to the picture's own; None = not pasted.
+    `more` goes into the report, with a space before it.
+    """
+    edited = decoded(vae, latent)
+    shown = torch.ones_like(edited[..., 0]) if area is None else fitted(area, edited)
+    hint = hint_of_nothing(image, edited, shown)
+    if feather is not None:
+        edited = pasted(edited, image, shown, feather)
+    total, each = sum(count for _, count in spent), ", ".join(f"{name} {count}" for name, count in spent)
+    report = f"The mask covers {shares(shown)} of the picture. {cost(total, len(latent))}: {each}.{more}{hint}"
+    return io.NodeOutput(
+        edited, framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
+    )
+
+
+def mask_output(
+    node: type[io.ComfyNode], model: Any, found: Any, image: Tensor | None, more: str = ""
+) -> io.NodeOutput:
+    """Mask, heat and report of a mask that was found: `found` has heat and mask [B, h, w] and its evaluations."""
+    cell = cell_of(model)
+    heat = in_pixels(found.heat, cell, image, smooth=True)[..., None].expand(-1, -1, -1, 3)
+    report = f"The mask covers {shares(found.mask)} of the picture. {cost(found.evaluations, len(found.mask))}{more}."
+    shown = ui.PreviewImage(heat, cls=node).as_dict() | ui.PreviewText(report).as_dict()
+    return io.NodeOutput(in_pixels(found.mask, cell, image), heat, report, ui=shown)
 
 
 def covered_cells(mask: Tensor, image: Tensor, samples: Tensor, cell: int) -> Tensor:

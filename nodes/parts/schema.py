@@ -95,6 +95,19 @@ def window_inputs(window: StepWindow) -> list[io.Input]:
     ]
 
 
+def feather_input(default: float) -> io.Input:
+    """`feather` of the regions of a layout."""
+    return io.Float.Input(
+        "feather",
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Soft edge outside each region, as a fraction of the image's width and height: 0 = exact edge, 0.1 = "
+        "fades out over a tenth of the image.",
+    )
+
+
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node with its inputs checked against its schema: the host checks what is typed in, not what is wired."""
 

@@ -6,6 +6,7 @@ import comfy.samplers
 import pytest
 import tiny_models as tiny
 import torch
+from coupling import NO_BASE, WHOLE, close, cond_and_uncond, coupled, run
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import Box, StepWindow
 from pack.attention_patches.host.attention import attend
@@ -26,8 +27,7 @@ every_family = pytest.mark.parametrize("family", COUPLED)
 # Those whose text is the first of all tokens, 77 of them, and whose picture is 8 x 12: for tests that look into masks.
 PLAIN = [family for family in COUPLED if family not in ("flux2", "auraflow")]
 plain_family = pytest.mark.parametrize("family", PLAIN)
-NO_BASE = RegionPrompt(base_ratio=0.0, confine_end=0.0)
-WHOLE, RIGHT = Box(0.0, 0.0, 1.0, 1.0), Box(0.5, 0.0, 0.5, 1.0)
+RIGHT = Box(0.5, 0.0, 0.5, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +38,6 @@ def models():
 @pytest.fixture
 def layout():
     return tiny.layout()
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=2e-4 * float(b.abs().max()))
-
-
-def run(family, model, layout, **options):
-    return tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options})
-
-
-def coupled(model, layout, method=NO_BASE, **texts):
-    return install(model, layout, method.edits(layout, **texts))
-
-
-def cond_and_uncond(family, model, layout, negative=None, **options):
-    """What the model predicts for the prompt and the negative prompt in the first step."""
-    seen, model = [], model.clone()
-    model.set_model_sampler_pre_cfg_function(lambda args: seen.append(args["conds_out"]) or args["conds_out"])
-    run(family, model, layout, negative=negative, **options)
-    return seen[0]
 
 
 @pytest.mark.parametrize("family", tiny.JOINT)

@@ -8,6 +8,7 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules import attention
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
+from coupling import NO_BASE, WHOLE, close, cond_and_uncond, coupled, run
 from pack.attention_patches.core.grids import coverage
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import Box, StepWindow, UnsupportedModelError
@@ -22,8 +23,6 @@ from pack.attention_patches.methods.region_prompt import RegionPrompt
 
 FAMILIES = ["sd15", "sd2", "sdxl"]  # sd2 predicts v
 every_family = pytest.mark.parametrize("family", FAMILIES)
-NO_BASE = RegionPrompt(base_ratio=0.0, confine_end=0.0)
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +33,6 @@ def models():
 @pytest.fixture
 def layout():
     return tiny.layout()
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=2e-4 * float(b.abs().max()))
-
-
-def run(family, model, layout, **options):
-    return tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options})
-
-
-def coupled(model, layout, method=NO_BASE, **texts):
-    return install(model, layout, method.edits(layout, **texts))
-
-
-def cond_and_uncond(family, model, layout, negative=None, **options):
-    """What the model predicts for the prompt and the negative prompt in the first step."""
-    seen, model = [], model.clone()
-    model.set_model_sampler_pre_cfg_function(lambda args: seen.append(args["conds_out"]) or args["conds_out"])
-    run(family, model, layout, negative=negative, **options)
-    return seen[0]
 
 
 # --- exactness ---
