@@ -89,7 +89,9 @@ def strengths_of(text: str, regions) -> list[float]:
         raise BoxwrightError(f"strengths has {len(text)} characters; at most {MOST} are allowed. Shorten it.")
     if not regions:
         raise BoxwrightError("There are no regions. Draw a box, or use the sampler's denoise for all of the picture.")
-    lines = [part.strip() for part in text.replace(",", "\n").splitlines() if part.strip()]
+    lines = []
+    for line in text.splitlines():  # one name and its number is a line as it stands: phrases may hold commas
+        lines += [part.strip() for part in ([line] if line.count(":") == 1 else line.split(",")) if part.strip()]
     if not lines:
         return [min(region.strength, 1.0) for region in regions]
     if not any(":" in line for line in lines):

@@ -134,7 +134,8 @@ class StepWindow:
     """Fraction of the denoising schedule, half-open: 0 = the noisiest sigma, 1 = after the last.
 
     Where a run has no step inside, because it takes few (4 steps of a distilled model), the step before counts: the one
-    that goes from before the window to behind it.
+    that goes from before the window to behind it (given a Moment: H-Space Edit shares its strength over the steps, and
+    the loops of ILVR and others count their steps themselves).
     """
 
     start: float = 0.0

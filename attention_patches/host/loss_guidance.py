@@ -80,8 +80,8 @@ def check_run(
             "several latents in one. Use it on the latent of pictures, and remove it from this model otherwise."
         )
     options = extra_args["model_options"]["transformer_options"]
-    progress = progress_of(guider.inner_model.model_sampling)
-    points = [progress(sigma) for sigma in sigmas.tolist()]
+    levels = sigmas.tolist()
+    points = [*map(progress_of(guider.inner_model.model_sampling, levels), levels)]
     for guide in (item.guide for item in options[GUIDES]):
         if guide.report is not None and not any(guide.at(min(point, LAST)) for point in points[:-1]):
             guide.report(

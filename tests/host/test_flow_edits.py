@@ -359,6 +359,16 @@ def test_a_source_without_text_is_refused(source):
         flow_edit_sampler(source, editing("FlowEdit"))
 
 
+def test_a_source_that_is_silent_for_a_time_is_refused_and_two_that_take_turns_are_not():
+    def said(start, end):
+        return [torch.zeros(1, 77, 8), {"start_percent": start, "end_percent": end}]
+
+    for silent in ([said(0.0, 0.5)], [said(0.2, 1.0)], [said(0.0, 0.4), said(0.6, 1.0)]):
+        with pytest.raises(BoxwrightError, match="source says nothing of the picture at 0.*ConditioningSetTimestep"):
+            flow_edit_sampler(silent, editing("FlowEdit"))
+    flow_edit_sampler([said(0.5, 1.0), said(0.0, 0.5)], editing("FlowEdit"))
+
+
 def test_a_source_that_needs_loading_is_refused_in_a_running_sampler(models):
     source = [[text, {**said, "control": object()}] for text, said in prompt("sd15", 1)]
     sampler = flow_edit_sampler(source, editing("FlowEdit"))

@@ -187,9 +187,17 @@ def test_samplers_take_the_moves_and_a_colour_comes_nearer(models, sampler):
 
 def test_outside_its_time_nothing_is_moved_and_the_node_says_so(models):
     said = []
-    late = guide_of(loss=BLUE, strength=3.0, window=StepWindow(0.2, 0.21), report=said.append)
-    assert torch.equal(run("sd15", guide_by_pictures(models["sd15"], late)), run("sd15", models["sd15"]))
+    early = guide_of(loss=BLUE, strength=3.0, window=StepWindow(0.2, 0.21), report=said.append)
+    guided = guide_by_pictures(models["sd15"], early)
+    assert torch.equal(run("sd15", guided, denoise=0.5), run("sd15", models["sd15"], denoise=0.5))
     assert len(said) == 1 and "no step of this run" in said[0]
+
+
+def test_a_time_between_two_steps_of_a_short_run_takes_the_step_before(models):
+    said = []
+    between = guide_of(loss=BLUE, strength=3.0, window=StepWindow(0.2, 0.21), report=said.append)
+    assert not torch.equal(run("sd15", guide_by_pictures(models["sd15"], between)), run("sd15", models["sd15"]))
+    assert len(said) == 1 and said[0].startswith("step 1 of 2")
 
 
 def test_each_evaluation_tells_its_loss(models):

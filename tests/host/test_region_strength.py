@@ -1,5 +1,7 @@
 """Image to image with a strength for every region, in the host's own samplers on tiny models."""
 
+from dataclasses import replace
+
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -138,6 +140,9 @@ def test_strengths_are_read_in_order_or_by_name_or_from_the_regions():
     assert strengths_of("", REGIONS) == [0.7, 1.0]
     assert strengths_of("0.2\n 0.3,", REGIONS) == [0.2, 0.3]
     assert strengths_of("sun: 0.3", REGIONS) == [0.7, 0.3]
+    assert strengths_of("sun: 0.3, sky: 0.2", REGIONS) == [0.2, 0.3]
+    comma = [REGIONS[0], replace(REGIONS[1], phrase="sun, red")]
+    assert strengths_of("sun, red: 0.3\nsky: 0.2", comma) == [0.2, 0.3]
 
 
 @pytest.mark.parametrize("inputs, words", [

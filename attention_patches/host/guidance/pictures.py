@@ -66,7 +66,7 @@ def predict_with_moves(
     sampling = guider.inner_model.model_sampling
     if sigma <= 0:
         return clean
-    state = kept[STATE] = kept.get(STATE) or _State(progress_of(sampling))
+    state = kept[STATE] = kept.get(STATE) or _State(progress_of(sampling, kept["sample_sigmas"].tolist()))
     progress, flow = min(state.progress(sigma), LAST), isinstance(sampling, comfy.model_sampling.CONST)
     moves = torch.zeros_like(clean, dtype=torch.float32)
     for item in kept[GUIDES]:

@@ -102,11 +102,21 @@ def edit_by_flow(
 
 
 def check_text(prompt: list, name: str) -> None:
-    """Raises BoxwrightError for a CONDITIONING that says nothing, as of models that read no text."""
+    """Raises BoxwrightError for a CONDITIONING that says nothing, as of models without text, or not all the time."""
     if not any(text is not None and text.numel() for text, _ in prompt):
         raise BoxwrightError(
             f"{name} holds no text, and an edit needs one that says what the picture shows. Wire a text encode node, "
             "and use a text-to-image model."
+        )
+    reached = 0.0
+    for start, end in sorted((said.get("start_percent", 0.0), said.get("end_percent", 1.0)) for _, said in prompt):
+        if start > reached:
+            break
+        reached = max(reached, end)
+    if reached < 1.0:
+        raise BoxwrightError(
+            f"{name} says nothing of the picture at {reached:g} of the noise schedule, and an edit compares both "
+            "prompts in every step. Remove ConditioningSetTimestepRange, or combine it with a text for the rest."
         )
 
 
