@@ -40,8 +40,8 @@ DEMO_FOLDER = ROOT / "demo"
 # The tests that run on the oldest host as well: whatever calls the host, and nothing that needs its newer models.
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
 EVERY_HOST = (
-    "host_names", "adapter_contract", "gradient", "guidance", "layout_prompt", "attention_recorder",
-    "recorder_in_graphs", "region_lora",
+    "host_names", "adapter_contract", "contract_of_some_families", "contract_of_steps", "contract_beside_others",
+    "gradient", "guidance", "layout_prompt", "attention_recorder", "recorder_in_graphs", "region_lora",
 )
 QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
 # Options of pytest whose next argument may look like a path and is none.
