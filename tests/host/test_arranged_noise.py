@@ -5,6 +5,7 @@ from dataclasses import replace
 import comfy.sample
 import comfy.samplers
 import pytest
+import tiny_loras
 import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
@@ -15,10 +16,12 @@ from pack.attention_patches.core.types import BoxwrightError, Layout, StepWindow
 from pack.attention_patches.host import prompt_to_prompt
 from pack.attention_patches.host.arranged_noise import FixedNoise, arrange
 from pack.attention_patches.host.install import install
+from pack.attention_patches.host.layers.lora import lora_for
 from pack.attention_patches.methods.arranged_noise import ArrangedNoise
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.prompt_to_prompt import Prompts, PromptToPrompt
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.nodes.parts.arrangement import draw_arrangement
 
@@ -363,3 +366,21 @@ def test_a_guide_beside_it_reads_the_layouts_own_prompt_alone(models, layout):
     guided = install(models["sd15"], layout, preset("standard", "boxdiff").guides(layout))
     found = tiny.run("sd15", watched(arranged(guided, layout), starts, []), both, noise=noise, steps=2)
     assert torch.equal(found, tiny.run("sd15", guided, both, noise=starts[0], steps=2))
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+@pytest.mark.parametrize("lora_first", [True, False])
+def test_beside_loras_of_regions_both_act(models, layout, family, lora_first):
+    """The reading ends in the middle of the model, and the run after it is the LoRAs' own from the arranged noise."""
+    placed = {0: (lora_for(models[family], tiny_loras.tensors(models[family]), "file"), 0.8)}
+    loras = RegionLora().edits(layout, placed)
+    if lora_first:
+        both = arranged(install(models[family], layout, loras), layout)
+    else:
+        both = install(arranged(models[family], layout), layout, loras)
+    found = run(family, both, layout)
+    noise = start_of(family, both, layout)
+    assert not torch.equal(noise, tiny.latent(family))
+    torch.testing.assert_close(found, run(family, install(models[family], layout, loras), layout, noise=noise))
+    assert not torch.allclose(found, run(family, models[family], layout, noise=noise), atol=1e-3)
+    assert torch.equal(run(family, both, layout), found)
