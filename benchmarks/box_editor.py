@@ -3,6 +3,7 @@
 Times come from the browser's own trace (DevTools "EventDispatch", "FunctionCall", "RunTask"), not from our clocks.
 Usage, with COMFYUI_PATH set: python benchmarks/box_editor.py
 """
+
 import bisect
 import json
 import os
@@ -38,8 +39,11 @@ def traced(browser, bench, act):
 
 
 def milliseconds(events, name, wanted):
-    return [event["dur"] / 1000 for event in events if event.get("name") == name and event.get("ph") == "X"
-            and wanted(event.get("args", {}).get("data", {}))]
+    return [
+        event["dur"] / 1000
+        for event in events
+        if event.get("name") == name and event.get("ph") == "X" and wanted(event.get("args", {}).get("data", {}))
+    ]
 
 
 def per_move(events, name, wanted):
@@ -47,13 +51,23 @@ def per_move(events, name, wanted):
 
     Processor time ("tdur") rather than time on the clock: other programs on the machine do not count.
     """
-    moves = [event for event in events if event.get("name") == "EventDispatch" and event.get("ph") == "X"
-             and event["args"]["data"].get("type") == "pointermove"]
+    moves = [
+        event
+        for event in events
+        if event.get("name") == "EventDispatch"
+        and event.get("ph") == "X"
+        and event["args"]["data"].get("type") == "pointermove"
+    ]
     starts = sorted(event["ts"] for event in moves)
     work = [0.0] * len(starts)
     for event in events:
-        if (event.get("name") == name and event.get("ph") == "X" and event["tid"] == moves[0]["tid"]
-                and event["pid"] == moves[0]["pid"] and wanted(event.get("args", {}).get("data", {}))):
+        if (
+            event.get("name") == name
+            and event.get("ph") == "X"
+            and event["tid"] == moves[0]["tid"]
+            and event["pid"] == moves[0]["pid"]
+            and wanted(event.get("args", {}).get("data", {}))
+        ):
             at = bisect.bisect_right(starts, event["ts"] + event["dur"]) - 1  # a task ends after the move it handles
             if at >= 0:
                 work[at] += event.get("tdur", event["dur"]) / 1000
@@ -88,9 +102,11 @@ def pointer_moves(browser, bench, name, path, pressed):
     if pressed:
         bench.mouse.up()
     moves = milliseconds(events, "EventDispatch", lambda data: data.get("type") == "pointermove")
-    print(f"  {name}: handling a pointermove {median_and_95(moves)};\n"
-          f"    per move, of processor time: our script {median_and_95(per_move(events, 'FunctionCall', is_ours))}, "
-          f"the whole main thread {median_and_95(per_move(events, 'RunTask', lambda data: True))}")
+    print(
+        f"  {name}: handling a pointermove {median_and_95(moves)};\n"
+        f"    per move, of processor time: our script {median_and_95(per_move(events, 'FunctionCall', is_ours))}, "
+        f"the whole main thread {median_and_95(per_move(events, 'RunTask', lambda data: True))}"
+    )
 
 
 def longest_task(browser, bench, name, text):
@@ -101,16 +117,19 @@ def longest_task(browser, bench, name, text):
         ours = milliseconds(events, "FunctionCall", is_ours)
         lengths.append((max(milliseconds(events, "RunTask", lambda data: True)), max(ours, default=0)))
     (plain, _), (hostile, ours) = lengths
-    print(f"  {name}: longest task {hostile:.0f} ms (with an empty editor {plain:.0f} ms), "
-          f"longest call of ours {ours:.1f} ms")
+    print(
+        f"  {name}: longest task {hostile:.0f} ms (with an empty editor {plain:.0f} ms), "
+        f"longest call of ours {ours:.1f} ms"
+    )
 
 
 def main():
     hostile = {
         "100 000 boxes": json.dumps({"type": "boxwright.regions", "version": 1, "regions": [ONE] * 100_000}),
         "200 000 brackets": "[" * 200_000,
-        "just under the limit of text": json.dumps({
-            "type": "boxwright.regions", "version": 1, "regions": [{**ONE, "mine": "x" * 15_000}] * 64}),
+        "just under the limit of text": json.dumps(
+            {"type": "boxwright.regions", "version": 1, "regions": [{**ONE, "mine": "x" * 15_000}] * 64}
+        ),
     }
     host = host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")
     with running_server(Path(sys.executable), host) as server, sync_playwright() as playwright:

@@ -83,12 +83,15 @@ def measure_shape(name: str, dtype: torch.dtype, repeats: int | None, methods: s
     one_per_score = shape.heads * shape.tokens * shape.text * 4
     rows = [
         Row(
-            name, *cell, *(Spread.of(list(kind)) for kind in zip(*ratios[cell])),
-            (with_edits.peak, without.peak), (with_edits.largest, without.largest),
+            name,
+            *cell,
+            *(Spread.of(list(kind)) for kind in zip(*ratios[cell])),
+            (with_edits.peak, without.peak),
+            (with_edits.largest, without.largest),
             max(without.largest, one_per_score * len(cells[cell][0].noise)),
         )
         for cell, (with_edits, without) in memory.items()
-    ]  # fmt: skip
+    ]
     return rows, median(time.wall for time in unpatched[len(first.noise)])
 
 

@@ -58,9 +58,12 @@ _SD15_REDUCED = {**_UNET, **_REDUCED} | dict(
     num_res_blocks=[1, 1, 1], channel_mult=[1, 2, 4], transformer_depth=[1, 1, 1], transformer_depth_output=[0] * 6
 )
 _SDXL_REDUCED = {**_SDXL, **_REDUCED} | dict(
-    model_channels=640, num_res_blocks=[1, 1], channel_mult=[1, 2],
-    transformer_depth=[1, 2], transformer_depth_output=[0] * 4,
-)  # fmt: skip
+    model_channels=640,
+    num_res_blocks=[1, 1],
+    channel_mult=[1, 2],
+    transformer_depth=[1, 2],
+    transformer_depth_output=[0] * 4,
+)
 
 SHAPES = {
     "toy": Shape(
@@ -276,9 +279,7 @@ METHODS: dict[str, Callable[[Any, Layout], Any]] = {
     "reweight as published (explicit)": with_edits(lambda layout: reweighted(layout, renormalize=False)),
     "box constraint": with_edits(lambda layout: preset("standard", "boxdiff").guides(layout)),
     "box constraint without early exit": with_edits(
-        lambda layout: [
-            replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)
-        ]
+        lambda layout: [replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)]
     ),
     "box constraint, fast": with_edits(lambda layout: preset("standard", "fast").guides(layout)),
     "couple": with_edits(lambda layout: RegionPrompt().edits(layout)),

@@ -50,8 +50,14 @@ class BoxwrightArrangedNoise(io.ComfyNode):
             "keeps all its values, and attention is not touched. With any sampler, and beside every other node here. "
             "While sampling, the node shows what moved.",
             search_aliases=[
-                "initial noise", "noise editing", "place objects", "object placement", "layout noise", "noise blocks",
-                "seed selection", "winning ticket",
+                "initial noise",
+                "noise editing",
+                "place objects",
+                "object placement",
+                "layout noise",
+                "noise blocks",
+                "seed selection",
+                "winning ticket",
             ],
             inputs=[
                 schema.model_input(),

@@ -28,7 +28,12 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
             description="Draws where the picture attended to each phrase, over the picture: one row for each phrase, "
             "and in columns the mean, the moments of the run or the resolutions. Also a mask of where the phrases are.",
             search_aliases=[
-                "attention map", "inspect attention", "daam", "cross-attention", "visualize attention", "word heatmap",
+                "attention map",
+                "inspect attention",
+                "daam",
+                "cross-attention",
+                "visualize attention",
+                "word heatmap",
             ],
             inputs=[
                 schema.record_input(),

@@ -30,7 +30,12 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
             "the picture by a single bit. Look at the record with Attention Heatmap; turn it into a mask with Mask "
             "from Word.",
             search_aliases=[
-                "attention map", "inspect attention", "cross-attention", "daam", "heatmap", "attention visualizer",
+                "attention map",
+                "inspect attention",
+                "cross-attention",
+                "daam",
+                "heatmap",
+                "attention visualizer",
             ],
             inputs=[
                 schema.model_input(),

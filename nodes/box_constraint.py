@@ -31,7 +31,12 @@ class BoxwrightBoxConstraint(io.ComfyNode):
             "Stable Diffusion, SDXL, SD 3, Flux.1, Chroma, Qwen-Image and Z-Image. While sampling, the node shows how "
             "far each phrase is from its box.",
             search_aliases=[
-                "object placement", "boxdiff", "attend and excite", "layout guidance", "bounding box", "ilgd",
+                "object placement",
+                "boxdiff",
+                "attend and excite",
+                "layout guidance",
+                "bounding box",
+                "ilgd",
                 "place objects",
             ],
             inputs=[

@@ -47,8 +47,15 @@ class BoxwrightBoxEditor(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,  # connected boxes shall appear even while nothing uses them
             search_aliases=[
-                "box", "draw boxes", "layout to image", "place objects", "bounding box editor", "regional prompt",
-                "region editor", "layout", "bbox",
+                "box",
+                "draw boxes",
+                "layout to image",
+                "place objects",
+                "bounding box editor",
+                "regional prompt",
+                "region editor",
+                "layout",
+                "bbox",
             ],
             inputs=[
                 io.String.Input(

@@ -126,8 +126,15 @@ class BoxwrightFlowEdit(io.ComfyNode):
             description="Edits a picture by two prompts, on flow models and on all others: finds where they differ and "
             "moves that part from one prompt to the other, without inversion (FlowEdit, arXiv 2412.08629; FlowAlign, "
             "2505.23145; Uni-Edit, 2504.13109).",
-            search_aliases=["flowedit", "flowalign", "uni-edit", "edit image by prompt", "inversion-free editing",
-                            "flux edit", "replace object"],
+            search_aliases=[
+                "flowedit",
+                "flowalign",
+                "uni-edit",
+                "edit image by prompt",
+                "inversion-free editing",
+                "flux edit",
+                "replace object",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A plain text-to-image model. It stays as it is."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
@@ -213,9 +220,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
             found = measure(model, samples, source, target, found_by, seed)
             spent.append(("mask", found.evaluations))
             area = editing.in_pixels(found.mask, cell)
-        latent, evaluations = edit_by_flow(
-            model, samples, source, target, negative, settings, cfg, sigmas, area, seed
-        )
+        latent, evaluations = edit_by_flow(model, samples, source, target, negative, settings, cfg, sigmas, area, seed)
         spent.append(("edit", evaluations))
         return editing.edited_output(vae, latent, image, area, spent, feather if paste else None)
 

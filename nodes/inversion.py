@@ -84,9 +84,7 @@ class BoxwrightInvert(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, latent, sigmas, cfg, refinements, storage, check, negative=None
-    ) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, model, positive, latent, sigmas, cfg, refinements, storage, check, negative=None) -> io.NodeOutput:
         samples = picture_latent(model, latent)
         found = invert_latent(
             model, samples, positive, sigmas, negative=negative, cfg=cfg, refinements=refinements, storage=storage,

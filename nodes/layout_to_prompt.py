@@ -27,8 +27,15 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
                 "4 (and Krea 2), Ming-Image, or a text of your own. Wire prompt to that model's text encoder or node."
             ),
             search_aliases=[
-                "flux 3 layout", "ideogram json prompt", "krea 2 json", "ming image", "bbox prompt", "json caption",
-                "structured prompt", "layout to text", "moss image",
+                "flux 3 layout",
+                "ideogram json prompt",
+                "krea 2 json",
+                "ming image",
+                "bbox prompt",
+                "json caption",
+                "structured prompt",
+                "layout to text",
+                "moss image",
             ],
             inputs=[
                 schema.Regions.Input(

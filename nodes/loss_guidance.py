@@ -24,8 +24,14 @@ class BoxwrightLossGuidance(io.ComfyNode):
             "one of another pack), in the regions, the mask or the whole picture: at each step the predicted picture "
             "moves down the gradient of the loss. For any model and any sampler.",
             search_aliases=[
-                "classifier guidance", "universal guidance", "clip guidance", "color guidance", "freedom", "mpgd",
-                "semantic diffusion guidance", "gradient guidance",
+                "classifier guidance",
+                "universal guidance",
+                "clip guidance",
+                "color guidance",
+                "freedom",
+                "mpgd",
+                "semantic diffusion guidance",
+                "gradient guidance",
             ],
             inputs=[
                 schema.model_input(),

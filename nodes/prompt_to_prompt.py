@@ -179,9 +179,7 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
             self_side=self_side,
             weights=parse_weights(weights) if weights.strip() else (),
             windows=parse_windows(word_windows, "word_windows"),
-            blend=local_blend(
-                blend_words, subtract_words, blend_threshold, blend_pooling, blend_start, blend_mask
-            ),
+            blend=local_blend(blend_words, subtract_words, blend_threshold, blend_pooling, blend_start, blend_mask),
         )
         written = (source, *target_lines(targets))
         positive, prompts = encode_prompts(model, clip, [without_orders(text)[0] for text in written], mode)

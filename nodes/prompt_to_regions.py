@@ -33,8 +33,15 @@ class BoxwrightPromptToRegions(io.ComfyNode):
                 "Prompt to draw them with any model. The report says how the text was understood."
             ),
             search_aliases=[
-                "json to regions", "ideogram json", "import layout", "bbox from text", "coco", "load boxes",
-                "flux 3 layout", "text to layout", "parse bbox",
+                "json to regions",
+                "ideogram json",
+                "import layout",
+                "bbox from text",
+                "coco",
+                "load boxes",
+                "flux 3 layout",
+                "text to layout",
+                "parse bbox",
             ],
             inputs=[
                 io.String.Input(
@@ -97,9 +104,7 @@ class BoxwrightPromptToRegions(io.ComfyNode):
         )
         prompt = document.prompt if keep_marks else uncited(document.prompt)
         style = json.dumps(dict(document.style), ensure_ascii=False) if document.style else ""
-        return io.NodeOutput(
-            regions, prompt, document.background, style, source, report, ui=ui.PreviewText(report)
-        )
+        return io.NodeOutput(regions, prompt, document.background, style, source, report, ui=ui.PreviewText(report))
 
 
 NOTHING = "The text holds no box for {}; disconnect that output."

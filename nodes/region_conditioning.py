@@ -28,8 +28,14 @@ class BoxwrightRegionConditioning(io.ComfyNode):
             "models that Region Prompt cannot patch, for a LoRA per region, and for comparison. Every region costs a "
             "pass of the model.",
             search_aliases=[
-                "regional prompt", "area", "conditioning set mask", "set area", "region", "regional lora",
-                "per region lora", "lora per region",
+                "regional prompt",
+                "area",
+                "conditioning set mask",
+                "set area",
+                "region",
+                "regional lora",
+                "per region lora",
+                "lora per region",
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="Encodes the phrases of the regions."),

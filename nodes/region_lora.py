@@ -28,8 +28,14 @@ class BoxwrightRegionLora(io.ComfyNode):
             "model. The layout's regions name theirs (Box Editor), or the node names one; chain the node for more. "
             "Region Prompt with the same layout gives each region its words, too.",
             search_aliases=[
-                "regional lora", "masked lora", "lora mask", "lora per region", "per region lora", "lora loader",
-                "attention couple lora", "two characters",
+                "regional lora",
+                "masked lora",
+                "lora mask",
+                "lora per region",
+                "per region lora",
+                "lora loader",
+                "attention couple lora",
+                "two characters",
             ],
             inputs=[
                 schema.model_input(),

@@ -32,8 +32,13 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             "own encoded text. dense: the prompt's attention is modulated towards the layout (DenseDiffusion, arXiv "
             "2308.12964). What no region covers reads the prompt.",
             search_aliases=[
-                "regional prompt", "regional prompter", "forge couple", "attention couple", "latent couple",
-                "dense diffusion", "bounded attention",
+                "regional prompt",
+                "regional prompter",
+                "forge couple",
+                "attention couple",
+                "latent couple",
+                "dense diffusion",
+                "bounded attention",
             ],
             inputs=[
                 schema.model_input(),
@@ -224,12 +229,14 @@ def without_effect(layout: Layout, mode: dict, overlap: Overlap, bound: dict) ->
     """What of the node and the regions does nothing here, a sentence each."""
     notes = [
         f'Region {number} ("{shortened(region.phrase, 40)}") has strength 0 and takes no part.'
-        for number, region in enumerate(layout.regions, 1) if region.strength == 0
-    ]  # fmt: skip
+        for number, region in enumerate(layout.regions, 1)
+        if region.strength == 0
+    ]
     negatives = [
-        str(number) for number, (region, text) in enumerate(zip(layout.regions, layout.region_negatives), 1)
+        str(number)
+        for number, (region, text) in enumerate(zip(layout.regions, layout.region_negatives), 1)
         if text is not None and region.strength > 0
-    ]  # fmt: skip
+    ]
     if mode["mode"] == "dense":
         idle = ["the regions' negative phrases"] if negatives else []
         idle += ["the regions' own feather"] if any(region.feather is not None for region in layout.regions) else []

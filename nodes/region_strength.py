@@ -26,8 +26,13 @@ class BoxwrightRegionStrength(io.ComfyNode):
             "colours, one is drawn anew (SDEdit, arXiv 2108.01073; Differential Diffusion, arXiv 2306.00950). With any "
             "sampler, beside Region Prompt and the other patches.",
             search_aliases=[
-                "differential diffusion", "sdedit", "img2img", "denoise per region", "soft inpainting",
-                "variable denoise strength", "denoise map",
+                "differential diffusion",
+                "sdedit",
+                "img2img",
+                "denoise per region",
+                "soft inpainting",
+                "variable denoise strength",
+                "denoise map",
             ],
             inputs=[
                 schema.model_input(),

@@ -28,7 +28,13 @@ class BoxwrightRegions(io.ComfyNode):
                 "Areas come from text, bounding boxes, elements and masks, in this order, all together."
             ),
             search_aliases=[
-                "regional prompt", "bounding box", "layout", "box to region", "mask to region", "bbox", "import boxes",
+                "regional prompt",
+                "bounding box",
+                "layout",
+                "box to region",
+                "mask to region",
+                "bbox",
+                "import boxes",
                 "coco",
             ],
             inputs=[

@@ -3,6 +3,7 @@
 tests/math and the files directly in tests/ need torch only. tests/host and tests/semantic need the ComfyUI folder
 named by COMFYUI_PATH and run inside torch.inference_mode(), fixtures included, as the host's executor runs nodes.
 """
+
 import contextlib
 import os
 import sys
@@ -63,8 +64,10 @@ def pytest_collection(session):
     paths = [Path(argument.split("::")[0]).resolve() for argument in session.config.args]
     holds_host_tests = any(needs_host(path) or any(path in folder.parents for folder in HOST_TESTS) for path in paths)
     if PROBLEM and holds_host_tests:
-        raise pytest.UsageError(f"{PROBLEM}, and these tests need a ComfyUI: "
-                                "run all tests with `python tools/workbench.py test`, or only tests/math without one")
+        raise pytest.UsageError(
+            f"{PROBLEM}, and these tests need a ComfyUI: "
+            "run all tests with `python tools/workbench.py test`, or only tests/math without one"
+        )
 
 
 def pytest_collection_modifyitems(items):

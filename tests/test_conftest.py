@@ -1,4 +1,5 @@
 """Without a ComfyUI, tests that need one end in one clear error; the others run."""
+
 import os
 import subprocess
 import sys
@@ -14,10 +15,17 @@ def run_pytest(target, **environment):
     return subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("target, environment, reason", [
-    (".", {}, "COMFYUI_PATH is not set"),
-    ("host/test_toyworld.py", {"COMFYUI_PATH": "nowhere"}, "COMFYUI_PATH is nowhere, which is not a ComfyUI folder"),
-])
+@pytest.mark.parametrize(
+    "target, environment, reason",
+    [
+        (".", {}, "COMFYUI_PATH is not set"),
+        (
+            "host/test_toyworld.py",
+            {"COMFYUI_PATH": "nowhere"},
+            "COMFYUI_PATH is nowhere, which is not a ComfyUI folder",
+        ),
+    ],
+)
 def test_host_tests_without_a_host_are_an_error(target, environment, reason):
     result = run_pytest(target, **environment)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR

@@ -81,8 +81,10 @@ def violations(path: Path, root: Path) -> list[str]:
             allowed = room_of(target, root) in {room, *ROOMS[room]}
         else:
             top = target.split(".")[0]
-            allowed = top in SPOKEN.get(room, ()) if top in HOST_MODULES else (
-                top in PACK_RUNTIME or top in sys.stdlib_module_names
+            allowed = (
+                top in SPOKEN.get(room, ())
+                if top in HOST_MODULES
+                else (top in PACK_RUNTIME or top in sys.stdlib_module_names)
             )
         if not allowed:
             wrong.append(f"{path.relative_to(root)}:{line}: {target}")

@@ -1,4 +1,5 @@
 """What pyproject.toml tells the registry."""
+
 import sys
 from pathlib import Path
 

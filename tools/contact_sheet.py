@@ -112,8 +112,10 @@ def main(output: str) -> None:
     scores = score(import_scorer(), regions, pictures)
     sheet(regions, pictures, scores).save(output)
     count = len(pictures[COLUMNS[0]])
-    print(f"\n{table(regions, scores)}\n"
-          f"means over {count} pictures; inside = share of the object's colour that lies in its box")
+    print(
+        f"\n{table(regions, scores)}\n"
+        f"means over {count} pictures; inside = share of the object's colour that lies in its box"
+    )
 
 
 if __name__ == "__main__":

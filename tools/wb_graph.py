@@ -37,8 +37,10 @@ def _link(link) -> tuple[int, tuple[int, int]]:
 def _api_node(node: dict, nodes: dict, links: dict, object_info: dict) -> dict:
     info = object_info.get(node["type"])
     if info is None:
-        raise Failure(f'node {node["id"]} is a "{node["type"]}", which this server does not know; '
-                      "the pack that has it is not installed or failed to load: see the server's log")
+        raise Failure(
+            f'node {node["id"]} is a "{node["type"]}", which this server does not know; '
+            "the pack that has it is not installed or failed to load: see the server's log"
+        )
     inputs = widget_values(node, info)
     for slot in node.get("inputs") or []:
         if slot.get("link") is not None:
@@ -66,8 +68,11 @@ def widget_values(node: dict, info: dict) -> dict:
     """Widget name -> value. The values are saved by position, in the order the node declares its widgets."""
     saved = node.get("widgets_values") or []
     if isinstance(saved, dict):
-        return {name: saved[name] for name, spec in declared_inputs(info, saved).items()
-                if name in saved and _is_widget(*spec)}
+        return {
+            name: saved[name]
+            for name, spec in declared_inputs(info, saved).items()
+            if name in saved and _is_widget(*spec)
+        }
     values, position, waiting = {}, 0, _inputs(info["input"])
     while waiting:
         name, kind, options = waiting.pop(0)
@@ -78,8 +83,10 @@ def widget_values(node: dict, info: dict) -> dict:
             waiting[:0] = _inputs_of_choice(name, kind, options, saved[position])
         position += 1 + _extra_values(name, kind, options)
     if position != len(saved):
-        raise Failure(f'node {node["id"]} ("{node["type"]}") has {len(saved)} saved widget values, but this server\'s '
-                      f"node takes {position}; open the workflow in this ComfyUI and save it again")
+        raise Failure(
+            f'node {node["id"]} ("{node["type"]}") has {len(saved)} saved widget values, but this server\'s '
+            f"node takes {position}; open the workflow in this ComfyUI and save it again"
+        )
     return values
 
 
@@ -87,7 +94,8 @@ def _inputs(declared: dict, prefix: str = "") -> list[tuple[str, str, dict]]:
     """(name, type, options) of each input, in declared order: required ones, then optional ones."""
     return [
         (prefix + name, "COMBO" if isinstance(spec[0], list) else spec[0], spec[1] if len(spec) > 1 else {})
-        for group in ("required", "optional") for name, spec in (declared.get(group) or {}).items()
+        for group in ("required", "optional")
+        for name, spec in (declared.get(group) or {}).items()
     ]
 
 

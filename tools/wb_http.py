@@ -31,8 +31,9 @@ class Server:
     def check_alive(self) -> None:
         """Failure, with the end of its log, if the server has ended."""
         if (status := self.process.poll()) is not None:
-            raise Failure(f"the server ended by itself (exit status {status}); full log: {self.log}\n"
-                          f"{last_lines(self.log)}")
+            raise Failure(
+                f"the server ended by itself (exit status {status}); full log: {self.log}\n{last_lines(self.log)}"
+            )
 
     def get(self, path: str, **query: str) -> bytes:
         """The body of a GET request."""

@@ -77,8 +77,10 @@ def free_port(wanted: int | None = None) -> int:
         try:
             probe.bind((LOOPBACK, wanted or 0))
         except (OSError, OverflowError) as error:
-            raise Failure(f"port {wanted} on {LOOPBACK} cannot be used ({error}); give another one with --port, "
-                          "or none for any free port") from error
+            raise Failure(
+                f"port {wanted} on {LOOPBACK} cannot be used ({error}); give another one with --port, "
+                "or none for any free port"
+            ) from error
         return probe.getsockname()[1]
 
 
@@ -94,8 +96,9 @@ def host_arguments(host: Host, base: Path, port: int, gpu: bool) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_server(python: Path, host: Host, port: int | None = None, extra: Sequence[str] = (),
-                   gpu: bool = False) -> Iterator[Server]:
+def running_server(
+    python: Path, host: Host, port: int | None = None, extra: Sequence[str] = (), gpu: bool = False
+) -> Iterator[Server]:
     """A started and answering server; it and its files are gone when the block ends."""
     port, log = free_port(port), log_file("server")
     with base_directory() as base:
@@ -103,8 +106,14 @@ def running_server(python: Path, host: Host, port: int | None = None, extra: Seq
         command += [*host_arguments(host, base, port, gpu), *extra]
         with (
             open(log, "wb") as sink,
-            child(command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, cwd=host.path,
-                  env=clean_environment()) as process,
+            child(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=host.path,
+                env=clean_environment(),
+            ) as process,
         ):
             server = Server(LOOPBACK, port, process, log)
             wait_until_ready(server)

@@ -13,8 +13,10 @@ anywhere else, and nothing keeps running afterwards.
 import sys
 
 if sys.version_info < (3, 11):  # before the imports below, which older versions cannot parse
-    sys.exit(f"workbench: this is Python {sys.version.split()[0]}, and 3.11 or newer is needed; "
-             "call the workbench with a newer one, for example python3.12")
+    sys.exit(
+        f"workbench: this is Python {sys.version.split()[0]}, and 3.11 or newer is needed; "
+        "call the workbench with a newer one, for example python3.12"
+    )
 
 import argparse
 import contextlib
@@ -40,8 +42,17 @@ DEMO_FOLDER = ROOT / "demo"
 # The tests that run on the oldest host as well: whatever calls the host, and nothing that needs its newer models.
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
 EVERY_HOST = (
-    "host_names", "adapter_contract", "contract_of_some_families", "contract_of_steps", "contract_beside_others",
-    "gradient", "guidance", "layout_prompt", "attention_recorder", "recorder_in_graphs", "region_lora",
+    "host_names",
+    "adapter_contract",
+    "contract_of_some_families",
+    "contract_of_steps",
+    "contract_beside_others",
+    "gradient",
+    "guidance",
+    "layout_prompt",
+    "attention_recorder",
+    "recorder_in_graphs",
+    "region_lora",
 )
 QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
 # Options of pytest whose next argument may look like a path and is none.
@@ -56,13 +67,17 @@ def parser() -> argparse.ArgumentParser:
     which = options.add_mutually_exclusive_group()
     which.add_argument("--comfyui", metavar="PATH", help="use this ComfyUI checkout")
     which.add_argument("--host", metavar="VERSION", help=f"use this pinned ComfyUI: {', '.join(HOSTS)}")
-    options.add_argument("--python", metavar="PATH",
-                         help="use this interpreter, with its packages, instead of making an environment")
+    options.add_argument(
+        "--python", metavar="PATH", help="use this interpreter, with its packages, instead of making an environment"
+    )
     server = argparse.ArgumentParser(add_help=False)
     server.add_argument("--port", type=int, help="port of the server on 127.0.0.1 (default: any free one)")
     server.add_argument("--gpu", action="store_true", help="let ComfyUI choose the device instead of forcing the CPU")
-    main = argparse.ArgumentParser(prog="workbench.py", description=__doc__.split("\n\n")[0],
-                                   epilog="What follows -- goes to ComfyUI (demo, serve), pytest (test) or bench.")
+    main = argparse.ArgumentParser(
+        prog="workbench.py",
+        description=__doc__.split("\n\n")[0],
+        epilog="What follows -- goes to ComfyUI (demo, serve), pytest (test) or bench.",
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="demo|test|serve|bench")
     commands.add_parser("demo", parents=[options, server], help="draw the example pictures and score them")
     commands.add_parser("serve", parents=[options, server], help="leave a ComfyUI running for your browser")
@@ -151,12 +166,14 @@ def demo(python: Path, host: Host, options, extra: list[str]) -> int:
         "pictures": {name: [str(file) for file in files] for name, files in pictures.items()},
     }
     sheet = DEMO_FOLDER / "contact_sheet.png"
-    with child([python, ROOT / "tools" / "contact_sheet.py", sheet], stdin=subprocess.PIPE,
-               env=clean_environment()) as process:
+    with child(
+        [python, ROOT / "tools" / "contact_sheet.py", sheet], stdin=subprocess.PIPE, env=clean_environment()
+    ) as process:
         process.communicate(json.dumps(scene).encode())
     if process.returncode != 0:
-        raise Failure(f"the contact sheet could not be made (exit status {process.returncode}); the pictures are in "
-                      f"{DEMO_FOLDER}")
+        raise Failure(
+            f"the contact sheet could not be made (exit status {process.returncode}); the pictures are in {DEMO_FOLDER}"
+        )
     count = sum(map(len, pictures.values()))
     print(f"\n{count} pictures and {sheet.name} are in {DEMO_FOLDER} ({time.monotonic() - started:.0f} s)")
     return 0
@@ -174,11 +191,14 @@ def serve(python: Path, host: Host, options, extra: list[str]) -> int:
     """Leave a server running until it is stopped."""
     with started_server(python, host, options, extra) as server:
         names = ", ".join(sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json")))
-        print(f"\nComfyUI is at {server.url}\n"
-              f"  Open the Workflows sidebar (key W) and choose one of: {names}.\n"
-              "  Then press Run. The toy model (toyworld.safetensors) is ready in every checkpoint loader.\n"
-              f"  What you save there is deleted when you stop it. Log: {server.log}\n"
-              "  Ctrl-C stops it.", flush=True)
+        print(
+            f"\nComfyUI is at {server.url}\n"
+            f"  Open the Workflows sidebar (key W) and choose one of: {names}.\n"
+            "  Then press Run. The toy model (toyworld.safetensors) is ready in every checkpoint loader.\n"
+            f"  What you save there is deleted when you stop it. Log: {server.log}\n"
+            "  Ctrl-C stops it.",
+            flush=True,
+        )
         while True:
             server.check_alive()
             time.sleep(0.5)
@@ -201,7 +221,10 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
         screenshots = Path(environment.setdefault("BOXWRIGHT_SCREENSHOTS", str(cache_directory() / "screenshots")))
         screenshots.mkdir(parents=True, exist_ok=True)
         print(f"  screenshots of the browser tests: {screenshots}", flush=True)
-    checks = [("ruff", [beside(python, "ruff"), "check", "."], environment)]
+    checks = [
+        ("ruff", [beside(python, "ruff"), "check", "."], environment),
+        ("ruff format", [beside(python, "ruff"), "format", "--check", "--quiet", "."], environment),
+    ]
     web_tests = sorted((ROOT / "tests" / "web").glob("*.mjs"))
     if web_tests:
         if strict and not shutil.which("node"):
@@ -232,8 +255,11 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
 def has_paths(arguments: list[str]) -> bool:
     """Whether pytest's arguments name files or folders of the repository (or tests in them: PATH::NAME)."""
     values = {after for before, after in zip(arguments, arguments[1:]) if before in VALUED}
-    return any((ROOT / argument.split("::")[0]).exists() for argument in arguments
-               if argument not in values and not argument.startswith("-"))
+    return any(
+        (ROOT / argument.split("::")[0]).exists()
+        for argument in arguments
+        if argument not in values and not argument.startswith("-")
+    )
 
 
 def bench(python: Path, host: Host, options, extra: list[str]) -> int:

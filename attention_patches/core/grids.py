@@ -28,9 +28,10 @@ def coverage(area: Box | Tensor, grid: tuple[int, int], view: View = WHOLE_IMAGE
         down = _overlap(rows, _cell_edges(height, 0.0, 1.0))
         across = _overlap(columns, _cell_edges(width, 0.0, 1.0))
         share = down @ area.to(device="cpu", dtype=torch.float64) @ across.T
-    inside = _overlap(rows, torch.tensor([[0.0, 1.0]], dtype=torch.float64)) * _overlap(
-        columns, torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    ).T
+    inside = (
+        _overlap(rows, torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+        * _overlap(columns, torch.tensor([[0.0, 1.0]], dtype=torch.float64)).T
+    )
     return (share / inside.clamp_min(1e-9)).clamp(0.0, 1.0).float()
 
 

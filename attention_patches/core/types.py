@@ -34,7 +34,7 @@ class UnsupportedModelError(BoxwrightError):
 
 
 def counted(count: int, noun: str) -> str:
-    """"1 region", "2 regions": for messages."""
+    """How many, in words, for messages: "1 region", "2 regions"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -60,7 +60,7 @@ class View:
 
 @dataclass(frozen=True)
 class Region:
-    """"This phrase belongs here".
+    """A region says: "this phrase belongs here".
 
     Every field counts in the key of a layout (see regions.regions_digest) but those marked NOT_IN_KEY. Those that are
     given by name are optional keys of the same name in the user's JSON; None leaves the matter to the method.

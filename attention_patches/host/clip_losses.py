@@ -53,8 +53,7 @@ def picture_loss(vision: Any, picture: Tensor, crops: Crops) -> FeatureLoss:
 
 
 def direction_loss(vision: Any, clip: Any, source: str, target: str, picture: Tensor, crops: Crops) -> DirectionLoss:
-    """How far what has changed since `picture` is from the way between two texts. Raises BoxwrightError for equal ones.
-    """
+    """How far what changed since `picture` is from the way between two texts. Raises BoxwrightError for equal ones."""
     encode = VisionEncoder(vision)
     way = _text(vision, clip, target) - _text(vision, clip, source)
     if float(way.norm()) <= SAME:

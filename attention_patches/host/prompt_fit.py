@@ -118,8 +118,11 @@ class _Fit:
                     report(f"step {step + 1} of {settings.steps}, loss {sum(losses[-20:]) / len(losses[-20:]):.4f}")
             embedding = embedding.detach()
             return {
-                "embedding": embedding, "losses": tuple(losses), "before": before, "after": self._measured(embedding),
-            }  # fmt: skip
+                "embedding": embedding,
+                "losses": tuple(losses),
+                "before": before,
+                "after": self._measured(embedding),
+            }
 
     def _measured(self, embedding: Tensor) -> float:
         """The loss on the same few draws of noise, spread over the schedule."""

@@ -115,9 +115,7 @@ class PromptToPrompt:
                 return site.grid[0] * site.grid[1] <= limit
 
             inject = _source_everywhere(prompts.count)
-            found.append(
-                AttentionEdit("prompt to prompt", "probs", inject, self.self_attention, "image_image", small)
-            )
+            found.append(AttentionEdit("prompt to prompt", "probs", inject, self.self_attention, "image_image", small))
         if self.blend is not None and self.blend.words:
             watch = _watch_words(self.blend.columns(prompts))
             found.append(AttentionEdit("local blend", "read", watch, where=_blends_here))

@@ -151,7 +151,7 @@ class Deviation:
     spread: float  # standard deviation of the latent it should be, about 1 for ordinary pictures
 
     def __str__(self) -> str:
-        """"2.3 %" of the spread, or "0.012 (flat)" where there is hardly any."""
+        """In words, "2.3 %" of the spread, or "0.012 (flat)" where there is hardly any."""
         return f"{self.rms:.2g} (flat)" if self.flat else f"{100 * self.rms / self.spread:.1f} %"
 
     @property

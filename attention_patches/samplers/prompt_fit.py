@@ -51,6 +51,5 @@ class PromptFit:
 
 
 def noise_loss(clean: Tensor, picture: Tensor, noise_level: float) -> Tensor:
-    """The mean squared error of the predicted noise, [] (of the velocity in flow models), from the predicted picture.
-    """
+    """The mean squared error of the predicted noise, [] (in flow models the velocity), from the predicted picture."""
     return ((clean.float() - picture.float()) / noise_level).square().mean()

@@ -54,6 +54,5 @@ class RegionStrength:
 
 
 def open_cells(strengths: Tensor, progress: float) -> Tensor:
-    """1 where the run has come down to a cell's own level, else 0; `strengths` of any shape, progress as StepWindow's.
-    """
+    """1 where the run has come down to a cell's own level, else 0; strengths of any shape, progress as StepWindow's."""
     return ((strengths > ROUNDING) & (strengths >= 1.0 - progress - ROUNDING)).to(strengths.dtype)

@@ -41,7 +41,7 @@ def checked_file(name: Any, where: str) -> str:
     leads_out = ":" in name or any(part in ("", ".", "..") for part in parts)
     if len(name) > MAX_FILE or leads_out or any(category(letter) in ("Cc", "Cs") for letter in name):
         raise BoxwrightError(
-            f'{where} is {shown(name)}, which is no name of a file in the folder of LoRAs. Write it as the LoRA loader '
+            f"{where} is {shown(name)}, which is no name of a file in the folder of LoRAs. Write it as the LoRA loader "
             'lists it, for instance "styles/ink.safetensors".'
         )
     return "/".join(parts)

@@ -13,7 +13,7 @@ MOST = 1000  # characters
 
 
 def colors_of(text: str) -> tuple[tuple[float, float, float], ...]:
-    """"#d02020, gold" -> red, green, blue in 0..1 of each: hex, or a name of CSS; parted by commas, spaces or lines.
+    """Red, green, blue in 0..1 of each in "#d02020, gold": hex, or a name of CSS; parted by commas, spaces or lines.
 
     Raises BoxwrightError, naming the word that is no colour.
     """

@@ -123,7 +123,7 @@ def _draw_labels(picture: Image.Image, regions: Sequence[Region], frames: Sequen
 
 
 def _fitted_label(number: int, phrase: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """"3 red heart", the phrase cut to fit into `room` pixels; the number always stays."""
+    """Number and phrase, "3 red heart", the phrase cut to fit into `room` pixels; the number always stays."""
     label = f"{number} {phrase}"
     while phrase and font.getlength(label) > room:
         phrase = phrase[:-1].rstrip(" .")

@@ -48,9 +48,7 @@ def mask_input(tooltip: str) -> io.Input:
 
 
 def seed_input(tooltip: str) -> io.Input:
-    return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
-    )
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
 def one_mask(mask: Tensor) -> Tensor:
@@ -150,8 +148,7 @@ def paste_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "paste",
             default=True,
-            tooltip="On = outside the mask the picture's own pixels are put back. Off = they went through the "
-            "VAE.",
+            tooltip="On = outside the mask the picture's own pixels are put back. Off = they went through the VAE.",
         ),
         io.Int.Input(
             "feather",
@@ -214,7 +211,7 @@ def covered_cells(mask: Tensor, image: Tensor, samples: Tensor, cell: int) -> Te
 
 
 def cost(evaluations: int, pictures: int) -> str:
-    """"520 model evaluations (130 for each of 4 pictures)"."""
+    """What a run costs in words, "520 model evaluations (130 for each of 4 pictures)"."""
     each = f" ({evaluations / pictures:g} for each of {pictures} pictures)" if pictures > 1 else ""
     return f"{evaluations} model evaluation{'s' if evaluations != 1 else ''}{each}"
 
@@ -240,6 +237,6 @@ def hint_of_nothing(before: Tensor, after: Tensor, masks: Tensor) -> str:
 
 
 def shares(masks: Tensor) -> str:
-    """"12.5 %, 8.1 %": how much of each picture its mask covers; at most eight are named."""
+    """In words, "12.5 %, 8.1 %": how much of each picture its mask covers; at most eight are named."""
     values = [f"{100 * float(mask.mean()):.1f} %" for mask in masks[:8]]
     return ", ".join(values) + (", ..." if len(masks) > 8 else "")

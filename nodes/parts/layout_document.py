@@ -134,9 +134,7 @@ def checked_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise BoxwrightError(f"{where} must be text; it is {shown(value)}.")
     if len(value) > MAX_TEXT_FIELD:
-        raise BoxwrightError(
-            f"{where} is {len(value)} characters long; at most {MAX_TEXT_FIELD} are read. Shorten it."
-        )
+        raise BoxwrightError(f"{where} is {len(value)} characters long; at most {MAX_TEXT_FIELD} are read. Shorten it.")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise BoxwrightError(f"{where} holds half of a character pair; write it anew.")
     return value.strip()

@@ -51,9 +51,7 @@ def left_out(document: Document, form: Format, leave_out: bool) -> tuple[str, ..
     problems = [*_unheld(document, form), *_unknown_keys(document)]
     lost = [text for text, serious in problems if serious]
     if lost and not leave_out:
-        raise BoxwrightError(
-            f"{form.name} cannot hold {_some(lost)}. Take that away, or set unsupported to leave out."
-        )
+        raise BoxwrightError(f"{form.name} cannot hold {_some(lost)}. Take that away, or set unsupported to leave out.")
     return tuple(f"Left out, {form.name} cannot hold it: {text}" for text, _ in problems)
 
 

@@ -143,7 +143,8 @@ def _raws(data: Any, name: str) -> tuple[str, list[Raw]]:
         if isinstance(layout, Mapping):
             elements = layout.get("elements")
             placed = [
-                each for each in (elements if isinstance(elements, list) else [])
+                each
+                for each in (elements if isinstance(elements, list) else [])
                 if not (isinstance(each, Mapping) and each.get("bbox") is None)
             ]
             check_count(len(placed), f"{name} holds")

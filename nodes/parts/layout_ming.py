@@ -113,9 +113,7 @@ def _read_ming(text: str) -> Document:
     for number, layer in enumerate(layers, 1):
         where = f"Layer {number} of the prompt"
         check_keys(layer, ("description", "coordinates"), None, where)
-        notes += foreign_keys(
-            layer, ("description", "coordinates", "hierarchy_and_relation", "color_specs"), where
-        )
+        notes += foreign_keys(layer, ("description", "coordinates", "hierarchy_and_relation", "color_specs"), where)
         box = ming_box(layer["coordinates"], where)
         description = checked_phrase(layer["description"], f"{where}: description")
         colours = checked_palette(layer.get("color_specs") or [], PICTURE_COLOURS, f"{where}: color_specs")

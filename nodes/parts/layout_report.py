@@ -28,14 +28,18 @@ def layout_report(regions: Sequence[Region], width: int, height: int) -> str:
     """
     shares, areas = _cells(regions)
     uncovered = float((areas * (1.0 - shares.amax(dim=0))).sum())
-    return "\n".join([
-        f"{counted(len(regions), 'region')} on {width} x {height} pixels. "
-        f"Covered: {_percent(1.0 - uncovered)} of the image; uncovered: {_percent(uncovered)}.",
-        *(_region_line(number, region, float((share * areas).sum()))
-          for number, (region, share) in enumerate(zip(regions, shares, strict=True), 1)),
-        *_overlap_lines(shares, areas),
-        *(line for number, region in enumerate(regions, 1) for line in _small_lines(number, region, width, height)),
-    ])
+    return "\n".join(
+        [
+            f"{counted(len(regions), 'region')} on {width} x {height} pixels. "
+            f"Covered: {_percent(1.0 - uncovered)} of the image; uncovered: {_percent(uncovered)}.",
+            *(
+                _region_line(number, region, float((share * areas).sum()))
+                for number, (region, share) in enumerate(zip(regions, shares, strict=True), 1)
+            ),
+            *_overlap_lines(shares, areas),
+            *(line for number, region in enumerate(regions, 1) for line in _small_lines(number, region, width, height)),
+        ]
+    )
 
 
 def _cells(regions: Sequence[Region]) -> tuple[Tensor, Tensor]:

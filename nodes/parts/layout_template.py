@@ -38,7 +38,8 @@ OF_REGION = (*SIDES, "n", "id", "phrase", "text", ",")
 OF_PICTURE = ("prompt", "background", "width", "height", "count")
 WORDS = ("phrase", "text", "id", "prompt", "background")
 PLACEHOLDER = re.compile(
-    r"\{(" + "|".join(re.escape(name) for name in sorted((*OF_REGION, *OF_PICTURE), key=len, reverse=True))
+    r"\{("
+    + "|".join(re.escape(name) for name in sorted((*OF_REGION, *OF_PICTURE), key=len, reverse=True))
     + r")(?::([a-z0-9.%]+))?\}"
 )
 NUMBER = re.compile(r"[+-]?(?:\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})")

@@ -115,11 +115,7 @@ def _sides(raw: Raw, order: str, size: tuple[int | None, int | None]) -> tuple[f
 
 def _fits(raw: Raw, order: str, size: tuple[int | None, int | None]) -> bool:
     left, top, width, height = _sides(raw, order, size)
-    return (
-        min(width, height) > 0.0
-        and min(left, top) >= -SLACK
-        and max(left + width, top + height) <= 1.0 + SLACK
-    )
+    return min(width, height) > 0.0 and min(left, top) >= -SLACK and max(left + width, top + height) <= 1.0 + SLACK
 
 
 def region_of(raw: Raw, size: tuple[int | None, int | None], number: int, name: str) -> Region:

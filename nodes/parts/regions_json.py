@@ -23,7 +23,7 @@ from .checks import (
     ranged,
     shortened,
     shown,
-)  # fmt: skip
+)
 from .shapes import BOX_KEYS, area_of, checked_shape, outline_of
 
 FORMAT_TYPE = "boxwright.regions"

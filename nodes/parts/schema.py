@@ -22,9 +22,7 @@ def model_input() -> io.Input:
 
 
 def layout_input() -> io.Input:
-    return Layout.Input(
-        "layout", tooltip="From Layout Prompt. Wire the same node's positive output to the sampler."
-    )
+    return Layout.Input("layout", tooltip="From Layout Prompt. Wire the same node's positive output to the sampler.")
 
 
 def record_input() -> io.Input:

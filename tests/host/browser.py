@@ -1,4 +1,5 @@
 """The box editor in a real browser: one page per frontend and renderer, with a mouse, a keyboard and the workflow."""
+
 import contextlib
 import json
 import os
@@ -7,8 +8,15 @@ import urllib.request
 
 import pytest
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # or the templates cover the canvas
     "Comfy.Workflow.Persist": False,
@@ -38,8 +46,13 @@ def chromium_path():
 def workflow(*nodes, links=()):
     """A saved workflow."""
     return {
-        "version": 0.4, "last_node_id": max(node["id"] for node in nodes), "last_link_id": len(links),
-        "nodes": list(nodes), "links": list(links), "groups": [], "extra": {},
+        "version": 0.4,
+        "last_node_id": max(node["id"] for node in nodes),
+        "last_link_id": len(links),
+        "nodes": list(nodes),
+        "links": list(links),
+        "groups": [],
+        "extra": {},
     }
 
 
@@ -49,8 +62,16 @@ def editor_node(regions=(), number=1, width=512, height=512, prompt="", pos=(80,
     if text is None:
         text = json.dumps(drawing) if regions else ""
     return {
-        "id": number, "type": NODE, "pos": list(pos), "size": list(size), "flags": {}, "order": 0, "mode": 0,
-        "inputs": [], "outputs": [], "properties": {"boxwright.view": {"snap": False, **view}},
+        "id": number,
+        "type": NODE,
+        "pos": list(pos),
+        "size": list(size),
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {"boxwright.view": {"snap": False, **view}},
         "widgets_values": [text, width, height, prompt, 0.5],
     }
 
@@ -81,14 +102,17 @@ class Bench:
         self.page.goto(self.url)
         self.page.wait_for_function(
             "() => window.app?.graph && window.app.extensionManager && Boolean(LiteGraph.registered_node_types"
-            f"['{NODE}']) && app.extensionManager.workflow?.activeWorkflow", timeout=90_000)
+            f"['{NODE}']) && app.extensionManager.workflow?.activeWorkflow",
+            timeout=90_000,
+        )
         self.page.wait_for_function("() => app.vueAppReady !== false")
 
     def load(self, *nodes, links=(), scale=1.0):
         """Replace the workflow in the same tab and forget its undo; wait until every editor is drawn."""
         self.errors.clear()
         self.keys.press("Escape")
-        self.page.evaluate("""async ([graph, scale]) => {
+        self.page.evaluate(
+            """async ([graph, scale]) => {
             const current = app.extensionManager.workflow.activeWorkflow;
             document.activeElement?.blur();
             await app.loadGraphData(graph, true, false, current);
@@ -99,7 +123,9 @@ class Bench:
             await new Promise((done) => setTimeout(done, 100));
             (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
             tracker.undoQueue.length = 0; tracker.redoQueue.length = 0;
-        }""", [workflow(*nodes, links=links), scale])
+        }""",
+            [workflow(*nodes, links=links), scale],
+        )
         editors = sum(node["type"] == NODE for node in nodes)
         self.page.wait_for_function(f"() => document.querySelectorAll('.bw-canvas').length >= {editors}")
         for number in [node["id"] for node in nodes if node["type"] == NODE]:
@@ -108,34 +134,45 @@ class Bench:
     def put(self, *regions):
         """Another drawing in editor 1, as if some other program had written its text: quicker than load."""
         self.keys.press("Escape")
-        self.page.evaluate("""(text) => {
+        self.page.evaluate(
+            """(text) => {
             document.activeElement?.blur();
             nodeOf(1).widgets[0].value = text;
             canvasOf(1).closest(".bw-editor").dispatchEvent(new Event("focusin"));
-        }""", json.dumps({"type": "boxwright.regions", "version": 1, "regions": regions}) if regions else "")
+        }""",
+            json.dumps({"type": "boxwright.regions", "version": 1, "regions": regions}) if regions else "",
+        )
         self.frames(2)
 
     def settled(self, number=1):
         """Wait until the editor's place on the screen has stopped changing and it has been painted."""
-        self.page.wait_for_function("""(id) => {
+        self.page.wait_for_function(
+            """(id) => {
             const canvas = canvasOf(id);
             if (!canvas || !canvas.offsetWidth || canvas.width < canvas.offsetWidth) return false;
             const rect = canvas.getBoundingClientRect(), key = [rect.x, rect.y, rect.width, rect.height].join();
             const same = canvas.dataset.place === key;
             canvas.dataset.place = key;
             return same && rect.width > 40;
-        }""", arg=number, polling=60)
+        }""",
+            arg=number,
+            polling=60,
+        )
         self.frames()
 
     def frames(self, count=3):
-        self.page.evaluate("""async (count) => {
+        self.page.evaluate(
+            """async (count) => {
             for (let frame = 0; frame < count; frame += 1) await new Promise(requestAnimationFrame);
-        }""", count)
+        }""",
+            count,
+        )
 
     def rest(self, milliseconds):
         """Wait at least so long, and on a busy machine until frames come quickly again (six seconds at most): what the
         page does by its clock has then been done."""
-        self.page.evaluate("""async (least) => {
+        self.page.evaluate(
+            """async (least) => {
             const start = performance.now();
             let last = start, quick = 0;
             while (true) {
@@ -145,16 +182,21 @@ class Bench:
                 const passed = performance.now() - start;
                 if (passed > least && (quick >= 5 || passed > least + 6000)) return;
             }
-        }""", milliseconds)
+        }""",
+            milliseconds,
+        )
 
     # What the workflow holds
 
     def text(self, number=1):
         """The editor's text in the workflow as it would be saved now."""
-        return self.page.evaluate("""(id) => {
+        return self.page.evaluate(
+            """(id) => {
             const find = (graph) => graph.nodes.find((node) => String(node.id) === String(id));
             return find(app.rootGraph?.serialize?.() ?? app.graph.serialize())?.widgets_values[0];
-        }""", number)
+        }""",
+            number,
+        )
 
     def drawing(self, number=1):
         text = self.text(number)
@@ -176,11 +218,14 @@ class Bench:
 
     def place(self, x, y, number=1):
         """A point of the image on the screen, in CSS pixels of the page."""
-        return self.page.evaluate("""([x, y, id]) => {
+        return self.page.evaluate(
+            """([x, y, id]) => {
             const canvas = canvasOf(id), rect = canvas.getBoundingClientRect(), { area } = editorOf(id).stage;
             const zoom = rect.width / canvas.offsetWidth;
             return [rect.x + zoom * (area.x + x * area.width), rect.y + zoom * (area.y + y * area.height)];
-        }""", [x, y, number])
+        }""",
+            [x, y, number],
+        )
 
     @contextlib.contextmanager
     def held(self, *keys):
@@ -253,10 +298,13 @@ class Bench:
 
     def part(self, selector, number=1):
         """A locator inside the editor of a node."""
-        self.page.evaluate("""(id) => {
+        self.page.evaluate(
+            """(id) => {
             document.querySelectorAll(".bw-editor").forEach((each) => each.removeAttribute("data-test"));
             canvasOf(id).closest(".bw-editor").setAttribute("data-test", id);
-        }""", number)
+        }""",
+            number,
+        )
         return self.page.locator(f'.bw-editor[data-test="{number}"] {selector}')
 
     def button(self, name, number=1):
@@ -274,7 +322,8 @@ class Bench:
         """The indices of the rows that are marked as selected."""
         self.frames(2)
         return self.part(".bw-row", number).evaluate_all(
-            "(rows) => rows.flatMap((row, index) => row.classList.contains('bw-selected') ? [index] : [])")
+            "(rows) => rows.flatMap((row, index) => row.classList.contains('bw-selected') ? [index] : [])"
+        )
 
     def field(self, label, number=1):
         return self.part(f'.bw-inspector input[aria-label="{label}"]', number)
@@ -312,16 +361,25 @@ window.canvasOf = (id) => editorOf(id)?.element.querySelector(".bw-canvas");
 
 
 def save_settings(url, settings):
-    request = urllib.request.Request(f"{url}/settings", json.dumps(settings).encode(),
-                                     {"Content-Type": "application/json"}, method="POST")
+    request = urllib.request.Request(
+        f"{url}/settings", json.dumps(settings).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
     urllib.request.urlopen(request).close()
 
 
 @contextlib.contextmanager
 def open_bench(browser, url, vue, settings=None, **context):
     """A bench in a browser context of its own."""
-    save_settings(url, {**SETTINGS, "Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": "dark",
-                        "Comfy.Locale": "en", **(settings or {})})
+    save_settings(
+        url,
+        {
+            **SETTINGS,
+            "Comfy.VueNodes.Enabled": vue,
+            "Comfy.ColorPalette": "dark",
+            "Comfy.Locale": "en",
+            **(settings or {}),
+        },
+    )
     with contextlib.closing(browser.new_context(**{"viewport": VIEWPORT, **context})) as made:
         made.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
         made.add_init_script(HELPERS)

@@ -1,4 +1,5 @@
 """What the host tests share: one real server with the pack in it, started when the first test asks for it."""
+
 import os
 import sys
 from pathlib import Path
@@ -46,8 +47,14 @@ def pytest_collection_modifyitems(config, items):
     lets each run all."""
     if os.environ.get("BOXWRIGHT_EVERY_VERSION"):
         return
-    left_out = [item for item in items if "[newest" in item.name and not item.get_closest_marker("every_version")
-                or "[pinned-nodes2" in item.name and item.get_closest_marker("one_renderer")]
+    left_out = [
+        item
+        for item in items
+        if "[newest" in item.name
+        and not item.get_closest_marker("every_version")
+        or "[pinned-nodes2" in item.name
+        and item.get_closest_marker("one_renderer")
+    ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

@@ -1,4 +1,5 @@
 """A stand-in for a ComfyUI checkout that starts in no time, for tests of how the workbench treats its processes."""
+
 SERVING = """
 import argparse, http.server
 parser = argparse.ArgumentParser()

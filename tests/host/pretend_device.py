@@ -20,9 +20,12 @@ DEVICE = torch.device("meta")  # the name it goes by: torch has no data there, s
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.copy_.default, _aten.copy.default}
 _INDEXING = {
-    _aten.index.Tensor, _aten._unsafe_index.Tensor, _aten.index_put.default, _aten.index_put_.default,
+    _aten.index.Tensor,
+    _aten._unsafe_index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
     _aten._index_put_impl_.default,
-}  # fmt: skip
+}
 # Their result or its size must be known on the CPU.
 _READS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "unique_dim", "unique_consecutive"}
 # They take a CPU tensor without dimensions as a number.
@@ -99,8 +102,10 @@ def _run(func, args, kwargs):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
-    if name == "add_" and isinstance(args[0], OnDevice) and not (
-        torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+    if (
+        name == "add_"
+        and isinstance(args[0], OnDevice)
+        and not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
     ):
         # Autograd's engine sums gradients in place where it takes itself for the only owner. It cannot see that two
         # tensors here share their data.

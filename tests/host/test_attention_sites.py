@@ -62,9 +62,7 @@ def test_what_is_read_is_the_softmax_of_the_layers_own_queries_and_keys(models, 
     seen, calls = [], []
     model = tiny.probe(install(models[family], layout, [looking(seen, kind)]), calls)
     run(family, model, layout)
-    wanted = [
-        args for args, _, _ in calls if (args[1].shape[1] == len(layout.prompt.tokens)) == (which == "attn2")
-    ]
+    wanted = [args for args, _, _ in calls if (args[1].shape[1] == len(layout.prompt.tokens)) == (which == "attn2")]
     assert len(wanted) == len(seen) > 1
     found = []
     for (q, k, _, heads, *_), (_, probs) in zip(wanted, seen, strict=True):

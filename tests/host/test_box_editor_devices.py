@@ -1,4 +1,5 @@
 """The box editor under a finger and a pen, on a sharp screen, in another language; and all the way to a picture."""
+
 import io
 import json
 import urllib.parse
@@ -30,8 +31,10 @@ def tablet(request, chromium, server):
 
 def touch(bench, start, stop):
     """Drag with a finger."""
-    points = [bench.place(start[0] + (stop[0] - start[0]) * step / 4, start[1] + (stop[1] - start[1]) * step / 4)
-              for step in range(5)]
+    points = [
+        bench.place(start[0] + (stop[0] - start[0]) * step / 4, start[1] + (stop[1] - start[1]) * step / 4)
+        for step in range(5)
+    ]
     for kind, (x, y) in [("touchStart", points[0]), *[("touchMove", point) for point in points[1:]]]:
         bench.session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
     bench.session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
@@ -40,11 +43,25 @@ def touch(bench, start, stop):
 
 def pen(bench, start, stop):
     """Drag with a pen."""
-    for kind, (x, y), buttons in (("mouseMoved", bench.place(*start), 0), ("mousePressed", bench.place(*start), 1),
-                                  ("mouseMoved", bench.place(*stop), 1), ("mouseReleased", bench.place(*stop), 0)):
-        bench.session.send("Input.dispatchMouseEvent", {
-            "type": kind, "x": x, "y": y, "button": "none" if kind == "mouseMoved" and not buttons else "left",
-            "buttons": buttons, "clickCount": 1, "pointerType": "pen", "force": 0.5})
+    for kind, (x, y), buttons in (
+        ("mouseMoved", bench.place(*start), 0),
+        ("mousePressed", bench.place(*start), 1),
+        ("mouseMoved", bench.place(*stop), 1),
+        ("mouseReleased", bench.place(*stop), 0),
+    ):
+        bench.session.send(
+            "Input.dispatchMouseEvent",
+            {
+                "type": kind,
+                "x": x,
+                "y": y,
+                "button": "none" if kind == "mouseMoved" and not buttons else "left",
+                "buttons": buttons,
+                "clickCount": 1,
+                "pointerType": "pen",
+                "force": 0.5,
+            },
+        )
     bench.frames()
 
 
@@ -116,10 +133,13 @@ def draw_and_run(bench):
             each["widgets_values"][0] = 3
     editor = next(each for each in graph["nodes"] if each["id"] == number)
     bench.load(*graph["nodes"], links=graph["links"])
-    bench.page.evaluate("""(pos) => {
+    bench.page.evaluate(
+        """(pos) => {
         app.canvas.ds.offset[0] = 100 - pos[0]; app.canvas.ds.offset[1] = 80 - pos[1];
         app.canvas.setDirty(true, true);
-    }""", editor["pos"])
+    }""",
+        editor["pos"],
+    )
     bench.rest(300)
     bench.settled(number)
     drawn = {"large striped red heart": (0.04, 0.06, 0.44, 0.42), "blue star": (0.56, 0.54, 0.36, 0.36)}

@@ -2,6 +2,7 @@
 
 Each test reads back what the workflow keeps. Places are fractions of the image.
 """
+
 import json
 
 import pytest
@@ -187,8 +188,9 @@ def test_a_group_stops_at_the_edge_as_one(bench):
 
 
 def test_a_click_cycles_through_overlapping_boxes(bench):
-    bench.load(editor_node([box("low", 0.1, 0.1, 0.8, 0.8), box("mid", 0.2, 0.2, 0.6, 0.6),
-                            box("top", 0.3, 0.3, 0.4, 0.4)]))
+    bench.load(
+        editor_node([box("low", 0.1, 0.1, 0.8, 0.8), box("mid", 0.2, 0.2, 0.6, 0.6), box("top", 0.3, 0.3, 0.4, 0.4)])
+    )
     seen = []
     for _ in range(4):
         bench.click(0.5, 0.5)
@@ -588,8 +590,16 @@ def test_every_setting_of_a_box_is_kept(bench):
         input.dispatchEvent(new Event("input"));
         input.dispatchEvent(new Event("change"));
     }""")
-    expected = {**ONE, "strength": 0.4, "start": 0.1, "end": 0.8, "feather": 0.05, "negative": "blurry",
-                "color": "#123456", "theirs": [1, {"deep": None}]}
+    expected = {
+        **ONE,
+        "strength": 0.4,
+        "start": 0.1,
+        "end": 0.8,
+        "feather": 0.05,
+        "negative": "blurry",
+        "color": "#123456",
+        "theirs": [1, {"deep": None}],
+    }
     assert bench.boxes() == [expected]
     bench.part(':text("Automatic")').click()
     bench.field("Start").fill("")
@@ -613,12 +623,19 @@ def test_a_setting_goes_to_all_selected_boxes(bench):
 
 def test_presets_split_the_image(bench):
     bench.load(editor_node())
-    for name, columns, rows in (("columns2", 2, 1), ("columns3", 3, 1), ("rows2", 1, 2), ("rows3", 1, 3),
-                                ("grid22", 2, 2), ("grid33", 3, 3)):
+    for name, columns, rows in (
+        ("columns2", 2, 1),
+        ("columns3", 3, 1),
+        ("rows2", 1, 2),
+        ("rows3", 1, 3),
+        ("grid22", 2, 2),
+        ("grid33", 3, 3),
+    ):
         bench.put()
         bench.menu("arrange", name)
-        expected = [[column / columns, row / rows, 1 / columns, 1 / rows]
-                    for row in range(rows) for column in range(columns)]
+        expected = [
+            [column / columns, row / rows, 1 / columns, 1 / rows] for row in range(rows) for column in range(columns)
+        ]
         assert bench.rects() == [pytest.approx(rect, abs=2e-6) for rect in expected], name
 
 

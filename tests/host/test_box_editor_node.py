@@ -1,4 +1,5 @@
 """BoxwrightBoxEditor without a browser: what comes out, what is refused, and what the browser is told."""
+
 import json
 import math
 import re
@@ -38,7 +39,8 @@ def test_the_outputs_say_what_was_drawn():
     assert regions == (Region("red heart", Box(0.25, 0.25, 0.5, 0.25), 0.5, {"mine": 1}),)
     assert prompt == "a red heart"
     assert [[{key: box[key] for key in ("x", "y", "width", "height")} for box in frame] for frame in pixels] == [
-        [{"x": 16, "y": 32, "width": 32, "height": 32}]]
+        [{"x": 16, "y": 32, "width": 32, "height": 32}]
+    ]
     assert masks.shape == (1, 128, 64) and masks.dtype == torch.float32
     expected = torch.zeros(128, 64)
     expected[32:64, 16:48] = 1.0
@@ -73,7 +75,9 @@ def test_the_outputs_fit_the_regions_node():
     pixels = run(text(HEART, STAR))[2]
     again = BoxwrightRegions.execute("", 64, 128, "", bounding_boxes=pixels)[0]
     assert [(region.phrase, region.area) for region in again] == [
-        ("red heart", Box(0.25, 0.25, 0.5, 0.25)), ("blue star", Box(0.5, 0.5, 0.5, 0.5))]
+        ("red heart", Box(0.25, 0.25, 0.5, 0.25)),
+        ("blue star", Box(0.5, 0.5, 0.5, 0.5)),
+    ]
 
 
 def test_a_feathered_mask_falls_off_by_taxicab_distance():
@@ -104,13 +108,16 @@ def test_the_image_shows_through_as_much_as_asked():
     assert corner == pytest.approx([paper, (1 + paper) / 2, 1.0], abs=0.005)
 
 
-@pytest.mark.parametrize("drawn, words", [
-    ("", "There is no box"),
-    (text(), "There is no box"),
-    (text(HEART | {"enabled": False}), "switched off"),
-    (text(HEART, STAR | {"phrase": ""}), "Box 2 of the box editor .*nothing is written"),
-    (text(HEART | {"phrase": ""}, STAR | {"phrase": ""}), "Boxes 1, 2 "),
-])
+@pytest.mark.parametrize(
+    "drawn, words",
+    [
+        ("", "There is no box"),
+        (text(), "There is no box"),
+        (text(HEART | {"enabled": False}), "switched off"),
+        (text(HEART, STAR | {"phrase": ""}), "Box 2 of the box editor .*nothing is written"),
+        (text(HEART | {"phrase": ""}, STAR | {"phrase": ""}), "Boxes 1, 2 "),
+    ],
+)
 def test_what_cannot_be_used_stops_whoever_uses_it(drawn, words):
     """Not the editor itself: the browser must still be told of boxes that came in without words."""
     regions, _, _, _, preview = run(drawn).args[:5]
@@ -119,10 +126,15 @@ def test_what_cannot_be_used_stops_whoever_uses_it(drawn, words):
     assert preview.shape == (1, 128, 64, 3)
 
 
-@pytest.mark.parametrize("bad, words", [
-    ("{", "not valid JSON"), (text(HEART | {"x": 2}), "reaches outside"), (text(HEART | {"start": 2}), "start 2"),
-    (text(*[HEART] * 65), "65 regions"),
-])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ("{", "not valid JSON"),
+        (text(HEART | {"x": 2}), "reaches outside"),
+        (text(HEART | {"start": 2}), "start 2"),
+        (text(*[HEART] * 65), "65 regions"),
+    ],
+)
 def test_a_text_that_cannot_be_read_is_refused_before_anything_runs(bad, words):
     assert words in BoxwrightBoxEditor.validate_inputs(regions_json=bad)
     assert BoxwrightBoxEditor.validate_inputs(regions_json=text(HEART | {"phrase": ""})) is True
@@ -142,12 +154,15 @@ def test_connected_boxes_replace_the_drawing_once():
     assert [region.phrase for region in third[0]] == ["dog"] and third.ui["boxwright_upstream"][1] != mark
 
 
-@pytest.mark.parametrize("drawn, sockets, words", [
-    ("", {}, "Draw one in the box editor"),
-    (text(HEART | {"enabled": False}), {}, "Switch one on"),
-    (text(HEART | {"phrase": ""}), {}, "nothing is written there"),
-    ("", {"boxes": ["2", 0]}, "nothing is written there"),
-])
+@pytest.mark.parametrize(
+    "drawn, sockets, words",
+    [
+        ("", {}, "Draw one in the box editor"),
+        (text(HEART | {"enabled": False}), {}, "Switch one on"),
+        (text(HEART | {"phrase": ""}), {}, "nothing is written there"),
+        ("", {"boxes": ["2", 0]}, "nothing is written there"),
+    ],
+)
 def test_the_node_to_mend_is_the_one_that_is_marked(monkeypatch, tmp_path, drawn, sockets, words):
     """Not the one that takes its regions."""
     heard = []

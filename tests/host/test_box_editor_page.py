@@ -1,4 +1,5 @@
 """The box editor's life on the page: what it shows, copies, subgraphs, renderers, reloads, zoom, hostile files."""
+
 import io
 import json
 import urllib.request
@@ -20,11 +21,14 @@ def near(rect):
 def pixel(bench, x, y, number=1):
     """The colour that the canvas shows at a point of the image, [r, g, b]."""
     bench.frames()
-    return bench.page.evaluate("""([x, y, id]) => {
+    return bench.page.evaluate(
+        """([x, y, id]) => {
         const canvas = canvasOf(id), rect = canvas.getBoundingClientRect(), scale = canvas.width / rect.width;
         return Array.from(canvas.getContext("2d").getImageData((x - rect.x) * scale, (y - rect.y) * scale, 1, 1).data)
             .slice(0, 3);
-    }""", [*bench.place(x, y, number), number])
+    }""",
+        [*bench.place(x, y, number), number],
+    )
 
 
 def picture_of(bench, number=1):
@@ -34,8 +38,19 @@ def picture_of(bench, number=1):
 
 
 def node(kind, number, pos, widgets=(), inputs=(), outputs=()):
-    return {"id": number, "type": kind, "pos": list(pos), "size": [300, 300], "flags": {}, "order": 0, "mode": 0,
-            "inputs": list(inputs), "outputs": list(outputs), "properties": {}, "widgets_values": list(widgets)}
+    return {
+        "id": number,
+        "type": kind,
+        "pos": list(pos),
+        "size": [300, 300],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "properties": {},
+        "widgets_values": list(widgets),
+    }
 
 
 def upload(bench, image):
@@ -43,10 +58,17 @@ def upload(bench, image):
     name, mark = f"{uuid.uuid4().hex}.png", uuid.uuid4().hex
     body = io.BytesIO()
     image.save(body, "PNG")
-    data = (f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: image/png\r\n\r\n").encode() + body.getvalue() + f"\r\n--{mark}--\r\n".encode()
-    request = urllib.request.Request(f"{bench.url}/upload/image", data,
-                                     {"Content-Type": f"multipart/form-data; boundary={mark}"})
+    data = (
+        (
+            f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: image/png\r\n\r\n"
+        ).encode()
+        + body.getvalue()
+        + f"\r\n--{mark}--\r\n".encode()
+    )
+    request = urllib.request.Request(
+        f"{bench.url}/upload/image", data, {"Content-Type": f"multipart/form-data; boundary={mark}"}
+    )
     urllib.request.urlopen(request).close()
     return name
 
@@ -94,9 +116,13 @@ def test_the_canvas_has_the_shape_of_the_image(bench):
 
 def test_the_connected_image_lies_behind_the_boxes(bench):
     name = upload(bench, Image.new("RGB", (64, 64), (0, 0, 255)))
-    loader = node("LoadImage", 2, (-400, 60), [name, "image"],
-                  outputs=[{"name": "IMAGE", "type": "IMAGE", "links": [1]},
-                           {"name": "MASK", "type": "MASK", "links": []}])
+    loader = node(
+        "LoadImage",
+        2,
+        (-400, 60),
+        [name, "image"],
+        outputs=[{"name": "IMAGE", "type": "IMAGE", "links": [1]}, {"name": "MASK", "type": "MASK", "links": []}],
+    )
     editor = {**editor_node([ONE]), "inputs": [{"name": "image", "type": "IMAGE", "link": 1}]}
     bench.load(loader, editor, links=[[1, 2, 0, 1, 0, "IMAGE"]])
     bench.rest(900)
@@ -383,8 +409,10 @@ HOSTILE = [
 def test_hostile_files_are_messages_and_the_rest_of_the_graph_loads(bench):
     """All of them in one graph."""
     places = [(20 + 380 * (index % 4), 20 + 480 * (index // 4)) for index in range(len(HOSTILE))]
-    editors = [editor_node(number=number, text=text, pos=place, size=(360, 440))
-               for number, ((text, _), place) in enumerate(zip(HOSTILE, places, strict=True), 1)]
+    editors = [
+        editor_node(number=number, text=text, pos=place, size=(360, 440))
+        for number, ((text, _), place) in enumerate(zip(HOSTILE, places, strict=True), 1)
+    ]
     sound = editor_node([ONE], number=90, pos=(1600, 20))
     bench.load(*editors, sound, node("Note", 91, (1600, 800), ["still here"]), scale=0.4)
     bench.frames(4)
@@ -456,8 +484,18 @@ def test_markup_and_prototype_keys_are_only_text(bench):
 def test_pasting_anything_else_changes_nothing(bench):
     bench.load(editor_node([ONE]))
     bench.click(0.9, 0.9)
-    for pasted in ("", "hello", "{", "[" * 50_000, '{"nodes": []}', "[[[[1]]]]", '[{"x": "a"}]',
-                   '{"x": 1e999, "y": 0, "width": 1, "height": 1}', "[" + "{}," * 70 + "{}]", EVIL):
+    for pasted in (
+        "",
+        "hello",
+        "{",
+        "[" * 50_000,
+        '{"nodes": []}',
+        "[[[[1]]]]",
+        '[{"x": "a"}]',
+        '{"x": 1e999, "y": 0, "width": 1, "height": 1}',
+        "[" + "{}," * 70 + "{}]",
+        EVIL,
+    ):
         bench.page.evaluate("(text) => navigator.clipboard.writeText(text)", pasted)
         bench.press("Control+v")
         assert bench.boxes() == [ONE], pasted[:40]
@@ -480,8 +518,9 @@ def test_pasting_a_drawing_over_and_over_ends_at_the_limit(bench):
 @pytest.mark.every_version
 def test_connected_boxes_come_in_once_and_edits_win_until_they_change(bench):
     def text_node(words):
-        return node("PrimitiveString", 2, (-400, 60), [words],
-                    outputs=[{"name": "STRING", "type": "STRING", "links": [1]}])
+        return node(
+            "PrimitiveString", 2, (-400, 60), [words], outputs=[{"name": "STRING", "type": "STRING", "links": [1]}]
+        )
 
     editor = {**editor_node(), "inputs": [{"name": "boxes", "type": "*", "link": 1}]}
     boxes = [{"x": 64, "y": 64, "width": 128, "height": 128, "label": "cat"}]

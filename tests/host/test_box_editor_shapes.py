@@ -2,6 +2,7 @@
 
 Each test reads back what the workflow keeps. Places are fractions of the image.
 """
+
 import json
 
 import pytest

@@ -49,10 +49,13 @@ def clip_of(encoder=SD1ClipModel, tokenizer=SD1Tokenizer, width=24):
     """A CLIP as the host's loader makes one, with text encoders as wide as their projections."""
     target = types.SimpleNamespace(params={}, clip=encoder, tokenizer=tokenizer)
     sizes = dict(num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
-    clip = comfy.sd.CLIP(target, model_options={
-        "clip_l_model_config": {**sizes, "hidden_size": width},
-        "clip_g_model_config": {**sizes, "hidden_size": 2 * width},
-    })  # fmt: skip
+    clip = comfy.sd.CLIP(
+        target,
+        model_options={
+            "clip_l_model_config": {**sizes, "hidden_size": width},
+            "clip_g_model_config": {**sizes, "hidden_size": 2 * width},
+        },
+    )
     randomised(clip.cond_stage_model, 1.5)
     return clip
 
@@ -183,21 +186,27 @@ def execute(vision, clip=None, **inputs):
 
 def test_the_node_makes_each_kind(vision, clip):
     image = picture().movedim(1, -1)
-    for mode, inputs in (("text", {}), ("image", {"image": image}),
-                         ("direction", {"image": image, "source_text": "a dog"})):  # fmt: skip
+    for mode, inputs in (
+        ("text", {}),
+        ("image", {"image": image}),
+        ("direction", {"image": image, "source_text": "a dog"}),
+    ):
         loss = execute(vision, clip, mode=mode, weight=0.5, **inputs)
         assert loss.models == (vision.patcher,) and loss(picture()).shape == (1,)
 
 
-@pytest.mark.parametrize("inputs, words", [
-    ({"text": " "}, "text for CLIP is empty"),
-    ({"text": "cat " * 90}, "more than the 75 tokens"),
-    ({"clip": None}, "wire the clip"),
-    ({"mode": "image"}, "there are 0. Wire one"),
-    ({"mode": "image", "image": torch.rand(2, 8, 8, 3)}, "there are 2"),
-    ({"mode": "direction", "image": torch.rand(1, 8, 8, 3), "source_text": "a red cat"}, "no direction"),
-    ({"crops": 0}, "crops is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({"text": " "}, "text for CLIP is empty"),
+        ({"text": "cat " * 90}, "more than the 75 tokens"),
+        ({"clip": None}, "wire the clip"),
+        ({"mode": "image"}, "there are 0. Wire one"),
+        ({"mode": "image", "image": torch.rand(2, 8, 8, 3)}, "there are 2"),
+        ({"mode": "direction", "image": torch.rand(1, 8, 8, 3), "source_text": "a red cat"}, "no direction"),
+        ({"crops": 0}, "crops is 0"),
+    ],
+)
 def test_bad_input_is_named(vision, clip, inputs, words):
     with pytest.raises(BoxwrightError, match=words):
         execute(vision, **{"clip": clip, **inputs})

@@ -132,9 +132,7 @@ def test_an_attn2_replace_that_calls_the_host_composes(models, layout, family):
     model, positive = models[family].clone(), tiny.conditioning(family, layout.prompt, layout.key)
 
     def polite(q, k, v, extra_options):
-        return attention.optimized_attention(
-            q, k, v, extra_options["n_heads"], transformer_options=extra_options
-        )
+        return attention.optimized_attention(q, k, v, extra_options["n_heads"], transformer_options=extra_options)
 
     model.set_model_attn2_replace(polite, "middle", 0)
     assert_close(

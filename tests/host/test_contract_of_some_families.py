@@ -71,12 +71,15 @@ def test_anima_hides_the_columns_that_it_makes_of_the_words(models):
     assert all(torch.equal(mask.any(0), made.columns.any(0)) for mask in masks)
 
 
-@pytest.mark.parametrize("more, before, behind", [
-    ({}, 0, 0),
-    ({"reference_latents": (16, 24)}, 96, 0),
-    ({"time_dim_concat": (16, 24)}, 0, 96),
-    ({"reference_latents": (16, 24), "context_latents": (8, 12)}, 96, 24),
-])
+@pytest.mark.parametrize(
+    "more, before, behind",
+    [
+        ({}, 0, 0),
+        ({"reference_latents": (16, 24)}, 96, 0),
+        ({"time_dim_concat": (16, 24)}, 0, 96),
+        ({"reference_latents": (16, 24), "context_latents": (8, 12)}, 96, 24),
+    ],
+)
 def test_wan_finds_the_image_between_other_pictures(layout, monkeypatch, more, before, behind):
     """A reference picture stands in front of it as a frame, further pictures behind."""
     if "context_latents" in more and "context_latents" not in inspect.getsource(comfy.model_base.WAN21.extra_conds):
@@ -125,11 +128,14 @@ def test_wan_tells_the_text_from_a_picture_as_long(models, layout, with_picture)
     assert [args[1].shape[1] for args, _, _ in seen] == [96, 77, 77] * 2
 
 
-@pytest.mark.parametrize("family, more", [
-    ("hidream", {"concat_latent_image": (16, 24)}),
-    ("hunyuan_video", {"ref_latent": (16, 24)}),
-    ("ltxv", {"keyframe_idxs": (16, 24)}),
-])
+@pytest.mark.parametrize(
+    "family, more",
+    [
+        ("hidream", {"concat_latent_image": (16, 24)}),
+        ("hunyuan_video", {"ref_latent": (16, 24)}),
+        ("ltxv", {"keyframe_idxs": (16, 24)}),
+    ],
+)
 def test_pictures_among_the_images_tokens_are_refused(models, layout, family, more):
     pictures = {name: tiny.latent(family, size=size) for name, size in more.items()}
     positive = tiny.conditioning(family, layout.prompt, layout.key, **pictures)

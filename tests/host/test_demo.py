@@ -1,4 +1,5 @@
 """The README's first command, run for real: pictures, contact sheet and table from a server that is gone afterwards."""
+
 import os
 import re
 import subprocess
@@ -21,7 +22,12 @@ def demo(tmp_path_factory):
     environment = {**os.environ, "TMPDIR": str(scratch), "BOXWRIGHT_CACHE": str(tmp_path_factory.mktemp("cache"))}
     run = subprocess.run(
         [sys.executable, ROOT / "tools" / "workbench.py", "demo", "--python", sys.executable],
-        env=environment, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
+        env=environment,
+        cwd=scratch,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout, scratch
@@ -71,8 +77,11 @@ def test_table_shows_that_the_patched_pictures_obey_better(demo):
 
 def test_nothing_is_left_behind(demo):
     scratch = str(demo[1])
-    left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])
-            if any(scratch in part for part in process.info["cmdline"] or [])]
+    left = [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline"])
+        if any(scratch in part for part in process.info["cmdline"] or [])
+    ]
     assert left == []
     assert list(demo[1].glob("boxwright-*")) == []
 

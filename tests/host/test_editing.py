@@ -433,16 +433,19 @@ def test_models_with_extra_channels_are_refused_aloud():
         sample(model, "sd15", sampler(*LOOPS["repaint"], left_mask()), sigmas, latent)
 
 
-@pytest.mark.parametrize("samples, words", [
-    (torch.zeros(1, 4, 8, 8), "latent is empty"),
-    (torch.ones(1, 16, 8, 8), "16 channels, this model's have 4"),
-    (torch.ones(1, 4, 3, 8, 8), "not that of pictures"),
-    (torch.ones(4, 8, 8), "not that of pictures"),
-    (torch.ones(0, 4, 8, 8), "not that of pictures"),
-    (torch.ones(1, 4, 0, 8), "at least one latent cell"),
-    (torch.full((1, 4, 8, 8), NAN), "NaN or infinite"),
-    (torch.full((1, 4, 8, 8), INF), "NaN or infinite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "samples, words",
+    [
+        (torch.zeros(1, 4, 8, 8), "latent is empty"),
+        (torch.ones(1, 16, 8, 8), "16 channels, this model's have 4"),
+        (torch.ones(1, 4, 3, 8, 8), "not that of pictures"),
+        (torch.ones(4, 8, 8), "not that of pictures"),
+        (torch.ones(0, 4, 8, 8), "not that of pictures"),
+        (torch.ones(1, 4, 0, 8), "at least one latent cell"),
+        (torch.full((1, 4, 8, 8), NAN), "NaN or infinite"),
+        (torch.full((1, 4, 8, 8), INF), "NaN or infinite"),
+    ],
+)
 def test_latents_that_are_no_pictures_are_refused(models, samples, words):
     with pytest.raises(BoxwrightError, match=words):
         picture_latent(models["sd15"], {"samples": samples})

@@ -87,11 +87,14 @@ def test_a_mask_has_the_size_of_a_picture_that_the_vae_crops(model):
     assert torch.equal(torch.nn.functional.avg_pool2d(cells, 8).repeat_interleave(8, 1).repeat_interleave(8, 2), cells)
 
 
-@pytest.mark.parametrize("inputs, words", [
-    ({}, "from nowhere"),
-    ({"latent": {"samples": torch.ones(1, 4, 8, 8)}, "image": image()}, "not both"),
-    ({"image": image()}, "wire the vae"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({}, "from nowhere"),
+        ({"latent": {"samples": torch.ones(1, 4, 8, 8)}, "image": image()}, "not both"),
+        ({"image": image()}, "wire the vae"),
+    ],
+)
 def test_the_picture_comes_from_one_place(model, inputs, words):
     with pytest.raises(BoxwrightError, match=words):
         difference_mask(model, **inputs)
@@ -164,12 +167,15 @@ def silent(model):
     return asleep
 
 
-@pytest.mark.parametrize("picture, inputs, words", [
-    ((3, 64, 96), {"mask": torch.ones(2, 64, 96)}, r"mask has the shape \(2, 64, 96\) for 3 pictures; wire one"),
-    ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
-    ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
-    ((1, 64, 5), {"mask": torch.ones(64, 5)}, "image has 5 x 64 pixels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "picture, inputs, words",
+    [
+        ((3, 64, 96), {"mask": torch.ones(2, 64, 96)}, r"mask has the shape \(2, 64, 96\) for 3 pictures; wire one"),
+        ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
+        ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
+        ((1, 64, 5), {"mask": torch.ones(64, 5)}, "image has 5 x 64 pixels"),
+    ],
+)
 def test_diff_edit_refuses_before_the_model_is_called(model, picture, inputs, words):
     with pytest.raises(BoxwrightError, match=words):
         diff_edit(silent(model), image(picture[0], picture[1:]), **inputs)
@@ -219,8 +225,10 @@ def test_invert_feeds_the_samplers(model):
     ).result
     assert report.startswith("18 model evaluations (9 for each of 2 pictures), 6 more to check. Drawn again, ")
     assert noise.generate_noise(latent).shape == latent["samples"].shape
-    for node in (BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8)),
-                 BoxwrightDirectInversionSampler.execute(trajectory)):  # fmt: skip
+    for node in (
+        BoxwrightDiffEditSampler.execute(trajectory, torch.ones(8, 8)),
+        BoxwrightDirectInversionSampler.execute(trajectory),
+    ):
         assert callable(node[0].sample)
     assert report.endswith(" % (RMS; % = of the latent's own standard deviation).")
     with pytest.raises(BoxwrightError, match="shape .3, 8, 8. for 2 pictures"):
@@ -271,12 +279,15 @@ def test_the_cost_of_repaint_is_shown_before_it_runs():
         BoxwrightRePaint.execute(5, 5, sigmas=sigmas.flip(0))
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: BoxwrightRePaint.execute(0, 1), "jump length"),
-    (lambda: BoxwrightBlendedLatents.execute(65, 0.5), "grow by 65"),
-    (lambda: BoxwrightILVR.execute(0, 0.0, 1.0), "factor is 0"),
-    (lambda: BoxwrightILVR.execute(4, 0.8, 0.2), "window 0.8 to 0.2 is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: BoxwrightRePaint.execute(0, 1), "jump length"),
+        (lambda: BoxwrightBlendedLatents.execute(65, 0.5), "grow by 65"),
+        (lambda: BoxwrightILVR.execute(0, 0.0, 1.0), "factor is 0"),
+        (lambda: BoxwrightILVR.execute(4, 0.8, 0.2), "window 0.8 to 0.2 is empty"),
+    ],
+)
 def test_bad_settings_are_refused_before_sampling(make, words):
     with pytest.raises(BoxwrightError, match=words):
         make()

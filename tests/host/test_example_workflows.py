@@ -1,4 +1,5 @@
 """Every example workflow opens, fits the nodes of the running server, and draws its pictures there."""
+
 import json
 import sys
 from itertools import combinations
@@ -66,15 +67,22 @@ def test_links_agree_with_both_of_their_ends(path):
 def test_nodes_do_not_cover_each_other_and_lie_in_one_group_each(path):
     workflow = load_workflow(path)
     title = 40  # pixels above a node's own position
-    rects = [(node["pos"][0], node["pos"][1] - title, node["size"][0], node["size"][1] + title, node["type"])
-             for node in workflow["nodes"]]
+    rects = [
+        (node["pos"][0], node["pos"][1] - title, node["size"][0], node["size"][1] + title, node["type"])
+        for node in workflow["nodes"]
+    ]
     for a, b in combinations(rects, 2):
         apart = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
         assert apart, (a, b)
     for x, y, width, height, kind in rects:
-        holders = [g["title"] for g in workflow["groups"] if g["bounding"][0] <= x and g["bounding"][1] <= y
-                   and x + width <= g["bounding"][0] + g["bounding"][2]
-                   and y + height <= g["bounding"][1] + g["bounding"][3]]
+        holders = [
+            g["title"]
+            for g in workflow["groups"]
+            if g["bounding"][0] <= x
+            and g["bounding"][1] <= y
+            and x + width <= g["bounding"][0] + g["bounding"][2]
+            and y + height <= g["bounding"][1] + g["bounding"][3]
+        ]
         assert len(holders) == (0 if kind in NOTES else 1), (kind, holders)
 
 
@@ -107,8 +115,12 @@ def test_workflow_names_a_checkpoint_that_users_have_and_its_size_and_says_what_
     nodes = load_workflow(path)["nodes"]
     ((checkpoint,),) = [n["widgets_values"] for n in nodes if n["type"] == "CheckpointLoaderSimple"]
     model, side = templates.CHECKPOINTS[checkpoint]
-    sizes = {node["widgets_values"][place] for node in nodes for place in templates.PIXELS.get(node["type"], ())
-             if node["type"] != "GrowMask"}
+    sizes = {
+        node["widgets_values"][place]
+        for node in nodes
+        for place in templates.PIXELS.get(node["type"], ())
+        if node["type"] != "GrowMask"
+    }
     assert sizes <= {side, 0} and side in sizes
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in NOTES]
     assert "Try it" in note and f"Made for {model} ({checkpoint}) at {side} x {side}." in note

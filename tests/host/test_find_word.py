@@ -44,14 +44,17 @@ def test_every_setting_counts(toy, settings):
     assert not (torch.equal(changed[0], plain[0]) and torch.equal(changed[1], plain[1]))
 
 
-@pytest.mark.parametrize("inputs, error, words", [
-    ({"phrase": " "}, BoxwrightError, "no phrase; write a word"),
-    ({"phrase": "house"}, PhraseNotFoundError, '"house" is not in'),
-    ({"image": None}, BoxwrightError, "from nowhere"),
-    ({"image": image(1, (4, 64))}, BoxwrightError, "image has 64 x 4 pixels"),
-    ({"draws": 0}, BoxwrightError, "draws is 0"),
-    ({"threshold": 1.5}, BoxwrightError, "threshold is 1.5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, error, words",
+    [
+        ({"phrase": " "}, BoxwrightError, "no phrase; write a word"),
+        ({"phrase": "house"}, PhraseNotFoundError, '"house" is not in'),
+        ({"image": None}, BoxwrightError, "from nowhere"),
+        ({"image": image(1, (4, 64))}, BoxwrightError, "image has 64 x 4 pixels"),
+        ({"draws": 0}, BoxwrightError, "draws is 0"),
+        ({"threshold": 1.5}, BoxwrightError, "threshold is 1.5"),
+    ],
+)
 def test_it_refuses(toy, inputs, error, words):
     with pytest.raises(error, match=words):
         find(toy, **inputs)

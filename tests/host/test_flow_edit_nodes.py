@@ -95,9 +95,7 @@ def test_the_cost_of_typical_runs_is_named_without_a_schedule():
     report = BoxwrightFlowEditSampler.execute(prompt(1), "FlowEdit", 1.0, 2, 0.0)[1]
     assert "28 steps take 168 model evaluations for each picture (112 with cfg 1)" in report
     with pytest.raises(BoxwrightError, match="Sigma 2 of 3 is 1, after 0"):
-        BoxwrightFlowEditSampler.execute(
-            prompt(1), "FlowEdit", 1.0, 2, 0.0, sigmas=torch.tensor([0.0, 1.0, 2.0])
-        )
+        BoxwrightFlowEditSampler.execute(prompt(1), "FlowEdit", 1.0, 2, 0.0, sigmas=torch.tensor([0.0, 1.0, 2.0]))
 
 
 def test_the_cost_is_shown_before_the_run(model, monkeypatch):
@@ -124,14 +122,17 @@ def test_equal_prompts_without_a_mask_return_the_picture_of_the_vae(model):
     torch.testing.assert_close(edited, VAE.decode(VAE.encode(image())), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("picture, inputs, words", [
-    ((3, 64, 96), {"mask": torch.ones(2, 64, 96)}, r"mask has the shape \(2, 64, 96\) for 3 pictures; wire one"),
-    ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
-    ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
-    ((1, 64, 96), {"regions": ()}, "no regions to change.*unwire"),
-    ((1, 64, 96), {"method": "Uni-Edit", "cfg": 101.0}, "guidance of Uni-Edit is 101"),
-    ((1, 64, 96), {"averages": 0}, "draws is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "picture, inputs, words",
+    [
+        ((3, 64, 96), {"mask": torch.ones(2, 64, 96)}, r"mask has the shape \(2, 64, 96\) for 3 pictures; wire one"),
+        ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
+        ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
+        ((1, 64, 96), {"regions": ()}, "no regions to change.*unwire"),
+        ((1, 64, 96), {"method": "Uni-Edit", "cfg": 101.0}, "guidance of Uni-Edit is 101"),
+        ((1, 64, 96), {"averages": 0}, "draws is 0"),
+    ],
+)
 def test_it_refuses_before_the_model_is_called(model, picture, inputs, words):
     with pytest.raises(BoxwrightError, match=words):
         flow_edit(silent(model), image(picture[0], picture[1:]), **inputs)

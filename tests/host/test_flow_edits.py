@@ -179,9 +179,12 @@ def test_the_latents_own_noise_mask_counts(models, method):
 def test_progress_goes_from_the_first_to_the_last_step_and_previews_are_pictures(models, method):
     seen = []
     flow_edit(
-        models, "sd15", method, steps=4,
+        models,
+        "sd15",
+        method,
+        steps=4,
         callback=lambda step, x0, x, total: seen.append((step, total, tuple(x0.shape), bool(x0.isfinite().all()))),
-    )  # fmt: skip
+    )
     assert seen == [(step, 4, (1, 4, 8, 12), True) for step in range(4)]
 
 
@@ -281,9 +284,7 @@ def test_edits_of_attention_reach_the_rows_of_both_prompts(models, family):
     latent, sigmas, settings = pictures(family), schedule(models[family], "normal", 2, 0.8), editing("FlowEdit")
 
     def edited(model, source):
-        return edit_by_flow(
-            model, latent, source, both, prompt(family, 2), settings, 1.5, sigmas, None, 5
-        )[0]  # fmt: skip
+        return edit_by_flow(model, latent, source, both, prompt(family, 2), settings, 1.5, sigmas, None, 5)[0]
 
     sampled = comfy.sample.sample_custom(
         patched, torch.zeros_like(latent), 1.5, flow_edit_sampler(both, settings), sigmas, both, prompt(family, 2),
@@ -308,9 +309,7 @@ def test_readers_hear_the_target_alone(models, method):
     reader = AttentionEdit("read", "read", lambda probs, site: heard.append((site.layer, site.progress)), StepWindow())
     patched = install(models["sd15"], layout, [reader])
     sigmas = torch.tensor([6.0, 2.0, 0.5, 0.0])
-    edit_by_flow(
-        patched, pictures("sd15"), both, both, prompt("sd15", 2), editing(method), 3.0, sigmas, None, 5
-    )  # fmt: skip
+    edit_by_flow(patched, pictures("sd15"), both, both, prompt("sd15", 2), editing(method), 3.0, sigmas, None, 5)
     assert len({progress for _, progress in heard}) == 3 and len(heard) == len(set(heard))
 
 

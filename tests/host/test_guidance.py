@@ -306,6 +306,7 @@ def test_the_move_of_the_prediction_does_not_grow_with_cfg(models, layout, cfg):
 
 def test_what_others_evaluate_in_the_same_step_moves_nothing_more(models, layout):
     """PAG and SAG evaluate the prompt again, beside the guider's own evaluation."""
+
     def again(args):
         out, *_ = comfy.samplers.calc_cond_batch(
             args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
@@ -386,8 +387,9 @@ def test_two_guides_of_one_pass_each_move_the_prediction(models, layout):
 
 
 def test_rows_of_a_batch_are_guided_as_if_alone(models, layout):
-    patched = install(models["sd15"], layout, [replace(GUIDE, refine_loss=left_mass, targets=((0.0, 0.55),),
-                                                       refine_iterations=3)])  # fmt: skip
+    patched = install(
+        models["sd15"], layout, [replace(GUIDE, refine_loss=left_mass, targets=((0.0, 0.55),), refine_iterations=3)]
+    )
     noise = tiny.latent("sd15", batch=3)
     whole = run("sd15", patched, layout, noise=noise)
     rows = torch.cat([run("sd15", patched, layout, noise=noise[i : i + 1]) for i in range(3)])
@@ -640,7 +642,9 @@ def test_the_prediction_is_not_moved_in_parts(models, layout):
     windows, model = comfy.context_windows, models["sd15"].clone()
     model.model_options["context_handler"] = windows.IndexListContextHandler(
         windows.get_matching_context_schedule(windows.ContextSchedules.STATIC_STANDARD),
-        windows.get_matching_fuse_method(windows.ContextFuseMethods.FLAT), context_length=2, context_overlap=1,
-    )  # fmt: skip
+        windows.get_matching_fuse_method(windows.ContextFuseMethods.FLAT),
+        context_length=2,
+        context_overlap=1,
+    )
     with pytest.raises(BoxwrightError, match='Context windows .*mode "fast"'):
         run("sd15", install(model, layout, [FAST]), layout, noise=tiny.latent("sd15", batch=4))

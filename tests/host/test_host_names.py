@@ -1,4 +1,5 @@
 """Whatever the pack names of the host is there: in the oldest host that is claimed as in the newest."""
+
 import ast
 import importlib
 from pathlib import Path

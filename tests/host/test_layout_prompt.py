@@ -1,4 +1,5 @@
 """The Layout Prompt node: its interface, and what it hands on and shows."""
+
 import nodes
 import pytest
 from pack.attention_patches.core.types import Box, BoxwrightError, Layout, Region
@@ -20,14 +21,21 @@ def shown(output):
 def test_interface_is_kept():
     schema = BoxwrightLayoutPrompt.define_schema()
     assert (schema.node_id, schema.display_name, schema.category) == (
-        "BoxwrightLayoutPrompt", "Layout Prompt", "Boxwright",
+        "BoxwrightLayoutPrompt",
+        "Layout Prompt",
+        "Boxwright",
     )
     assert [(i.id, i.get_io_type()) for i in schema.inputs] == [
-        ("clip", "CLIP"), ("regions", "BOXWRIGHT_REGIONS"), ("prompt", "STRING"), ("append_missing", "BOOLEAN"),
+        ("clip", "CLIP"),
+        ("regions", "BOXWRIGHT_REGIONS"),
+        ("prompt", "STRING"),
+        ("append_missing", "BOOLEAN"),
         ("negative_prompt", "STRING"),
     ]
     assert [(o.id, o.get_io_type()) for o in schema.outputs] == [
-        ("positive", "CONDITIONING"), ("layout", "BOXWRIGHT_LAYOUT"), ("negative", "CONDITIONING"),
+        ("positive", "CONDITIONING"),
+        ("layout", "BOXWRIGHT_LAYOUT"),
+        ("negative", "CONDITIONING"),
     ]
     inputs = {i.id: i for i in schema.inputs}
     assert inputs["append_missing"].default is True
@@ -96,10 +104,13 @@ def test_runs():
     assert runs_of([True, True, False, True]) == [(0, 1), (3, 3)]
 
 
-@pytest.mark.parametrize("phrases, append, message", [
-    (["red cicle"], False, '"red cicle" is not in the prompt.*"red circle"'),
-    (["red circle", ""], True, "Region 2 has no phrase"),
-])
+@pytest.mark.parametrize(
+    "phrases, append, message",
+    [
+        (["red cicle"], False, '"red cicle" is not in the prompt.*"red circle"'),
+        (["red circle", ""], True, "Region 2 has no phrase"),
+    ],
+)
 def test_errors_reach_the_user(toy, phrases, append, message):
     with pytest.raises(BoxwrightError, match=message):
         run(toy[1], "a red circle", phrases, append)

@@ -1,4 +1,5 @@
 """Layout to Prompt and Prompt to Regions as nodes: their wires, what they say, what they hold back."""
+
 import json
 
 import pytest
@@ -81,7 +82,9 @@ def test_what_is_lost_is_said():
     text, report = write("FLUX.3", weak, unsupported="leave out").args
     assert json.loads(text[text.index("[") :])[0]["desc"] == "a cat"
     assert report.splitlines() == [
-        "1 region written as FLUX.3.", 'Left out, FLUX.3 cannot hold it: the strength of region 1 ("a cat")']
+        "1 region written as FLUX.3.",
+        'Left out, FLUX.3 cannot hold it: the strength of region 1 ("a cat")',
+    ]
 
 
 def test_a_bad_style_is_refused_before_anything_runs():

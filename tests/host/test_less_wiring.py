@@ -1,4 +1,5 @@
 """The first picture with two things in two boxes: how many nodes and wires it takes, by hand and from a blueprint."""
+
 import json
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def test_a_blueprint_is_saved_as_its_nodes_declare_them(path, object_info):
     (inside,) = blueprint["definitions"]["subgraphs"]
     assert face["type"] == inside["id"]
     assert [(slot["name"], slot["type"]) for slot in face["inputs"]] == [
-        (slot["name"], slot["type"]) for slot in inside["inputs"]]
+        (slot["name"], slot["type"]) for slot in inside["inputs"]
+    ]
     nodes = {each["id"]: each for each in inside["nodes"]}
     for each in nodes.values():
         info = object_info[each["type"]]

@@ -1,4 +1,5 @@
 """The translations of the nodes: one for every word that the schemas show, none for what they do not have."""
+
 import asyncio
 import importlib.util
 import json

@@ -180,8 +180,10 @@ def test_two_guides_add(models):
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m", "heun", "uni_pc", "dpmpp_sde"])
 def test_samplers_take_the_moves_and_a_colour_comes_nearer(models, sampler):
     """uni_pc too, which keeps a latent of its own."""
-    loss = [float(BLUE(latent_colors(models["sd15"].model, run("sd15", model, steps=4, sampler=sampler))))
-            for model in (models["sd15"], guide_by_pictures(models["sd15"], guide_of(loss=BLUE, strength=3.0)))]
+    loss = [
+        float(BLUE(latent_colors(models["sd15"].model, run("sd15", model, steps=4, sampler=sampler))))
+        for model in (models["sd15"], guide_by_pictures(models["sd15"], guide_of(loss=BLUE, strength=3.0)))
+    ]
     assert loss[1] < loss[0]
 
 
@@ -286,8 +288,11 @@ def test_a_picture_too_large_for_the_card_is_kept_in_main_memory(models, monkeyp
 def test_the_host_is_asked_for_room_for_the_graph(models, monkeypatch):
     asked = []
     original = comfy.sampler_helpers.estimate_memory
-    monkeypatch.setattr(comfy.sampler_helpers, "estimate_memory",
-                        lambda model, shape, conds: asked.append(shape[0]) or original(model, shape, conds))
+    monkeypatch.setattr(
+        comfy.sampler_helpers,
+        "estimate_memory",
+        lambda model, shape, conds: asked.append(shape[0]) or original(model, shape, conds),
+    )
     for through in MODES:
         run("sd15", guide_by_pictures(models["sd15"], guide_of(through)), steps=1)
     assert asked == [1, 3]
@@ -325,12 +330,15 @@ def test_a_family_that_boxwright_does_not_know_takes_the_direct_mode():
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("loss, words", [
-    (lambda seen: seen.mean(), r"returned \(\) for 1 pictures"),
-    (lambda seen: None, "returned NoneType"),
-    (lambda seen: (seen > 0.5).float().mean(dim=(1, 2, 3)), "no gradient|has a gradient"),
-    (lambda seen: seen.mean(dim=(1, 2, 3)) / 0.0, "no finite number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (lambda seen: seen.mean(), r"returned \(\) for 1 pictures"),
+        (lambda seen: None, "returned NoneType"),
+        (lambda seen: (seen > 0.5).float().mean(dim=(1, 2, 3)), "no gradient|has a gradient"),
+        (lambda seen: seen.mean(dim=(1, 2, 3)) / 0.0, "no finite number"),
+    ],
+)
 def test_a_loss_that_is_none_is_named(models, loss, words):
     with pytest.raises(BoxwrightError, match=words):
         run("sd15", guide_by_pictures(models["sd15"], guide_of(loss=loss)))
@@ -379,17 +387,20 @@ def test_regions_bring_their_own_strength_and_time():
     assert [(part.strength, part.window) for part in parts] == [(0.5, StepWindow(0.0, 0.3)), (1.0, StepWindow())]
 
 
-@pytest.mark.parametrize("inputs, words", [
-    ({"regions": ()}, "no regions to guide"),
-    ({"mask": torch.zeros(1, 8, 8)}, "mask is empty"),
-    ({"mask": torch.ones(2, 8, 8)}, "2 masks"),
-    ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),
-    ({"regions": (Region("sky", Box(0, 0, 1, 1)),), "phrase": "sea"}, 'No region has the phrase "sea".*"sky"'),
-    ({"regions": (Region("sky", Box(0, 0, 1, 1)),), "mask": torch.ones(1, 8, 8)}, "not both"),
-    ({"loss": 3.0}, "loss is a float"),
-    ({"start": 0.5, "end": 0.5}, "is empty"),
-    ({"strength": float("nan")}, "strength"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({"regions": ()}, "no regions to guide"),
+        ({"mask": torch.zeros(1, 8, 8)}, "mask is empty"),
+        ({"mask": torch.ones(2, 8, 8)}, "2 masks"),
+        ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),
+        ({"regions": (Region("sky", Box(0, 0, 1, 1)),), "phrase": "sea"}, 'No region has the phrase "sea".*"sky"'),
+        ({"regions": (Region("sky", Box(0, 0, 1, 1)),), "mask": torch.ones(1, 8, 8)}, "not both"),
+        ({"loss": 3.0}, "loss is a float"),
+        ({"start": 0.5, "end": 0.5}, "is empty"),
+        ({"strength": float("nan")}, "strength"),
+    ],
+)
 def test_bad_input_is_named(models, inputs, words):
     good = dict(model=models["sd15"], loss=BLUE, strength=1.0, gradient="direct", start=0.0, end=1.0, max_change=1.0)
     with pytest.raises(BoxwrightError, match=words):
@@ -421,6 +432,8 @@ def test_the_example_of_the_documentation_works_as_it_stands(models, tmp_path):
     assert module.NODES[0].define_schema().outputs[0].io_type == "BOXWRIGHT_LOSS"
     inputs = dict(model=models["sd15"], strength=8.0, gradient="direct", start=0.0, end=1.0, max_change=1.0)
     (guided,) = guarded(BoxwrightLossGuidance).execute(**inputs, loss=loss).result
-    losses = [float(loss(latent_colors(models["sd15"].model, run("sd15", model, steps=6))))
-              for model in (models["sd15"], guided)]
+    losses = [
+        float(loss(latent_colors(models["sd15"].model, run("sd15", model, steps=6))))
+        for model in (models["sd15"], guided)
+    ]
     assert losses[1] < 0.7 * losses[0]

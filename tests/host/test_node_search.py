@@ -1,4 +1,5 @@
 """What people type finds the node they need: asked of the frontend's own search, in its page."""
+
 import pytest
 from browser import open_bench
 

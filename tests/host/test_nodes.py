@@ -1,4 +1,5 @@
 """The nodes as the host sees them: their contract with saved workflows, and what the methods' nodes do on the toy."""
+
 import asyncio
 import importlib.util
 import re
@@ -133,9 +134,11 @@ HOSTILE = {
     + [{"samples": torch.full((1, 4, 8, 8), NAN)}, {"samples": torch.full((1, 4, 8, 8), INF)}, {}, None],
 }
 USUAL = {
-    "IMAGE": torch.ones(1, 8, 8, 3), "MASK": torch.ones(1, 8, 8), "LATENT": {"samples": torch.ones(1, 4, 8, 8)},
+    "IMAGE": torch.ones(1, 8, 8, 3),
+    "MASK": torch.ones(1, 8, 8),
+    "LATENT": {"samples": torch.ones(1, 4, 8, 8)},
     "STRING": "red",
-}  # fmt: skip
+}
 
 
 def hostile_cases(schema):
@@ -277,30 +280,36 @@ def test_lines_of_weights_all_count(toy, encoded, draw):
     torch.testing.assert_close(both, draw(one_by_one), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("text, weights", [
-    ("red: 2", (("red", 2.0),)),
-    ("  red circle :-1.5 \n\n\tblue:0\n", (("red circle", -1.5), ("blue", 0.0))),
-    ("16:9 picture: 1e0", (("16:9 picture", 1.0),)),
-    ("red: 2\nred: 3", (("red", 2.0), ("red", 3.0))),
-    ("x: 1\n" * MAX_LINES, (("x", 1.0),) * MAX_LINES),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, weights",
+    [
+        ("red: 2", (("red", 2.0),)),
+        ("  red circle :-1.5 \n\n\tblue:0\n", (("red circle", -1.5), ("blue", 0.0))),
+        ("16:9 picture: 1e0", (("16:9 picture", 1.0),)),
+        ("red: 2\nred: 3", (("red", 2.0), ("red", 3.0))),
+        ("x: 1\n" * MAX_LINES, (("x", 1.0),) * MAX_LINES),
+    ],
+)
 def test_weights_are_read(text, weights):
     assert parse_weights(text) == weights
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "no weight.*striped: 2"),
-    (" \n\t\n", "no weight"),
-    ("red", 'Line 1 .*"red".*a colon and a number from -5 to 10'),
-    ("red: 2\n\nblue: much", 'Line 3 .*"blue: much"'),
-    (": 2", 'Line 1 .*": 2"'),
-    ("red:", 'Line 1 .*"red:"'),
-    ("red: nan", "Line 1 .*red: nan"),
-    ("red: -inf", "Line 1 .*red: -inf"),
-    ("red: 2, blue: 3 times", "Line 1 .*a number"),
-    ("x: 1\n" * (MAX_LINES + 1), f"{MAX_LINES + 1} lines; at most {MAX_LINES}"),
-    ("x" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "no weight.*striped: 2"),
+        (" \n\t\n", "no weight"),
+        ("red", 'Line 1 .*"red".*a colon and a number from -5 to 10'),
+        ("red: 2\n\nblue: much", 'Line 3 .*"blue: much"'),
+        (": 2", 'Line 1 .*": 2"'),
+        ("red:", 'Line 1 .*"red:"'),
+        ("red: nan", "Line 1 .*red: nan"),
+        ("red: -inf", "Line 1 .*red: -inf"),
+        ("red: 2, blue: 3 times", "Line 1 .*a number"),
+        ("x: 1\n" * (MAX_LINES + 1), f"{MAX_LINES + 1} lines; at most {MAX_LINES}"),
+        ("x" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
+    ],
+)
 def test_weights_that_cannot_be_read_name_their_line(text, words):
     with pytest.raises(BoxwrightError, match=words) as refused:
         parse_weights(text)
@@ -333,13 +342,17 @@ def guide(tmp_path, monkeypatch):
 
 def test_the_example_of_the_guide_works(guide, toy, encoded, draw, plain):
     assert list(guide) == [
-        "attention_patches/methods/quiet_words.py", "nodes/quiet_words.py", "tests/math/test_quiet_words.py",
-    ]  # fmt: skip
+        "attention_patches/methods/quiet_words.py",
+        "nodes/quiet_words.py",
+        "tests/math/test_quiet_words.py",
+    ]
     node = guide["nodes/quiet_words.py"].BoxwrightQuietWords
     assert summary(node.GET_SCHEMA())[2:] == [
-        "strength: FLOAT = 0.5, 0.0 to 1.0", "start: FLOAT = 0.0, 0.0 to 1.0", "end: FLOAT = 1.0, 0.0 to 1.0",
+        "strength: FLOAT = 0.5, 0.0 to 1.0",
+        "start: FLOAT = 0.0, 0.0 to 1.0",
+        "end: FLOAT = 1.0, 0.0 to 1.0",
         "-> MODEL",
-    ]  # fmt: skip
+    ]
     pictures = [draw(node.execute(toy[0], encoded[1], strength, 0.0, 1.0)[0]) for strength in (0.0, 0.5, 1.0)]
     assert torch.equal(pictures[0], plain)
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

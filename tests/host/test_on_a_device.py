@@ -1,6 +1,5 @@
 """Every method with the model on a pretended device (`pretend_device`), in 16 bits."""
 
-
 import os
 from collections import Counter
 from dataclasses import replace
@@ -232,16 +231,19 @@ def test_prompt_to_prompt_waits_twice_more_where_it_blends(models, of_the_host):
 # --- the pretended device ---
 
 
-@pytest.mark.parametrize("mix", [
-    lambda there, here: there + here,
-    lambda there, here: there.add_(here),
-    lambda there, here: torch.cat([there, here]),
-    lambda there, here: torch.where(here > 0, there, there),
-    lambda there, here: here[there.long()],
-    lambda there, here: there.index_select(0, here.long()),
-    lambda there, here: here.new_zeros(()).add_(there.sum()),
-    lambda there, here: there.numpy(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda there, here: there + here,
+        lambda there, here: there.add_(here),
+        lambda there, here: torch.cat([there, here]),
+        lambda there, here: torch.where(here > 0, there, there),
+        lambda there, here: here[there.long()],
+        lambda there, here: there.index_select(0, here.long()),
+        lambda there, here: here.new_zeros(()).add_(there.sum()),
+        lambda there, here: there.numpy(),
+    ],
+)
 def test_it_refuses_what_a_device_refuses(mix):
     with pretend_device.pretending():
         here = torch.ones(3)
@@ -250,19 +252,22 @@ def test_it_refuses_what_a_device_refuses(mix):
             mix(there, here)
 
 
-@pytest.mark.parametrize("operation, waits, arrivals, departures", [
-    (lambda there: there * torch.tensor(2.0), 0, 0, 0),
-    (lambda there: there.masked_fill(there > 0, 1.0), 0, 0, 0),
-    (lambda there: there.index_select(0, there.long()), 0, 0, 0),
-    (lambda there: bool((there > 0).any()), 1, 0, 0),
-    (lambda there: there[there > 0], 1, 0, 0),
-    (lambda there: there[torch.tensor([0])], 1, 1, 0),
-    (lambda there: there[[0, 1]], 1, 1, 0),
-    (lambda there: there.new_tensor([1.0]), 1, 1, 0),
-    (lambda there: torch.zeros(2, device=there.device), 0, 0, 0),
-    (lambda there: torch.ones(2).to(there, non_blocking=True), 0, 1, 0),
-    (lambda there: there.tolist(), 1, 0, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operation, waits, arrivals, departures",
+    [
+        (lambda there: there * torch.tensor(2.0), 0, 0, 0),
+        (lambda there: there.masked_fill(there > 0, 1.0), 0, 0, 0),
+        (lambda there: there.index_select(0, there.long()), 0, 0, 0),
+        (lambda there: bool((there > 0).any()), 1, 0, 0),
+        (lambda there: there[there > 0], 1, 0, 0),
+        (lambda there: there[torch.tensor([0])], 1, 1, 0),
+        (lambda there: there[[0, 1]], 1, 1, 0),
+        (lambda there: there.new_tensor([1.0]), 1, 1, 0),
+        (lambda there: torch.zeros(2, device=there.device), 0, 0, 0),
+        (lambda there: torch.ones(2).to(there, non_blocking=True), 0, 1, 0),
+        (lambda there: there.tolist(), 1, 0, 1),
+    ],
+)
 def test_it_counts(operation, waits, arrivals, departures):
     there = pretend_device.OnDevice(torch.ones(3))
     with pretend_device.pretending() as traffic:

@@ -43,9 +43,7 @@ def layout():
 
 def run(model, layout, family="sd15", batch=1, **options):
     options.setdefault("noise", tiny.latent(family, size=(8, 12), batch=batch))
-    return tiny.run(
-        family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options}
-    )
+    return tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options})
 
 
 def close(a, b):
@@ -407,6 +405,7 @@ SELF = pytest.mark.parametrize("method", [DENSE, BOUND, Injected()], ids=["dense
 @SELF
 def test_beside_perturbed_attention_guidance(models, layout, method):
     """Its pass has an attention of its own; in all others, and in all other layers, edits act."""
+
     def with_pag(model, scale):
         return nodes_pag.PerturbedAttentionGuidance.execute(model, scale)[0]
 

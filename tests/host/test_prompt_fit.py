@@ -69,8 +69,10 @@ def test_the_gradient_is_that_of_central_differences(models, monkeypatch):
 
 def test_the_same_seed_is_the_same_prompt_and_the_weights_stay(models):
     before = {name: value.clone() for name, value in models["sd15"].model.diffusion_model.state_dict().items()}
-    found = [fit_prompt(models["sd15"], picture("sd15"), target("sd15"), QUICK, seed).conditioning[0][0]
-             for seed in (3, 3, 4)]  # fmt: skip
+    found = [
+        fit_prompt(models["sd15"], picture("sd15"), target("sd15"), QUICK, seed).conditioning[0][0]
+        for seed in (3, 3, 4)
+    ]
     assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=1e-4)
     after = models["sd15"].model.diffusion_model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())

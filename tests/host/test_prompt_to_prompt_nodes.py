@@ -91,8 +91,14 @@ def test_orders_to_other_programs_are_said_and_not_drawn(toy):
 def test_words_are_named_with_or_without_emphasis(toy, phrase):
     """The target says it with emphasis; a name of its words may."""
     targets = "a (blue:1.2) circle"
-    prompt_to_prompt(toy, targets=targets, weights=f"{phrase}: 2", word_windows=f"{phrase}: 0 0.5", blend_words=phrase,
-                     source="a blue circle")
+    prompt_to_prompt(
+        toy,
+        targets=targets,
+        weights=f"{phrase}: 2",
+        word_windows=f"{phrase}: 0 0.5",
+        blend_words=phrase,
+        source="a blue circle",
+    )
 
 
 def test_prompts_of_other_lengths_stand_side_by_side(toy):

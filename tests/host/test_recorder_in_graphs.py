@@ -15,9 +15,11 @@ from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
 from pack.nodes.mask_from_word import BoxwrightMaskFromWord
 
 CACHES = {
-    "classic": (CacheType.CLASSIC, {}), "lru": (CacheType.LRU, {"lru": 50}), "none": (CacheType.NONE, {}),
+    "classic": (CacheType.CLASSIC, {}),
+    "lru": (CacheType.LRU, {"lru": 50}),
+    "none": (CacheType.NONE, {}),
     "ram": (CacheType.RAM_PRESSURE, {"ram": 0.0, "ram_inactive": 0.0}),
-}  # fmt: skip
+}
 every_cache = pytest.mark.parametrize("cache", CACHES)
 PROMPT = "a red circle and a blue star"
 SETTINGS = dict(phrases="", resolutions="middle", moments=1, start=0.0, end=1.0, budget_mb=64)
@@ -249,8 +251,11 @@ def test_a_second_pass_over_the_picture_counts_if_it_has_the_recorder(cache):
 
 @every_cache
 def test_pictures_through_other_nodes(cache):
-    graph = {**base(), **watched("a", 1), "larger": node("ImageScaleBy", image=["a picture", 0], scale_by=2.0,
-             upscale_method="bilinear")}  # fmt: skip
+    graph = {
+        **base(),
+        **watched("a", 1),
+        "larger": node("ImageScaleBy", image=["a picture", 0], scale_by=2.0, upscale_method="bilinear"),
+    }
     graph["a mask"]["inputs"]["images"] = ["larger", 0]
     found = Host(cache).run(graph)["a"]
     assert found.shape == (1, 128, 128)
@@ -289,9 +294,11 @@ def test_a_second_pass_behind_a_node_that_the_host_expands(cache):
     """The pass behind it counts, as it does behind a sampler that stands in the graph."""
     inside = node("Expanded", model=["recorder", 0], vae=["loader", 2], positive=["text", 0],
                   negative=["nothing", 0], latent=["latent", 0], seed=1, runs=1)  # fmt: skip
-    behind = {"pixels": node("VAEEncode", pixels=["a", 0], vae=["loader", 2]),
-              "b": sampler(2, latent=("pixels", 0), denoise=0.5),
-              "b picture": node("VAEDecode", samples=["b", 0], vae=["loader", 2])}  # fmt: skip
+    behind = {
+        "pixels": node("VAEEncode", pixels=["a", 0], vae=["loader", 2]),
+        "b": sampler(2, latent=("pixels", 0), denoise=0.5),
+        "b picture": node("VAEDecode", samples=["b", 0], vae=["loader", 2]),
+    }
     found = Host(cache).run({**base(), "a": inside, **behind, **masked("b", "b picture")})["b"]
     plain = {**base(), "b1": sampler(1), "a": node("VAEDecode", samples=["b1", 0], vae=["loader", 2]), **behind}
     assert torch.equal(found, Host(cache).run({**plain, **masked("b", "b picture")})["b"])

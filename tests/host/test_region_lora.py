@@ -103,9 +103,12 @@ def test_whatever_runs_with_it(models, whole):
 def test_a_part_of_a_weight_and_moved_rows(models, whole):
     """LoRAs of diffusers have one file entry for each of q, k and v, and the last modulation the other way round."""
     model, g = models["flux"], torch.Generator().manual_seed(3)
-    sizes = {"transformer.single_transformer_blocks.0.attn.to_k": (64, 64), "transformer.norm_out.linear": (128, 64),
-             "transformer.transformer_blocks.1.attn.add_v_proj": (64, 64),
-             "transformer.single_transformer_blocks.1.proj_out": (64, 192)}
+    sizes = {
+        "transformer.single_transformer_blocks.0.attn.to_k": (64, 64),
+        "transformer.norm_out.linear": (128, 64),
+        "transformer.transformer_blocks.1.attn.add_v_proj": (64, 64),
+        "transformer.single_transformer_blocks.1.proj_out": (64, 192),
+    }
     file = {}
     for key, (out, into) in sizes.items():
         file[f"{key}.lora_A.weight"] = torch.randn(2, into, generator=g)
@@ -156,9 +159,10 @@ def test_each_half_has_its_own_lora_in_every_layer(models, halves, noted, monkey
     for layer, x, before, after in noted:
         pixels = layer.shape.is_convolution
         width = {16 * 24: 24, 8 * 12: 12, 4 * 6: 6}[before[0, 0].numel() if pixels else before.shape[1]]
-        left, right = (t if pixels else t.transpose(1, 2).unflatten(2, (-1, width)) for t in (
-            before + 0.8 * change_by_hand(layer, 0, x), before + 0.8 * change_by_hand(layer, 1, x)
-        ))  # fmt: skip
+        left, right = (
+            t if pixels else t.transpose(1, 2).unflatten(2, (-1, width))
+            for t in (before + 0.8 * change_by_hand(layer, 0, x), before + 0.8 * change_by_hand(layer, 1, x))
+        )
         found = after if pixels else after.transpose(1, 2).unflatten(2, (-1, width))
         middle = width // 2
         same(found[..., :middle], left[..., :middle])
@@ -496,8 +500,10 @@ def test_what_is_no_sum_is_refused_by_name(models, kind, words):
 def test_a_lora_of_another_model_is_refused(models):
     with pytest.raises(BoxwrightError, match="has nothing for any layer of this model \\(SD15\\)|SD15|BaseModel"):
         lora_for(models["sd15"], loras.tensors(models["flux"]), "ink")
-    other = {key: torch.cat([t, t], -1) if key.endswith("ff.net.2.lora_down.weight") else t
-             for key, t in loras.tensors(models["sd15"], only=["ff.net.2"]).items()}  # fmt: skip
+    other = {
+        key: torch.cat([t, t], -1) if key.endswith("ff.net.2.lora_down.weight") else t
+        for key, t in loras.tensors(models["sd15"], only=["ff.net.2"]).items()
+    }
     with pytest.raises(BoxwrightError, match="of another size.*made for another model"):
         lora_for(models["sd15"], other, "ink")
     norm = {"diffusion_model.out.0.w_norm": torch.ones(32)}

@@ -15,9 +15,7 @@ from pack.nodes.region_lora import FROM_LAYOUT, BoxwrightRegionLora
 from toyworld import sampling
 
 PROMPT = "a red circle and a blue star"
-OPTIONS = dict(
-    lora=FROM_LAYOUT, lora_strength=1.0, region=0, overlap="order", feather=0.0, start=0.0, end=1.0
-)  # fmt: skip
+OPTIONS = dict(lora=FROM_LAYOUT, lora_strength=1.0, region=0, overlap="order", feather=0.0, start=0.0, end=1.0)
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)
 
 
@@ -42,8 +40,10 @@ def folder(toy, tmp_path, monkeypatch):
     name = next(key for key in keys if key.endswith("mlp_fc1"))
     out, into = comfy.utils.get_attr(toy[1].cond_stage_model, keys[name]).shape
     g = torch.Generator().manual_seed(5)
-    text = {f"{name}.lora_up.weight": torch.randn(out, 2, generator=g),
-            f"{name}.lora_down.weight": torch.randn(2, into, generator=g)}
+    text = {
+        f"{name}.lora_up.weight": torch.randn(out, 2, generator=g),
+        f"{name}.lora_down.weight": torch.randn(2, into, generator=g),
+    }
     comfy.utils.save_torch_file(own | text, str(tmp_path / "both.safetensors"))
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors in here")
     return tmp_path
@@ -115,13 +115,16 @@ def test_the_text_part_is_in_the_regions_own_text_alone(toy, folder):
     assert "Region 1: its own text is encoded with both.safetensors." in report and "Region 2: its" not in report
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({}, "No region of the layout names a LoRA"),
-    ({"lora": "gone.safetensors"}, 'lora is "gone.safetensors", and there is no such file'),
-    ({"lora": "../both.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "both.safetensors", "region": 3}, "region is 3, and the layout has 2 regions"),
-    ({"lora": "broken.safetensors"}, '"broken.safetensors" cannot be read'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "No region of the layout names a LoRA"),
+        ({"lora": "gone.safetensors"}, 'lora is "gone.safetensors", and there is no such file'),
+        ({"lora": "../both.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "both.safetensors", "region": 3}, "region is 3, and the layout has 2 regions"),
+        ({"lora": "broken.safetensors"}, '"broken.safetensors" cannot be read'),
+    ],
+)
 def test_what_cannot_be_is_refused(toy, folder, changes, words):
     layout = layout_of(toy, regions(None, None))[1]
     with pytest.raises(BoxwrightError, match=words):

@@ -325,9 +325,11 @@ def test_a_painted_region_of_cells_that_all_differ(models):
 
 
 EDITS = {
-    "rectified": PUBLISHED.edits, "dense": DenseDiffusion().edits, "bound": BoundedAttention(StepWindow(), "all").edits,
+    "rectified": PUBLISHED.edits,
+    "dense": DenseDiffusion().edits,
+    "bound": BoundedAttention(StepWindow(), "all").edits,
     "reweight": Reweight((("w1", 4.0),)).edits,
-}  # fmt: skip
+}
 
 
 @every_family

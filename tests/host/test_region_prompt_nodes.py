@@ -133,11 +133,14 @@ def test_what_is_refused(toy, encoded):
         BoxwrightRegionPrompt.execute(tiny.build("hunyuan_video"), tiny.layout(), **inputs())
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"mode": {"mode": "couples"}}, "mode is 'couples'; choose one of couple, dense."),
-    ({"mode": None}, "mode is missing or null; choose one of couple, dense."),
-    ({"bound": {"bound": "fine"}}, "bound is 'fine'; choose one of off, coarse, all."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"mode": {"mode": "couples"}}, "mode is 'couples'; choose one of couple, dense."),
+        ({"mode": None}, "mode is missing or null; choose one of couple, dense."),
+        ({"bound": {"bound": "fine"}}, "bound is 'fine'; choose one of off, coarse, all."),
+    ],
+)
 def test_a_choice_that_there_is_not_is_refused_before_anything_runs(wrong, words):
     """The host leaves such a choice out, with all that hangs on it."""
     right = {"mode": {"mode": "dense"}, "bound": {"bound": "off"}}

@@ -1,4 +1,5 @@
 """Region Prompt in the browser: the node shows what its mode reads, and keeps it."""
+
 import json
 
 import pytest

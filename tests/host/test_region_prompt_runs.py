@@ -70,9 +70,11 @@ def hand_wired(model, prompt, texts, weights_of):
         block, heads = extra["block"], extra["n_heads"]
         layer = layers[block[0], block[1], extra.get("block_index", 0)]
         heads_of = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2).double()  # noqa: E731
-        attend_to = lambda q, k, v: (  # noqa: E731
-            (heads_of(q) @ heads_of(k).transpose(-1, -2) * heads_of(q).shape[-1] ** -0.5).softmax(-1) @ heads_of(v)
-        ).transpose(1, 2).flatten(2)
+
+        def attend_to(q, k, v):
+            scores = heads_of(q) @ heads_of(k).transpose(-1, -2) * heads_of(q).shape[-1] ** -0.5
+            return (scores.softmax(-1) @ heads_of(v)).transpose(1, 2).flatten(2)
+
         out = attend_to(q, k, v)
         size = q.shape[0] // len(extra["cond_or_uncond"])
         weights = weights_of(extra["activations_shape"][-2:]).double()
@@ -102,9 +104,11 @@ def test_two_halves_equal_the_layers_computed_by_hand(models, layout, family, le
     texts = [tiny.text(n, seed=50 + n).embedding for n in lengths]
     method = RegionPrompt(base_ratio=0.25, confine_end=0.0)
     expected = run(
-        family, hand_wired(models[family], layout.prompt, texts, lambda grid: 0.75 * halves(grid)), layout,
+        family,
+        hand_wired(models[family], layout.prompt, texts, lambda grid: 0.75 * halves(grid)),
+        layout,
         noise=tiny.latent(family, batch=2),
-    )  # fmt: skip
+    )
     patched = coupled(models[family], layout, method, texts=texts)
     close(run(family, patched, layout, noise=tiny.latent(family, batch=2)), expected)
 
@@ -234,9 +238,11 @@ def test_guiders_with_more_conds(models, layout, guider):
             made.set_cfg(3.0)
         noise = tiny.latent("sd15")
         out = made.sample(
-            noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"),
+            noise,
+            torch.zeros_like(noise),
+            comfy.samplers.ksampler("euler"),
             comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 1),
-        )  # fmt: skip
+        )
         return out, seen
 
     patched = coupled(models["sd15"], layout)
@@ -253,9 +259,11 @@ def hand_positive(model, layout, guider):
     patched = hand_wired(model, layout.prompt, [text.embedding for text in layout.region_texts], halves)
     slots = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
     for key, fn in list(slots.items()):
+
         def turned(q, k, v, extra, fn=fn):
             kinds = [0 if kind == index else 1 for kind in extra["cond_or_uncond"]]
             return fn(q, k, v, {**extra, "cond_or_uncond": kinds})
+
         slots[key] = turned
     return patched
 

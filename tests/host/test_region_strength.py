@@ -145,16 +145,19 @@ def test_strengths_are_read_in_order_or_by_name_or_from_the_regions():
     assert strengths_of("sun, red: 0.3\nsky: 0.2", comma) == [0.2, 0.3]
 
 
-@pytest.mark.parametrize("inputs, words", [
-    ({"strengths": "0.5"}, "1 strength for 2 regions"),
-    ({"strengths": "0.5, much"}, "'much' is no number"),
-    ({"strengths": "0.5, nan"}, "ordinary number"),
-    ({"strengths": "moon: 0.5"}, 'names no region; there are "sky", "sun"'),
-    ({"strengths": "0.5, 7"}, '"sun" is 7'),
-    ({"regions": ()}, "There are no regions"),
-    ({"latent": None}, "from nowhere"),
-    ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "latent is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({"strengths": "0.5"}, "1 strength for 2 regions"),
+        ({"strengths": "0.5, much"}, "'much' is no number"),
+        ({"strengths": "0.5, nan"}, "ordinary number"),
+        ({"strengths": "moon: 0.5"}, 'names no region; there are "sky", "sun"'),
+        ({"strengths": "0.5, 7"}, '"sun" is 7'),
+        ({"regions": ()}, "There are no regions"),
+        ({"latent": None}, "from nowhere"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "latent is empty"),
+    ],
+)
 def test_bad_input_is_named(models, inputs, words):
     with pytest.raises(BoxwrightError, match=words):
         execute(models["sd15"], **inputs)

@@ -1,4 +1,5 @@
 """BoxwrightRegions and BoxwrightRegionsPreview in the host: their contract, the host's own box nodes, the picture."""
+
 import asyncio
 import json
 import types
@@ -187,8 +188,7 @@ def test_a_text_of_another_program_is_read_and_how_is_said(monkeypatch, tmp_path
     text = '[{"bbox": [128, 64, 256, 128], "label": "a dog"}]'
     regions, report = BoxwrightRegions.execute(**SENT | {"regions_json": text}).args
     assert regions == (Region("a dog", Box(0.5, 0.5, 0.5, 0.5)),)
-    assert report.splitlines() == [
-        "1 box read as [x1, y1, x2, y2] in pixels of a picture of 256 x 128.", "1. a dog"]
+    assert report.splitlines() == ["1 box read as [x1, y1, x2, y2] in pixels of a picture of 256 x 128.", "1. a dog"]
     ambiguous = {"regions_json": '[{"bbox": [10, 10, 20, 20], "label": "a dog"}]'}
     graph = {
         "2": {"class_type": "BoxwrightRegions", "inputs": SENT | ambiguous},
@@ -242,9 +242,11 @@ def test_later_regions_lie_on_top():
 def test_preview_takes_its_size_from_the_regions():
     regions = (Region("a", CORNER),)
     for given, size, shape in [
-        ((0, 0), None, (512, 512)), ((0, 0), (320, 192), (192, 320)), ((64, 128), (320, 192), (128, 64)),
+        ((0, 0), None, (512, 512)),
+        ((0, 0), (320, 192), (192, 320)),
+        ((64, 128), (320, 192), (128, 64)),
         ((0, 0), (8192, 4096), (2048, 4096)),
-    ]:  # fmt: skip
+    ]:
         known = regions if size is None else SizedRegions(regions, *size)
         image, report = BoxwrightRegionsPreview.execute(known, *given).args
         assert image.shape[1:3] == shape

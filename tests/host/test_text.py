@@ -4,6 +4,7 @@ Oracles that share no code with the pack: the offsets that the tokenizers librar
 tokenised alone, and the encoders themselves (attention switched off, one row of the token table changed: exactly the
 columns of that token change).
 """
+
 import io
 import re
 import types
@@ -81,8 +82,16 @@ def tiny_sentencepiece(bos=-1, eos=1, pad=0, unk=2, byte_fallback=True):
     sentences = ["a red cat and a blue dog in the green forest", "the quick brown fox jumps over the lazy dog"]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences * 20), model_writer=model, vocab_size=400, hard_vocab_limit=False,
-        byte_fallback=byte_fallback, bos_id=bos, eos_id=eos, pad_id=pad, unk_id=unk, minloglevel=2,
+        sentence_iterator=iter(sentences * 20),
+        model_writer=model,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=byte_fallback,
+        bos_id=bos,
+        eos_id=eos,
+        pad_id=pad,
+        unk_id=unk,
+        minloglevel=2,
     )
     return torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
 
@@ -160,7 +169,11 @@ NASTY = (
     "\u200bשלום हिन्दी แมว",
     "\nnew line first, I'm don't 12345 ‘quoted’ wait… ½ ﬁre",
     "!!! ... -- a)b(c :1.5) (x:y) <|endoftext|> </s> <unk>",
-    "", " ", "()", "(:1.2)", "\\",
+    "",
+    " ",
+    "()",
+    "(:1.2)",
+    "\\",
 )
 
 
@@ -237,15 +250,26 @@ def without_specials(inner, text):
     return ids[inner.tokens_start : -1 if inner.tokenizer_adds_end_token else None]
 
 
-OFFSETS = [("sd1", "l"), ("sd2", "h"), ("flux", "t5xxl"), ("hydit", "hydit_clip"), ("qwen_image", "qwen25_7b"),
-           ("qwen35", "qwen35_2b")]
+OFFSETS = [
+    ("sd1", "l"),
+    ("sd2", "h"),
+    ("flux", "t5xxl"),
+    ("hydit", "hydit_clip"),
+    ("qwen_image", "qwen25_7b"),
+    ("qwen35", "qwen35_2b"),
+]
 
 
 @pytest.mark.parametrize("name, key", OFFSETS)
-@pytest.mark.parametrize("prompt", [
-    "A RED cat, the naïve café and 12 wait… dogs' toys", "赤い猫 カタカナ \U0001f600 x", "שלום, हिन्दी แมว ok",
-    "e\u0301a ﬁne",
-])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "A RED cat, the naïve café and 12 wait… dogs' toys",
+        "赤い猫 カタカナ \U0001f600 x",
+        "שלום, हिन्दी แมว ok",
+        "e\u0301a ﬁne",
+    ],
+)
 def test_spans_equal_the_offsets_of_the_tokenizers_library(reader, name, key, prompt):
     stream = reader(name).read(prompt, key)
     outer = reader(name).clip.tokenizer
@@ -295,29 +319,55 @@ def test_word_that_does_not_fit_moves_to_the_next_chunk(reader):
     prompt = "cat " * 73 + "(extraordinarily unbelievable:1.1) dog"  # 73 + 2 or more tokens: one group, 75 fit
     stream = reader("sd1").read(prompt, "l")
     assert len(stream.ids) == 154
-    columns = [i for i, span in enumerate(stream.spans) if span and stream.text[span[0]:span[1]] in "extraordinarily"]
+    columns = [i for i, span in enumerate(stream.spans) if span and stream.text[span[0] : span[1]] in "extraordinarily"]
     assert columns[0] == 77 + 1 and stream.roles[74:79] == ("end", "padding", "padding", "start", "word")
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
-CLIP_SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-             "max_position_embeddings": 77, "hidden_act": "gelu", "vocab_size": 49408}
+CLIP_SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+    "vocab_size": 49408,
+}
 BERT_SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 T5_SIZE = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2}
-LLM_SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1,
-            "num_key_value_heads": 1}
+LLM_SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
 SIZES = {
     **{f"{name}_model_config": CLIP_SIZE for name in ("clip_l", "clip_g", "clip_h")},
     **{f"{name}_model_config": T5_SIZE for name in ("t5xxl", "pile_t5xl", "umt5xxl", "t5base", "mt5xl")},
-    **{f"{name}_model_config": LLM_SIZE for name in ("qwen25_7b", "qwen3_2b", "qwen3_4b", "llama", "gemma2_2b",
-                                                    "qwen25_3b", "qwen3vl_4b", "qwen3vl_8b", "qwen3_06b")},
+    **{
+        f"{name}_model_config": LLM_SIZE
+        for name in (
+            "qwen25_7b",
+            "qwen3_2b",
+            "qwen3_4b",
+            "llama",
+            "gemma2_2b",
+            "qwen25_3b",
+            "qwen3vl_4b",
+            "qwen3vl_8b",
+            "qwen3_06b",
+        )
+    },
     "hydit_clip_model_config": BERT_SIZE,
 }
 SPECIAL_SIZES = {
     "hunyuan_video": {"llama_model_config": {**LLM_SIZE, "num_hidden_layers": 4}},  # third layer from the end
-    **{name: {"qwen25_7b_model_config": {**LLM_SIZE, "num_hidden_layers": 4}}
-       for name in ("hunyuan_image", "hunyuan_video15")},
+    **{
+        name: {"qwen25_7b_model_config": {**LLM_SIZE, "num_hidden_layers": 4}}
+        for name in ("hunyuan_image", "hunyuan_video15")
+    },
     "flux2": {"mistral3_24b_model_config": {**LLM_SIZE, "num_hidden_layers": 40}},  # 10, 20 and 30 of 40
     "klein": {"qwen3_4b_model_config": {**LLM_SIZE, "num_hidden_layers": 28}},  # it reads layers 9, 18 and 27
     # SD3 pads its CLIP columns to T5's real width.
@@ -491,13 +541,16 @@ def test_columns_that_a_model_makes_of_other_tokens_are_those_tokens(reader):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer, encoder, why", [
-    (longcat_image.LongCatImageTokenizer, longcat_image.te(), "does not tell the prompt's tokens"),
-    (hidream.HiDreamTokenizer, hidream.hidream_clip(t5=False), 'without its "t5xxl" part'),
-    (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, clip_g=False, t5=False), "not known"),
-    (cogvideo.CogVideoXT5Tokenizer, cogvideo.CogVideoXT5XXL, "come from no tokenizer of that name"),
-    (hidream_o1.HiDreamO1Tokenizer, hidream_o1.HiDreamO1TE, "not known"),
-])
+@pytest.mark.parametrize(
+    "tokenizer, encoder, why",
+    [
+        (longcat_image.LongCatImageTokenizer, longcat_image.te(), "does not tell the prompt's tokens"),
+        (hidream.HiDreamTokenizer, hidream.hidream_clip(t5=False), 'without its "t5xxl" part'),
+        (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, clip_g=False, t5=False), "not known"),
+        (cogvideo.CogVideoXT5Tokenizer, cogvideo.CogVideoXT5XXL, "come from no tokenizer of that name"),
+        (hidream_o1.HiDreamO1Tokenizer, hidream_o1.HiDreamO1TE, "not known"),
+    ],
+)
 def test_unsupported_encoder_is_named_with_what_is_supported(tokenizer, encoder, why):
     clip = clip_without_model(tokenizer())
     clip.cond_stage_model = encoder(model_options=dict(SIZES, qwen3_06b_model_config=LLM_SIZE))
@@ -556,13 +609,16 @@ def with_embeddings(tmp_path):
     return build
 
 
-@pytest.mark.parametrize("prompt, text", [
-    ("a embedding:style, red cat zq", "a embedding:style, red cat zq"),
-    ("embedding:style red  cat\nzq", "embedding:style red cat zq"),
-    ("(embedding:style:1.2) zq", "embedding:style zq"),
-    ("a (old embedding:style:0.5)zq", "a old embedding:style zq"),
-    ("a embedding:nofile zq", "a zq"),  # the host leaves out what it does not find
-])
+@pytest.mark.parametrize(
+    "prompt, text",
+    [
+        ("a embedding:style, red cat zq", "a embedding:style, red cat zq"),
+        ("embedding:style red  cat\nzq", "embedding:style red cat zq"),
+        ("(embedding:style:1.2) zq", "embedding:style zq"),
+        ("a (old embedding:style:0.5)zq", "a old embedding:style zq"),
+        ("a embedding:nofile zq", "a zq"),  # the host leaves out what it does not find
+    ],
+)
 def test_embedding_has_one_column_per_vector(with_embeddings, reader, prompt, text):
     clip = with_embeddings(reader, "sd1")
     encoded, conditioning = encode(clip, prompt)
@@ -598,8 +654,9 @@ def test_a_missing_embedding_in_the_prompt_is_said(with_embeddings, reader):
     clip = with_embeddings(reader, "sdxl")
     encode_layout(clip, "a embedding:nofile, red cat", regions("red cat"), False)
     notes = text_notes(clip, [("The prompt", "a embedding:nofile, red embedding:both cat")])
-    assert notes == ['The prompt: there is no embedding "nofile", so that it is left out. Put its file into '
-                     "models/embeddings."]
+    assert notes == [
+        'The prompt: there is no embedding "nofile", so that it is left out. Put its file into models/embeddings.'
+    ]
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -617,8 +674,9 @@ def owned(layout):
 
 def test_layout_of_the_toy(toy):
     clip = toy[1]
-    conditioning, layout = encode_layout(clip, "a (red:1.2) circle and a blue star", regions("red circle",
-                                             "blue star"), True)
+    conditioning, layout = encode_layout(
+        clip, "a (red:1.2) circle and a blue star", regions("red circle", "blue star"), True
+    )
     assert owned(layout) == [["red", "circle"], ["blue", "star"]]
     assert layout.columns.dtype == torch.bool and layout.columns.shape == (2, 77)
     assert_same_conditioning(
@@ -641,19 +699,22 @@ def test_missing_phrases_are_appended_once_and_in_order(toy):
     assert encode_layout(toy[1], " ", regions("blue star"), True)[1].prompt.tokens.text == "blue star"
 
 
-@pytest.mark.parametrize("prompt, phrase, drawn, own, words", [
-    # (prompt, phrase, what is encoded as the prompt, what as the region's text, which words the region owns)
-    ("a red circle", "(red circle:1.3)", "a red circle", "(red circle:1.3)", "red circle"),
-    ("a (red:1.2) circle", "((red) circle:0.7)", "a (red:1.2) circle", "((red) circle:0.7)", "red circle"),
-    ("a star", "a (red:1.3) circle", "a star, a (red:1.3) circle", "a (red:1.3) circle", "a red circle"),
-    ("a \\(red\\) circle", "(red) circle", "a \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
-    ("a \\(red\\) circle", "\\(red\\) circle", "a \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
-    ("a star", "\\(red\\) circle", "a star, \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
-    ("a star (", "(red:1.3) circle", "a star (, red circle", "(red:1.3) circle", "red circle"),
-    ("a star", "red :) circle", "a star, red :\\) circle", "red :) circle", "red :) circle"),
-    ("a red circle", "red circle <lora:toon:0.8>", "a red circle", "red circle", "red circle"),
-    ("a star", "red BREAK circle", "a star, red, circle", "red, circle", "red , circle"),
-])
+@pytest.mark.parametrize(
+    "prompt, phrase, drawn, own, words",
+    [
+        # (prompt, phrase, what is encoded as the prompt, what as the region's text, which words the region owns)
+        ("a red circle", "(red circle:1.3)", "a red circle", "(red circle:1.3)", "red circle"),
+        ("a (red:1.2) circle", "((red) circle:0.7)", "a (red:1.2) circle", "((red) circle:0.7)", "red circle"),
+        ("a star", "a (red:1.3) circle", "a star, a (red:1.3) circle", "a (red:1.3) circle", "a red circle"),
+        ("a \\(red\\) circle", "(red) circle", "a \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
+        ("a \\(red\\) circle", "\\(red\\) circle", "a \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
+        ("a star", "\\(red\\) circle", "a star, \\(red\\) circle", "\\(red\\) circle", "( red ) circle"),
+        ("a star (", "(red:1.3) circle", "a star (, red circle", "(red:1.3) circle", "red circle"),
+        ("a star", "red :) circle", "a star, red :\\) circle", "red :) circle", "red :) circle"),
+        ("a red circle", "red circle <lora:toon:0.8>", "a red circle", "red circle", "red circle"),
+        ("a star", "red BREAK circle", "a star, red, circle", "red, circle", "red , circle"),
+    ],
+)
 def test_phrases_are_read_as_prompts(toy, prompt, phrase, drawn, own, words):
     _, layout = encode_layout(toy[1], prompt, regions(phrase), True)
     stock = [nodes.CLIPTextEncode().encode(toy[1], text)[0][0][0] for text in (drawn, own)]
@@ -751,15 +812,18 @@ def test_every_entry_of_a_scheduled_clip_carries_the_key(reader):
     assert torch.equal(layout.prompt.embedding, conditioning[0][0])
 
 
-@pytest.mark.parametrize("prompt, phrase, message", [
-    ("a cat", " \t", "Region 1 has no phrase"),
-    ("a cat", "<lora:toon:1>", "Region 1 has no phrase"),
-    ("a cat", "x" * 1001, "phrase of region 1 has 1001 characters; the limit is 1000"),
-    ("x" * 100_001, "x", "prompt has 100001 characters; the limit is 100000"),
-    ("a \ud800 cat", "cat", r"prompt holds '\\ud800'"),
-    ("a cat", "c\udfffat", r"phrase of region 1 holds '\\udfff'"),
-    ("a \0 cat", "cat", r"prompt holds '\\x00'"),
-])
+@pytest.mark.parametrize(
+    "prompt, phrase, message",
+    [
+        ("a cat", " \t", "Region 1 has no phrase"),
+        ("a cat", "<lora:toon:1>", "Region 1 has no phrase"),
+        ("a cat", "x" * 1001, "phrase of region 1 has 1001 characters; the limit is 1000"),
+        ("x" * 100_001, "x", "prompt has 100001 characters; the limit is 100000"),
+        ("a \ud800 cat", "cat", r"prompt holds '\\ud800'"),
+        ("a cat", "c\udfffat", r"phrase of region 1 holds '\\udfff'"),
+        ("a \0 cat", "cat", r"prompt holds '\\x00'"),
+    ],
+)
 def test_bad_text_is_refused_before_anything_is_tokenised(toy, monkeypatch, prompt, phrase, message):
     clip = toy[1].clone()
     monkeypatch.setattr(clip, "tokenize", None)

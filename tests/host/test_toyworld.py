@@ -1,4 +1,5 @@
 """The toy world in the host: loaded by the stock loader, obeying its prompt, and invisible to all other models."""
+
 import importlib.util
 
 import comfy.model_detection

@@ -1,4 +1,5 @@
 """The workbench: which host it takes, what it unpacks, how it fails, and that nothing outlives it."""
+
 import io
 import json
 import os
@@ -38,13 +39,20 @@ def own_places(tmp_path, monkeypatch):
 
 def call(*arguments, **environment):
     """Run the workbench to its end; returns (exit status, everything it printed)."""
-    done = subprocess.run([sys.executable, TOOLS / "workbench.py", *arguments], env={**os.environ, **environment},
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, TOOLS / "workbench.py", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
     return done.returncode, done.stdout
 
 
 # Which host
+
 
 def test_host_order(tmp_path, monkeypatch):
     named, from_environment = fake_host.make(tmp_path / "a"), fake_host.make(tmp_path / "b")
@@ -75,11 +83,17 @@ def test_the_pinned_hosts():
 
 
 def test_only_what_the_host_imports_is_installed():
-    text = ("comfyui-frontend-package==1.47.12\ncomfyui-workflow-templates==0.11.27\ntorch\ntorchsde\n"
-            "numpy>=1.25.0\n\n#non essential dependencies:\nkornia>=0.7.1\nPyOpenGL>=3.1.8\npydantic~=2.0 # why\n"
-            "comfyui_workflow_templates_media_video==1\npydantic-settings~=2.0\n")
-    assert host_requirements(text) == ["comfyui-frontend-package==1.47.12", "torchsde", "numpy>=1.25.0",
-                                       "pydantic~=2.0"]
+    text = (
+        "comfyui-frontend-package==1.47.12\ncomfyui-workflow-templates==0.11.27\ntorch\ntorchsde\n"
+        "numpy>=1.25.0\n\n#non essential dependencies:\nkornia>=0.7.1\nPyOpenGL>=3.1.8\npydantic~=2.0 # why\n"
+        "comfyui_workflow_templates_media_video==1\npydantic-settings~=2.0\n"
+    )
+    assert host_requirements(text) == [
+        "comfyui-frontend-package==1.47.12",
+        "torchsde",
+        "numpy>=1.25.0",
+        "pydantic~=2.0",
+    ]
 
 
 def test_flags_an_older_host_lacks_are_left_out(tmp_path):
@@ -90,6 +104,7 @@ def test_flags_an_older_host_lacks_are_left_out(tmp_path):
 
 
 # Unpacking and building
+
 
 def archive(tmp_path, *members):
     """A tar.gz of (name, content) files; content None makes a symbolic link."""
@@ -107,16 +122,25 @@ def archive(tmp_path, *members):
 
 
 def test_only_the_hosts_own_folder_is_unpacked(tmp_path):
-    path = archive(tmp_path, ("c-2/vendor/ComfyUI/main.py", b"1"), ("c-2/vendor/ComfyUI/comfy/x.py", b"2"),
-                   ("c-2/setup.py", b"3"), ("c-2/vendor/ComfyUI_other/y.py", b"4"))
+    path = archive(
+        tmp_path,
+        ("c-2/vendor/ComfyUI/main.py", b"1"),
+        ("c-2/vendor/ComfyUI/comfy/x.py", b"2"),
+        ("c-2/setup.py", b"3"),
+        ("c-2/vendor/ComfyUI_other/y.py", b"4"),
+    )
     unpack_host(path, tmp_path / "out")
-    files = {str(file.relative_to(tmp_path / "out")): file.read_bytes()
-             for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    files = {
+        str(file.relative_to(tmp_path / "out")): file.read_bytes()
+        for file in (tmp_path / "out").rglob("*")
+        if file.is_file()
+    }
     assert files == {"main.py": b"1", os.path.join("comfy", "x.py"): b"2"}
 
 
 @pytest.mark.parametrize(
-    "name", ["c-2/vendor/ComfyUI/../../../evil", "/evil", "c-2/vendor/ComfyUI/..\\evil", "c-2/vendor/ComfyUI/C:evil"])
+    "name", ["c-2/vendor/ComfyUI/../../../evil", "/evil", "c-2/vendor/ComfyUI/..\\evil", "c-2/vendor/ComfyUI/C:evil"]
+)
 def test_a_path_out_of_the_folder_is_refused(tmp_path, name):
     with pytest.raises(Failure, match="evil.*could leave its folder"):
         unpack_host(archive(tmp_path, (name, b"x")), tmp_path / "deep" / "out")
@@ -151,10 +175,12 @@ def test_a_half_made_folder_is_made_again_and_a_whole_one_kept(tmp_path):
 
 
 def test_two_runs_at_once_build_once(tmp_path):
-    code = (f"import sys, time; sys.path.append({str(TOOLS)!r})\n"
-            "from pathlib import Path; from wb_environment import built_once\n"
-            f"with built_once(Path({str(tmp_path / 'made')!r})) as build:\n"
-            "    print('built' if build else 'found'); time.sleep(0.5)\n")
+    code = (
+        f"import sys, time; sys.path.append({str(TOOLS)!r})\n"
+        "from pathlib import Path; from wb_environment import built_once\n"
+        f"with built_once(Path({str(tmp_path / 'made')!r})) as build:\n"
+        "    print('built' if build else 'found'); time.sleep(0.5)\n"
+    )
     runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = [run.communicate(timeout=60)[0].split()[-1] for run in runs]
     assert sorted(said) == ["built", "found", "found"]
@@ -182,13 +208,17 @@ def test_the_model_and_the_packs_are_linked_and_cleared_away(tmp_path):
 
 # Failing in one line
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["demo", "--comfyui", "nowhere"], ["--comfyui", "nowhere", "main.py"]),
-    (["demo", "--host", "9.9"], ["--host", "9.9", "0.16.3", "0.30.0"]),
-    (["demo", "--python", "no-such-python", "--comfyui", "HOST"], ["--python", "no-such-python"]),
-    (["serve", "--python", sys.executable, "--comfyui", "HOST", "--port", "TAKEN"], ["--port", "TAKEN"]),
-    (["serve", "--python", sys.executable, "--comfyui", "HOST", "--port", "99999"], ["--port", "99999"]),
-])
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--comfyui", "nowhere"], ["--comfyui", "nowhere", "main.py"]),
+        (["demo", "--host", "9.9"], ["--host", "9.9", "0.16.3", "0.30.0"]),
+        (["demo", "--python", "no-such-python", "--comfyui", "HOST"], ["--python", "no-such-python"]),
+        (["serve", "--python", sys.executable, "--comfyui", "HOST", "--port", "TAKEN"], ["--port", "TAKEN"]),
+        (["serve", "--python", sys.executable, "--comfyui", "HOST", "--port", "99999"], ["--port", "99999"]),
+    ],
+)
 def test_a_mistake_is_one_line_and_no_traceback(tmp_path, arguments, words):
     host = fake_host.make(tmp_path / "host")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -222,17 +252,26 @@ def test_an_old_python_is_refused_in_one_line(monkeypatch):
 
 def test_no_network_is_one_line(tmp_path):
     status, output = call(
-        "demo", PIP_CONFIG_FILE=os.devnull, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_EXTRA_INDEX_URL="",
-        PIP_FIND_LINKS="", PIP_RETRIES="1", PIP_NO_CACHE_DIR="1")
+        "demo",
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_EXTRA_INDEX_URL="",
+        PIP_FIND_LINKS="",
+        PIP_RETRIES="1",
+        PIP_NO_CACHE_DIR="1",
+    )
     assert status == 1 and "Traceback" not in output
     assert "cannot be reached; check the network" in output and "full log:" in output
 
 
-@pytest.mark.parametrize(("log", "words"), [
-    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
-    ("ERROR: No matching distribution found for torch==2.11.0", "no torch==2.11.0 for Python"),
-    ("WARNING: NewConnectionError\nERROR: No matching distribution found for torch==2.11.0", "cannot be reached"),
-])
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        ("ERROR: No matching distribution found for torch==2.11.0", "no torch==2.11.0 for Python"),
+        ("WARNING: NewConnectionError\nERROR: No matching distribution found for torch==2.11.0", "cannot be reached"),
+    ],
+)
 def test_pips_own_words_become_a_remedy(log, words):
     assert words in wb_environment._pip_reason(log)
 
@@ -259,11 +298,16 @@ def test_the_end_of_a_log_has_no_colours_and_no_overwritten_bars(tmp_path):
 
 # Nothing outlives it
 
+
 def serving(tmp_path, *, main=fake_host.SERVING):
     """A workbench that serves a fake host: (its process, the host's process)."""
     host = fake_host.make(tmp_path / "host", main=main)
-    bench = subprocess.Popen([sys.executable, TOOLS / "workbench.py", "serve", "--python", sys.executable, "--comfyui",
-                              host], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    bench = subprocess.Popen(
+        [sys.executable, TOOLS / "workbench.py", "serve", "--python", sys.executable, "--comfyui", host],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in bench.stdout:
         if "ComfyUI is at http://127.0.0.1:" in line:
             break
@@ -313,15 +357,18 @@ def test_a_killed_workbench_takes_its_server_along_too(tmp_path):
 
 # The test command
 
+
 def fake_environment(tmp_path, **statuses):
     """A folder with a python, ruff and pytest that say their arguments and end with the given status."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("python", "ruff", "pytest"):
         script = folder / name
-        script.write_text(f"#!{sys.executable}\nimport os, sys\n"
-                          f"print('{name}', *sys.argv[1:], os.environ['COMFYUI_PATH'], flush=True)\n"
-                          f"sys.exit({statuses.get(name, 0)})\n")
+        script.write_text(
+            f"#!{sys.executable}\nimport os, sys\n"
+            f"print('{name}', *sys.argv[1:], os.environ['COMFYUI_PATH'], flush=True)\n"
+            f"sys.exit({statuses.get(name, 0)})\n"
+        )
         script.chmod(0o755)
     return folder / "python"
 
@@ -339,24 +386,28 @@ def tree(tmp_path, monkeypatch):
         file.touch()
     monkeypatch.setattr(workbench, "ROOT", tmp_path)
     monkeypatch.setattr(workbench, "EVERY_HOST", ("b",))
-    monkeypatch.setattr(workbench, "fetch_host",
-                        lambda version: host_at(fake_host.make(tmp_path / "old", version=version), "pinned"))
+    monkeypatch.setattr(
+        workbench, "fetch_host", lambda version: host_at(fake_host.make(tmp_path / "old", version=version), "pinned")
+    )
     return tmp_path
 
 
 WORKERS = "-n 2 --dist loadgroup"
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [
-    (["-k", "some"], f"tests {WORKERS} -k some"),
-    (["-k", "tests"], f"tests {WORKERS} -k tests"),  # a word, though there is a folder of that name
-    (["tests/math"], f"{WORKERS} tests/math"),
-    (["-x", "tests/host/test_b.py::test_x"], f"{WORKERS} -x tests/host/test_b.py::test_x"),
-    (["tests/host", "-k", "some"], f"{WORKERS} tests/host -k some"),
-    (["tests/math", "-s"], "tests/math -s"),  # workers would hide what the tests print
-    (["tests/math", "-n", "4"], "tests/math -n 4"),
-    (["-m", "one", "--ignore", "tests/host"], f"tests {WORKERS} -m one --ignore tests/host"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-k", "some"], f"tests {WORKERS} -k some"),
+        (["-k", "tests"], f"tests {WORKERS} -k tests"),  # a word, though there is a folder of that name
+        (["tests/math"], f"{WORKERS} tests/math"),
+        (["-x", "tests/host/test_b.py::test_x"], f"{WORKERS} -x tests/host/test_b.py::test_x"),
+        (["tests/host", "-k", "some"], f"{WORKERS} tests/host -k some"),
+        (["tests/math", "-s"], "tests/math -s"),  # workers would hide what the tests print
+        (["tests/math", "-n", "4"], "tests/math -n 4"),
+        (["-m", "one", "--ignore", "tests/host"], f"tests {WORKERS} -m one --ignore tests/host"),
+    ],
+)
 def test_paths_and_words_choose(tree, tmp_path, capfd, arguments, expected):
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
     assert workbench.test(fake_environment(tmp_path), host, options_of(), arguments) == 0
@@ -372,11 +423,13 @@ def test_all_tests_run_on_the_oldest_host_first_and_end_with_pytest(tree, tmp_pa
     with_extra = " ".join([WORKERS, *extra])
     old = tmp_path / "old"
     assert capfd.readouterr().out.splitlines() == [
-        "== ruff", f"ruff check . {host.path}",
+        "== ruff",
+        f"ruff check . {host.path}",
         f"== pytest on ComfyUI {workbench.OLDEST_HOST} (pinned)",
         f"pytest tests/host/test_b.py -k not every_sampler {with_extra} {old}",
-        "== pytest", f"pytest tests {with_extra} {host.path}",
-    ]  # fmt: skip
+        "== pytest",
+        f"pytest tests {with_extra} {host.path}",
+    ]
 
 
 def test_a_failure_on_the_oldest_host_alone_is_a_failure(tree, tmp_path, capfd):
@@ -397,8 +450,9 @@ def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
     assert workbench.test(fake_environment(tmp_path), host, options_of("--quick"), []) == 0
     assert capfd.readouterr().out.splitlines()[-2:] == [
-        "== pytest", f"pytest tests/math tests/test_layers.py tests/test_pyproject.py {WORKERS} {host.path}",
-    ]  # fmt: skip
+        "== pytest",
+        f"pytest tests/math tests/test_layers.py tests/test_pyproject.py {WORKERS} {host.path}",
+    ]
 
 
 def test_the_files_for_every_host_are_there():
@@ -410,7 +464,8 @@ def test_web_tests_run_where_there_are_some(tmp_path, monkeypatch, capfd, passin
     (tmp_path / "tests" / "web").mkdir(parents=True)
     (tmp_path / "tests" / "web" / "one.test.mjs").write_text(
         "import test from 'node:test'; import assert from 'node:assert';\n"
-        f"test('the only web test', () => assert.ok({'true' if passing else 'false'}));\n")
+        f"test('the only web test', () => assert.ok({'true' if passing else 'false'}));\n"
+    )
     monkeypatch.setattr(workbench, "ROOT", tmp_path)
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
     python = fake_environment(tmp_path)

@@ -1,4 +1,5 @@
 """What the workbench fetches for the browser tests: a Chromium, the newest frontend; and how it says that it cannot."""
+
 import os
 import platform
 import shutil

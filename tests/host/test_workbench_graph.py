@@ -1,4 +1,5 @@
 """The workbench's converter from saved workflows to the API format, against the frontend's own rules."""
+
 import sys
 from pathlib import Path
 
@@ -11,32 +12,51 @@ from wb_graph import declared_inputs, to_api
 
 INFO = {
     "Load": {"input": {"required": {"name": [["a.safetensors", "b.safetensors"]]}}},
-    "Sample": {"input": {
-        "required": {
-            "model": ["MODEL"],
-            "seed": ["INT", {"default": 0}],
-            "steps": ["INT", {"default": 20}],
-            "sampler": ["COMBO", {"options": ["euler", "heun"]}],
-            "note": ["STRING", {"forceInput": True}],
-        },
-        "optional": {"mask": ["MASK"], "strength": ["FLOAT", {}]},
-    }},
+    "Sample": {
+        "input": {
+            "required": {
+                "model": ["MODEL"],
+                "seed": ["INT", {"default": 0}],
+                "steps": ["INT", {"default": 20}],
+                "sampler": ["COMBO", {"options": ["euler", "heun"]}],
+                "note": ["STRING", {"forceInput": True}],
+            },
+            "optional": {"mask": ["MASK"], "strength": ["FLOAT", {}]},
+        }
+    },
     "Pick": {"input": {"required": {"image": [["x.png"], {"image_upload": True}], "bright": ["BOOLEAN", {}]}}},
-    "Choose": {"input": {"required": {
-        "way": ["COMFY_DYNAMICCOMBO_V3", {"options": [
-            {"key": "none", "inputs": {"required": {}}},
-            {"key": "by", "inputs": {
-                "required": {
-                    "n": ["INT", {"control_after_generate": True}],
-                    "how": ["COMFY_DYNAMICCOMBO_V3", {"options": [
-                        {"key": "much", "inputs": {"required": {"much": ["FLOAT", {}]}}},
-                    ]}],
-                },
-                "optional": {"model": ["MODEL"]},
-            }},
-        ]}],
-        "last": ["INT", {}],
-    }}},
+    "Choose": {
+        "input": {
+            "required": {
+                "way": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {
+                        "options": [
+                            {"key": "none", "inputs": {"required": {}}},
+                            {
+                                "key": "by",
+                                "inputs": {
+                                    "required": {
+                                        "n": ["INT", {"control_after_generate": True}],
+                                        "how": [
+                                            "COMFY_DYNAMICCOMBO_V3",
+                                            {
+                                                "options": [
+                                                    {"key": "much", "inputs": {"required": {"much": ["FLOAT", {}]}}},
+                                                ]
+                                            },
+                                        ],
+                                    },
+                                    "optional": {"model": ["MODEL"]},
+                                },
+                            },
+                        ]
+                    },
+                ],
+                "last": ["INT", {}],
+            }
+        }
+    },
     "Rename": {"input": {"required": {"model": ["MODEL"], "n": ["INT", {"control_after_generate": True}]}}},
 }
 
@@ -44,9 +64,12 @@ INFO = {
 def node(number, kind, inputs=(), outputs=(), values=(), **more):
     """A saved node; inputs are (name, type, link or None), outputs are types."""
     return {
-        "id": number, "type": kind, "widgets_values": list(values),
+        "id": number,
+        "type": kind,
+        "widgets_values": list(values),
         "inputs": [{"name": name, "type": type_, "link": link} for name, type_, link in inputs],
-        "outputs": [{"name": type_, "type": type_} for type_ in outputs], **more,
+        "outputs": [{"name": type_, "type": type_} for type_ in outputs],
+        **more,
     }
 
 
@@ -111,8 +134,14 @@ def test_a_linked_widget_takes_its_link_and_keeps_the_others_in_place():
 
 
 def test_notes_vanish_and_reroutes_are_followed():
-    chain = [LOAD, node(2, "Reroute", [("", "*", 1)], ["MODEL"]), node(3, "Reroute", [("", "*", 2)], ["MODEL"]),
-             sampler(3), node(4, "Note", values=["hello"]), node(5, "MarkdownNote", values=["hello"])]
+    chain = [
+        LOAD,
+        node(2, "Reroute", [("", "*", 1)], ["MODEL"]),
+        node(3, "Reroute", [("", "*", 2)], ["MODEL"]),
+        sampler(3),
+        node(4, "Note", values=["hello"]),
+        node(5, "MarkdownNote", values=["hello"]),
+    ]
     graph = convert(chain, [[1, 1, 0, 2, 0, "*"], [2, 2, 0, 3, 0, "*"], [3, 3, 0, 9, 0, "*"]])
     assert set(graph) == {"1", "9"}
     assert graph["9"]["inputs"]["model"] == ["1", 0]

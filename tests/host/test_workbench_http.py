@@ -1,4 +1,5 @@
 """The workbench's WebSocket client, against a peer that speaks the protocol frame by frame."""
+
 import socket
 import sys
 import threading
@@ -58,6 +59,7 @@ def test_websocket_messages_pings_fragments_and_pauses():
 
 def test_a_port_that_speaks_no_websocket_is_named():
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def answer():
             connection, _ = listener.accept()
             with connection:

@@ -2,6 +2,7 @@
 
 The graph is small (64 x 64 pixels, two steps): these tests ask what is refused, not what is drawn.
 """
+
 import io
 import itertools
 import json
@@ -46,15 +47,39 @@ def good(**changes):
     graph = {
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name="toyworld.safetensors"),
         "regions": node("BoxwrightRegions", regions_json=written(CIRCLE, STAR), width=64, height=64, phrases=""),
-        "prompt": node("BoxwrightLayoutPrompt", clip=["checkpoint", 1], regions=["regions", 0],
-                       prompt="a red circle and a blue star", append_missing=False),
+        "prompt": node(
+            "BoxwrightLayoutPrompt",
+            clip=["checkpoint", 1],
+            regions=["regions", 0],
+            prompt="a red circle and a blue star",
+            append_missing=False,
+        ),
         "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
-        "method": node("BoxwrightRectifiedAttention", model=["checkpoint", 0], layout=["prompt", 1], strength=1.0,
-                       start=0.0, end=1.0, feather=0.0, resolutions="all", end_tokens="visible"),
+        "method": node(
+            "BoxwrightRectifiedAttention",
+            model=["checkpoint", 0],
+            layout=["prompt", 1],
+            strength=1.0,
+            start=0.0,
+            end=1.0,
+            feather=0.0,
+            resolutions="all",
+            end_tokens="visible",
+        ),
         "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "sampler": node("KSampler", model=["method", 0], positive=["prompt", 0], negative=["negative", 0],
-                        latent_image=["latent", 0], seed=1, steps=2, cfg=5.0, sampler_name="euler",
-                        scheduler="normal", denoise=1.0),
+        "sampler": node(
+            "KSampler",
+            model=["method", 0],
+            positive=["prompt", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=1,
+            steps=2,
+            cfg=5.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
         "show": node("PreviewImage", images=["decode", 0]),
     }
@@ -204,8 +229,10 @@ def test_a_run_that_failed_leaves_the_next_picture_as_it_was(server):
     before = draw(server, good())
     refusal(server, good(**BAD["another prompt at the sampler"][0]))
     # The same latent by another way: the server keeps the patched model but not the picture, and draws it anew.
-    detour = {"copy": node("RepeatLatentBatch", samples=["latent", 0], amount=1),
-              "sampler": {"latent_image": ["copy", 0]}}  # fmt: skip
+    detour = {
+        "copy": node("RepeatLatentBatch", samples=["latent", 0], amount=1),
+        "sampler": {"latent_image": ["copy", 0]},
+    }
     assert np.array_equal(draw(server, good(**detour)), before)
 
 

@@ -29,7 +29,7 @@ def tensors(model, kind="lora", seed=0, only=None, rank=2, size=0.3):
             file[f"{key}.diff_b"] = values(out)
             continue
         if kind == "diff":
-            file[f"{key}.diff"] = values(out, into, *kernel) / (into ** 0.5)
+            file[f"{key}.diff"] = values(out, into, *kernel) / (into**0.5)
             continue
         file[f"{key}.alpha"] = torch.tensor(1.0)
         if kind == "lora" or (kind == "tucker" and not kernel):

@@ -25,7 +25,7 @@ _UNET = dict(
 )  # fmt: skip
 _EVERY_LEVEL = dict(
     transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0], transformer_depth_middle=1
-)  # fmt: skip
+)
 _QUERIES_AND_KEYS = (
     *("to_q", "to_k", "qkv", "q_proj", "k_proj", "w1q", "w1k", "w2q", "w2k", "wq", "wk"),
     *("attn.q.", "attn.k."),
@@ -476,7 +476,7 @@ def latent(family: str, size=(16, 24), batch: int = 1, seed: int = 7) -> torch.T
 
 def run(
     family, model, positive, negative=None, *, noise=None, steps=2, cfg=4.0, sampler="euler", scheduler="simple", **kw
-):  # fmt: skip
+):
     """A KSampler run; latent float32 [B, C, H, W]. `kw` goes to comfy.sample.sample."""
     noise = latent(family) if noise is None else noise
     negative = negative if negative is not None else conditioning(family, text(seed=2), seed=6)

@@ -1,4 +1,5 @@
 """The box editor's text and what a region may carry: checked once, in words, and kept."""
+
 import json
 
 import pytest
@@ -14,9 +15,20 @@ def text(*regions, **more):
 
 
 def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
-    given = {"negative": " blurry ", "start": 0, "end": 1, "feather": 0.25, "opacity": 0.5, "color": "#E69f00",
-             "enabled": True, "lora": " inks\\blue.safetensors ", "lora_strength": -2, "locked": True,
-             "hidden": False, "theirs": {"a": [1]}}
+    given = {
+        "negative": " blurry ",
+        "start": 0,
+        "end": 1,
+        "feather": 0.25,
+        "opacity": 0.5,
+        "color": "#E69f00",
+        "enabled": True,
+        "lora": " inks\\blue.safetensors ",
+        "lora_strength": -2,
+        "locked": True,
+        "hidden": False,
+        "theirs": {"a": [1]},
+    }
     [region] = regions_json.parse_regions_json(text(HEART | given))
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
                             ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
@@ -52,36 +64,39 @@ def test_a_null_option_is_an_absent_one():
     assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4))
 
 
-@pytest.mark.parametrize("option, words", [
-    ({"start": -0.1}, "start -0.1 is outside 0 to 1"),
-    ({"end": 1.5}, "end 1.5 is outside 0 to 1"),
-    ({"feather": "wide"}, "feather must be a number"),
-    ({"opacity": 1.01}, "opacity 1.01 is outside 0 to 1"),
-    ({"opacity": -0.5}, "opacity -0.5 is outside 0 to 1"),
-    ({"opacity": "half"}, "opacity must be a number"),
-    ({"opacity": True}, "opacity must be a number"),
-    ({"start": 0.5, "end": 0.5}, "start 0.5 must lie below end 0.5"),
-    ({"start": 1.0}, "start 1 must lie below end 1"),
-    ({"enabled": 1}, "enabled must be true or false"),
-    ({"hidden": "no"}, "hidden must be true or false"),
-    ({"negative": 5}, "negative must be text"),
-    ({"negative": "x" * 1001}, "at most 1000"),
-    ({"lora": 5}, "lora must be the name of a file"),
-    ({"lora": False}, "lora must be the name of a file"),
-    ({"lora": "../ink.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "a\\..\\..\\ink.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "/etc/passwd"}, "no name of a file in the folder"),
-    ({"lora": "C:\\ink.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "ink\0.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "ink\x85.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "ink\ud800.safetensors"}, "no name of a file in the folder"),
-    ({"lora": "i" * 301}, "no name of a file in the folder"),
-    ({"lora_strength": 10.5}, "lora_strength is 10.5; choose a number from -10"),
-    ({"lora_strength": "1"}, "lora_strength must be a number"),
-    ({"color": "red"}, "color must look like"),
-    ({"color": "#e69f0"}, "color must look like"),
-    ({"color": "#e69f00ff"}, "color must look like"),
-])
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ({"start": -0.1}, "start -0.1 is outside 0 to 1"),
+        ({"end": 1.5}, "end 1.5 is outside 0 to 1"),
+        ({"feather": "wide"}, "feather must be a number"),
+        ({"opacity": 1.01}, "opacity 1.01 is outside 0 to 1"),
+        ({"opacity": -0.5}, "opacity -0.5 is outside 0 to 1"),
+        ({"opacity": "half"}, "opacity must be a number"),
+        ({"opacity": True}, "opacity must be a number"),
+        ({"start": 0.5, "end": 0.5}, "start 0.5 must lie below end 0.5"),
+        ({"start": 1.0}, "start 1 must lie below end 1"),
+        ({"enabled": 1}, "enabled must be true or false"),
+        ({"hidden": "no"}, "hidden must be true or false"),
+        ({"negative": 5}, "negative must be text"),
+        ({"negative": "x" * 1001}, "at most 1000"),
+        ({"lora": 5}, "lora must be the name of a file"),
+        ({"lora": False}, "lora must be the name of a file"),
+        ({"lora": "../ink.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "a\\..\\..\\ink.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "/etc/passwd"}, "no name of a file in the folder"),
+        ({"lora": "C:\\ink.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "ink\0.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "ink\x85.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "ink\ud800.safetensors"}, "no name of a file in the folder"),
+        ({"lora": "i" * 301}, "no name of a file in the folder"),
+        ({"lora_strength": 10.5}, "lora_strength is 10.5; choose a number from -10"),
+        ({"lora_strength": "1"}, "lora_strength must be a number"),
+        ({"color": "red"}, "color must look like"),
+        ({"color": "#e69f0"}, "color must look like"),
+        ({"color": "#e69f00ff"}, "color must look like"),
+    ],
+)
 def test_a_bad_option_names_box_value_and_remedy(option, words):
     with pytest.raises(BoxwrightError, match=words) as refused:
         regions_json.parse_drawing(text(HEART, HEART | option))
@@ -150,9 +165,18 @@ def test_boxes_in_pixels_are_inside_the_picture_and_read_back():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 30])
-@pytest.mark.parametrize("window", [
-    (0.0, 0.01), (0.1, 0.2), (0.26, 0.27), (0.3, 0.5), (0.5, 0.9), (0.95, 1.0), (0.0, 1.0),
-])
+@pytest.mark.parametrize(
+    "window",
+    [
+        (0.0, 0.01),
+        (0.1, 0.2),
+        (0.26, 0.27),
+        (0.3, 0.5),
+        (0.5, 0.9),
+        (0.95, 1.0),
+        (0.0, 1.0),
+    ],
+)
 def test_every_window_has_a_step_however_few_there_are(window, steps):
     """Those inside it; where there is none, the one step that passes over it, and no other."""
     window, edges = StepWindow(*window), [step / steps for step in range(steps + 1)]
@@ -170,10 +194,18 @@ def test_a_window_that_a_run_never_reaches_has_no_step():
     assert not StepWindow(0.3, 0.4).contains(0.25)  # a moment alone says nothing about the next
 
 
-@pytest.mark.parametrize("start, end, held", [
-    (None, None, [0, 1, 2]), (0, 1, [0]), (1, None, [1, 2]), (4, 5, [1]), (5, None, [2]), (None, 5, [0, 1]),
-    (9, None, []),
-])
+@pytest.mark.parametrize(
+    "start, end, held",
+    [
+        (None, None, [0, 1, 2]),
+        (0, 1, [0]),
+        (1, None, [1, 2]),
+        (4, 5, [1]),
+        (5, None, [2]),
+        (None, 5, [0, 1]),
+        (9, None, []),
+    ],
+)
 def test_a_region_holds_in_the_frames_that_show_its_pictures(start, end, held):
     """A film's latent frame makes four pictures, the first one."""
     region = Region("cat", Box(0.0, 0.0, 1.0, 1.0), start_frame=start, end_frame=end)

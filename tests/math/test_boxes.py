@@ -1,4 +1,5 @@
 """Wire data -> regions: every accepted shape, and every refusal with the words a user needs."""
+
 import json
 import random
 

@@ -1,4 +1,5 @@
 """Prompts of models that read boxes: the texts to the letter, the way back, and every refusal."""
+
 import json
 import random
 from dataclasses import replace
@@ -64,16 +65,19 @@ def test_flux3_caption_and_table_to_the_letter():
     )
 
 
-@pytest.mark.parametrize("prompt, phrases, caption", [
-    ("", ["a cat", "a dog"], "a cat <obj_1>, a dog <obj_2>"),
-    ("a lawn", ["a cat"], "a lawn, a cat <obj_1>"),
-    ("a cat and a cat", ["a cat", "a cat"], "a cat <obj_1> and a cat <obj_2>"),
-    ("a red heart", ["heart", "red heart"], "a red heart <obj_2>, heart <obj_1>"),
-    ("concatenate", ["cat"], "concatenate, cat <obj_1>"),
-    ("the <obj_2> sits on <obj_1>", ["a mat", "a cat"], "the <obj_2> sits on <obj_1>"),
-    ("A (cat) [x] C++", ["c++"], "A (cat) [x] C++ <obj_1>"),
-    ("<ref_image_0> with a cat", ["a cat"], "<ref_image_0> with a cat <obj_1>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, phrases, caption",
+    [
+        ("", ["a cat", "a dog"], "a cat <obj_1>, a dog <obj_2>"),
+        ("a lawn", ["a cat"], "a lawn, a cat <obj_1>"),
+        ("a cat and a cat", ["a cat", "a cat"], "a cat <obj_1> and a cat <obj_2>"),
+        ("a red heart", ["heart", "red heart"], "a red heart <obj_2>, heart <obj_1>"),
+        ("concatenate", ["cat"], "concatenate, cat <obj_1>"),
+        ("the <obj_2> sits on <obj_1>", ["a mat", "a cat"], "the <obj_2> sits on <obj_1>"),
+        ("A (cat) [x] C++", ["c++"], "A (cat) [x] C++ <obj_1>"),
+        ("<ref_image_0> with a cat", ["a cat"], "<ref_image_0> with a cat <obj_1>"),
+    ],
+)
 def test_flux3_caption_names_every_box(prompt, phrases, caption):
     text = write("FLUX.3", *[Region(phrase, HEART.area) for phrase in phrases], prompt=prompt)
     assert text.startswith(caption + ' [{"id"')
@@ -112,7 +116,9 @@ def test_flux3_of_two_alike_the_one_that_stayed_is_kept():
     left, right = Region("a tree", Box(0.0, 0.0, 0.2, 1.0)), Region("a tree", Box(0.8, 0.0, 0.2, 1.0))
     rows = split_flux3(write("FLUX.3", right, source=[left, right]))[1]
     assert [(each["src_bbox"], each["tgt_bbox"]) for each in rows] == [
-        ([0, 800, 1000, 1000], [0, 800, 1000, 1000]), ([0, 0, 1000, 200], None)]
+        ([0, 800, 1000, 1000], [0, 800, 1000, 1000]),
+        ([0, 0, 1000, 200], None),
+    ]
 
 
 def test_flux3_all_can_be_removed_and_ids_pair_other_words():
@@ -132,29 +138,32 @@ def test_flux3_other_reference_pictures():
         write("FLUX.3", STAR, source=[keyed(STAR, **{"from": "image 1"})])
 
 
-@pytest.mark.parametrize("text, words", [
-    ("just words", ("no FLUX.3 table",)),
-    ("words [{", ("not valid JSON",)),
-    (table(), ("no FLUX.3 table",)),
-    (table(row(id="Heart 1")), ("Row 1", 'look like "heart_1"', "'Heart 1'")),
-    (table(row(), row()), ("Row 2", "obj_1 stands twice")),
-    (table(row(bbox=[600, 100, 200, 400])), ("Row 1", "turned around")),
-    (table(row(bbox=[0, 0, 1001, 400])), ("Row 1", "whole numbers from 0 to 1000")),
-    (table(row(bbox=[0, 0, 0.5, 400])), ("Row 1", "whole numbers")),
-    (table(row(bbox=None)), ("Row 1", "[top, left, bottom, right]")),
-    (table(row(desc="")), ("Row 1", "desc is empty")),
-    (table(row(desc=None)), ("Row 1", "must be text")),
-    (table(row(colour="red")), ("Row 1", "'colour'", "does not know")),
-    (table({"id": "a_1", "desc": "a"}), ("Row 1", "lacks bbox")),
-    (table(row(), edit_row(id="obj_2")), ("Row 2", "another kind")),
-    (table(edit_row(), row(id="obj_2")), ("Row 2", "another kind")),
-    (table(edit_row(**{"from": None})), ("Row 1", "belong together")),
-    (table(edit_row(src_bbox=None)), ("Row 1", "belong together")),
-    (table(edit_row(**{"from": None, "src_bbox": None, "tgt_bbox": None})), ("Row 1", "needs a tgt_bbox")),
-    (table(edit_row(**{"from": "image_0"})), ("ref_image_0", "'image_0'")),
-    (table(row(), caption="a <dog_1>"), ("<dog_1>", "no row")),
-    (table(*[row(id=f"obj_{n}") for n in range(65)]), ("65 regions",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("just words", ("no FLUX.3 table",)),
+        ("words [{", ("not valid JSON",)),
+        (table(), ("no FLUX.3 table",)),
+        (table(row(id="Heart 1")), ("Row 1", 'look like "heart_1"', "'Heart 1'")),
+        (table(row(), row()), ("Row 2", "obj_1 stands twice")),
+        (table(row(bbox=[600, 100, 200, 400])), ("Row 1", "turned around")),
+        (table(row(bbox=[0, 0, 1001, 400])), ("Row 1", "whole numbers from 0 to 1000")),
+        (table(row(bbox=[0, 0, 0.5, 400])), ("Row 1", "whole numbers")),
+        (table(row(bbox=None)), ("Row 1", "[top, left, bottom, right]")),
+        (table(row(desc="")), ("Row 1", "desc is empty")),
+        (table(row(desc=None)), ("Row 1", "must be text")),
+        (table(row(colour="red")), ("Row 1", "'colour'", "does not know")),
+        (table({"id": "a_1", "desc": "a"}), ("Row 1", "lacks bbox")),
+        (table(row(), edit_row(id="obj_2")), ("Row 2", "another kind")),
+        (table(edit_row(), row(id="obj_2")), ("Row 2", "another kind")),
+        (table(edit_row(**{"from": None})), ("Row 1", "belong together")),
+        (table(edit_row(src_bbox=None)), ("Row 1", "belong together")),
+        (table(edit_row(**{"from": None, "src_bbox": None, "tgt_bbox": None})), ("Row 1", "needs a tgt_bbox")),
+        (table(edit_row(**{"from": "image_0"})), ("ref_image_0", "'image_0'")),
+        (table(row(), caption="a <dog_1>"), ("<dog_1>", "no row")),
+        (table(*[row(id=f"obj_{n}") for n in range(65)]), ("65 regions",)),
+    ],
+)
 def test_flux3_bad_tables_are_refused(text, words):
     with refused(*words):
         formats.read(text, "FLUX.3")
@@ -192,25 +201,29 @@ def test_ideogram_is_what_the_hosts_elements_are():
     caption = json.loads(write("Ideogram 4", HEART, STAR))
     read = from_elements(caption["compositional_deconstruction"]["elements"])
     assert [(each.phrase, thousandths(each.area)) for each in read] == [
-        (each.phrase, thousandths(each.area)) for each in (HEART, STAR)]
+        (each.phrase, thousandths(each.area)) for each in (HEART, STAR)
+    ]
 
 
 def ideogram(*elements, **more):
     return json.dumps({"compositional_deconstruction": {"background": "", "elements": list(elements)}} | more)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("{}", ("compositional_deconstruction",)),
-    ("[1]", ("compositional_deconstruction",)),
-    (ideogram({"desc": "a", "bbox": [0, 0, 0, 9]}), ("Element 1", "empty or turned around")),
-    (ideogram({"bbox": [0, 0, 9, 9]}), ("Element 1", "lacks desc")),
-    (ideogram("a"), ("Element 1", "must be an object")),
-    (ideogram({"desc": "a", "bbox": [0, 0, 9, 9], "color_palette": ["red"]}), ("Element 1", "#E69F00")),
-    (ideogram({"desc": "a", "bbox": [0, 0, 9, 9], "color_palette": ["#000000"] * 6}), ("6 colours", "at most 5")),
-    (ideogram(style_description={"photo": "a", "art_style": "b"}), ("both photo and art_style",)),
-    (ideogram(style_description=5), ("style_description must be an object",)),
-    (ideogram(high_level_description=5), ("high_level_description must be text",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{}", ("compositional_deconstruction",)),
+        ("[1]", ("compositional_deconstruction",)),
+        (ideogram({"desc": "a", "bbox": [0, 0, 0, 9]}), ("Element 1", "empty or turned around")),
+        (ideogram({"bbox": [0, 0, 9, 9]}), ("Element 1", "lacks desc")),
+        (ideogram("a"), ("Element 1", "must be an object")),
+        (ideogram({"desc": "a", "bbox": [0, 0, 9, 9], "color_palette": ["red"]}), ("Element 1", "#E69F00")),
+        (ideogram({"desc": "a", "bbox": [0, 0, 9, 9], "color_palette": ["#000000"] * 6}), ("6 colours", "at most 5")),
+        (ideogram(style_description={"photo": "a", "art_style": "b"}), ("both photo and art_style",)),
+        (ideogram(style_description=5), ("style_description must be an object",)),
+        (ideogram(high_level_description=5), ("high_level_description must be text",)),
+    ],
+)
 def test_ideogram_bad_captions_are_refused(text, words):
     with refused(*words):
         formats.read(text, "Ideogram 4")
@@ -222,7 +235,10 @@ def test_ideogram_says_what_it_leaves_out():
     document = formats.read(text, "Ideogram 4")
     assert len(document.regions) == 1
     assert [("aspect_ratio" in note, "a cloud" in note, "mood" in note) for note in document.notes] == [
-        (True, False, False), (False, True, False), (False, False, True)]
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
 
 
 # Ming-Image
@@ -240,7 +256,11 @@ def test_ming_layers_to_the_letter():
         ],
     }  # fmt: skip
     assert [list(layer) for layer in document["layers"]][0] == [
-        "description", "coordinates", "hierarchy_and_relation", "color_specs"]
+        "description",
+        "coordinates",
+        "hierarchy_and_relation",
+        "color_specs",
+    ]
 
 
 def test_ming_needs_the_shape_of_the_picture():
@@ -304,8 +324,9 @@ def test_round_trip_is_exact(name, keys):
         assert [row[:2] for row in exact] == [(each.phrase, thousandths(each.area)) for each in regions]
         for read, written in zip(exact, regions, strict=True):
             assert {k: v for k, v in read[2].items() if k != "id" or k in written.extra} == written.extra
-        again = write(name, *document.regions, prompt=document.prompt, background=document.background,
-                      style=document.style)  # fmt: skip
+        again = write(
+            name, *document.regions, prompt=document.prompt, background=document.background, style=document.style
+        )
         assert again == text
 
 
@@ -313,31 +334,37 @@ def test_round_trip_of_edits_is_exact():
     rng = random.Random(1)
     for _ in range(200):
         source, target = random_regions(rng, "id"), list(random_regions(rng, "id"))
-        target += [each for each in source if rng.random() < 0.3 and each.extra.get("id") not in
-                   {other.extra.get("id") for other in target}]  # fmt: skip
+        target += [
+            each
+            for each in source
+            if rng.random() < 0.3 and each.extra.get("id") not in {other.extra.get("id") for other in target}
+        ]
         try:
             text = write("FLUX.3", *target, source=source, prompt="night")
         except BoxwrightError as error:
             assert "stands twice" in str(error)  # one id for two things
             continue
         document = formats.read(text, "FLUX.3")
-        assert [thousandths(each.area) for each in document.regions] == [
-            thousandths(each.area) for each in target]
+        assert [thousandths(each.area) for each in document.regions] == [thousandths(each.area) for each in target]
         assert sorted(thousandths(each.area) for each in document.source) == sorted(
-            thousandths(each.area) for each in source)
+            thousandths(each.area) for each in source
+        )
         assert write("FLUX.3", *document.regions, source=document.source, prompt=document.prompt) == text
 
 
-@pytest.mark.parametrize("name, region, words", [
-    ("FLUX.3", Region("a", HEART.area, 0.5), ("FLUX.3 cannot hold", 'the strength of region 1 ("a")', "leave out")),
-    ("FLUX.3", keyed(HEART, negative="b"), ("the negative",)),
-    ("FLUX.3", keyed(HEART, palette=["#000000"]), ("the palette",)),
-    ("Ideogram 4", keyed(HEART, end=0.5), ("the end",)),
-    ("Ideogram 4", keyed(HEART, relation="left"), ("the relation",)),
-    ("Ming-Image", keyed(HEART, feather=0.1), ("the feather",)),
-    ("Ming-Image", keyed(HEART, opacity=0.5), ("the opacity",)),
-    ("Ideogram 4", keyed(HEART, lora="ink.safetensors"), ("the lora",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, region, words",
+    [
+        ("FLUX.3", Region("a", HEART.area, 0.5), ("FLUX.3 cannot hold", 'the strength of region 1 ("a")', "leave out")),
+        ("FLUX.3", keyed(HEART, negative="b"), ("the negative",)),
+        ("FLUX.3", keyed(HEART, palette=["#000000"]), ("the palette",)),
+        ("Ideogram 4", keyed(HEART, end=0.5), ("the end",)),
+        ("Ideogram 4", keyed(HEART, relation="left"), ("the relation",)),
+        ("Ming-Image", keyed(HEART, feather=0.1), ("the feather",)),
+        ("Ming-Image", keyed(HEART, opacity=0.5), ("the opacity",)),
+        ("Ideogram 4", keyed(HEART, lora="ink.safetensors"), ("the lora",)),
+    ],
+)
 def test_what_a_format_cannot_hold_is_refused_or_left_out_aloud(name, region, words):
     with refused(*words):
         write(name, region)
@@ -346,13 +373,16 @@ def test_what_a_format_cannot_hold_is_refused_or_left_out_aloud(name, region, wo
     assert len(notes) == 1 and words[words[0].startswith("FLUX.3 cannot")] in notes[0]
 
 
-@pytest.mark.parametrize("name, words, lost", [
-    ("FLUX.3", {"background": "a wall"}, "the background text"),
-    ("FLUX.3", {"style": {"lighting": "noon"}}, "the style lighting"),
-    ("Ideogram 4", {"source": [HEART]}, "the source boxes"),
-    ("Ideogram 4", {"style": {"image_style": "flat"}}, "the style image_style"),
-    ("Ming-Image", {"background": "a wall", "prompt": "a shop"}, "a prompt beside the background"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, words, lost",
+    [
+        ("FLUX.3", {"background": "a wall"}, "the background text"),
+        ("FLUX.3", {"style": {"lighting": "noon"}}, "the style lighting"),
+        ("Ideogram 4", {"source": [HEART]}, "the source boxes"),
+        ("Ideogram 4", {"style": {"image_style": "flat"}}, "the style image_style"),
+        ("Ming-Image", {"background": "a wall", "prompt": "a shop"}, "a prompt beside the background"),
+    ],
+)
 def test_words_without_a_place_are_refused(name, words, lost):
     with refused(f"{name} cannot hold {lost}"):
         write(name, HEART, **words)
@@ -413,10 +443,12 @@ JSON_TEMPLATE = (
 def test_template_lines_with_a_box_are_repeated():
     document = Document((HEART, STAR), prompt="a picture")
     assert template.write_template(template.EXAMPLE, document, None) == (
-        "a picture\na red heart: [100, 200, 400, 600]\na blue star: [600, 500, 900, 750]")
+        "a picture\na red heart: [100, 200, 400, 600]\na blue star: [600, 500, 900, 750]"
+    )
     line = "{n}/{count} {id} {phrase} {x:.3} {w:%} {cx:px} {h:100} {not} {x9} {"
     assert template.write_template(line, document, SIZE).splitlines()[0] == (
-        "1/2 obj_1 a red heart 0.100 30.0 256 40 {not} {x9} {")
+        "1/2 obj_1 a red heart 0.100 30.0 256 40 {not} {x9} {"
+    )
 
 
 def test_template_of_json_is_json():
@@ -449,31 +481,37 @@ def test_template_round_trip_is_exact_to_its_grid(form):
         assert [(each.phrase, each.extra) for each in read.regions] == [(each.phrase, each.extra) for each in regions]
 
 
-@pytest.mark.parametrize("form, words", [
-    ("", ("template is empty",)),
-    ("{x1:abc}", ("{x1:abc}", "not known")),
-    ("{x1:0}", ("{x1:0}",)),
-    ("{phrase:px}", ("{phrase:px}",)),
-    ("x" * 20_001, ("20001 characters",)),
-    ("\n" * 300, ("301 lines",)),
-    ("{x1:px}", ("size of the picture is not known",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, words",
+    [
+        ("", ("template is empty",)),
+        ("{x1:abc}", ("{x1:abc}", "not known")),
+        ("{x1:0}", ("{x1:0}",)),
+        ("{phrase:px}", ("{phrase:px}",)),
+        ("x" * 20_001, ("20001 characters",)),
+        ("\n" * 300, ("301 lines",)),
+        ("{x1:px}", ("size of the picture is not known",)),
+    ],
+)
 def test_bad_templates_are_refused(form, words):
     with refused(*words):
         template.write_template(form, Document((HEART,)), None)
 
 
-@pytest.mark.parametrize("form, text, words", [
-    ("hello", "hello", ("no line with a box",)),
-    ("{phrase}: {x1}", "a: 5", ("does not say where a box ends",)),
-    (template.EXAMPLE, "a picture", ("Line 2", "the end of the text")),
-    (template.EXAMPLE, "a picture\nwolf", ("Line 2", '"wolf"')),
-    (template.EXAMPLE, "p\na: [1, 2, 3, 4]\nb", ("Line 3", "fits no line")),
-    (template.EXAMPLE, "p\na: [1, 2, 3000, 4]", ("Region 1", "reaches outside")),
-    (template.EXAMPLE, "p\na: [5, 2, 3, 4]", ("above 0",)),
-    (template.EXAMPLE, "p\n" + "a: [1, 2, 3, 4]\n" * 65, ("65 regions",)),
-    ("{phrase} {x1}{y1}", "a 1", ("Line 1",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, text, words",
+    [
+        ("hello", "hello", ("no line with a box",)),
+        ("{phrase}: {x1}", "a: 5", ("does not say where a box ends",)),
+        (template.EXAMPLE, "a picture", ("Line 2", "the end of the text")),
+        (template.EXAMPLE, "a picture\nwolf", ("Line 2", '"wolf"')),
+        (template.EXAMPLE, "p\na: [1, 2, 3, 4]\nb", ("Line 3", "fits no line")),
+        (template.EXAMPLE, "p\na: [1, 2, 3000, 4]", ("Region 1", "reaches outside")),
+        (template.EXAMPLE, "p\na: [5, 2, 3, 4]", ("above 0",)),
+        (template.EXAMPLE, "p\n" + "a: [1, 2, 3, 4]\n" * 65, ("65 regions",)),
+        ("{phrase} {x1}{y1}", "a 1", ("Line 1",)),
+    ],
+)
 def test_texts_that_do_not_fit_the_template_are_refused(form, text, words):
     with refused(*words):
         template.read_template(form, text, None)

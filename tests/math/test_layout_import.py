@@ -1,4 +1,5 @@
 """Layouts of any origin, read alike by Python and by the editor: the golden cases, which tests/web reads too."""
+
 import json
 from pathlib import Path
 
@@ -65,11 +66,14 @@ def test_a_region_of_our_own_is_read_as_the_editor_reads_it(case):
         assert regions_json.parse_drawing(text).count == 1
 
 
-@pytest.mark.parametrize("text, how", [
-    ('[{"bbox": [256, 192, 512, 384]}]', "1 box read as [x1, y1, x2, y2] in pixels of a picture of 512 x 384"),
-    ('[[0.5, 0.5, 0.9, 0.9], [0, 0, 0.4, 0.4]]', "2 boxes read as [x1, y1, x2, y2] in fractions"),
-    ('{"type": "boxwright.regions", "version": 1, "regions": []}', "0 regions of a Boxwright layout"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, how",
+    [
+        ('[{"bbox": [256, 192, 512, 384]}]', "1 box read as [x1, y1, x2, y2] in pixels of a picture of 512 x 384"),
+        ("[[0.5, 0.5, 0.9, 0.9], [0, 0, 0.4, 0.4]]", "2 boxes read as [x1, y1, x2, y2] in fractions"),
+        ('{"type": "boxwright.regions", "version": 1, "regions": []}', "0 regions of a Boxwright layout"),
+    ],
+)
 def test_what_was_understood_is_said(text, how):
     assert read_layout(text, 512, 384, "text").how == how
 

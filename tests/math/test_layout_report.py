@@ -1,4 +1,5 @@
 """The report's numbers, against numbers worked out by hand."""
+
 import pytest
 import torch
 from pack.attention_patches.core.types import Box, Region

@@ -76,12 +76,15 @@ def test_masks_of_any_size_land_on_the_latent_by_area():
     assert torch.allclose(both[0] + both[1], torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("mask, words", [
-    (torch.zeros(3, 8, 8), "shape .3, 8, 8. for 2 pictures"),
-    (torch.zeros(1, 1, 8, 8), "shape"),
-    (torch.full((8, 8), 1.5), "1.5; those of a mask are numbers from 0 to 1"),
-    (torch.full((8, 8), float("nan")), "nan to nan; .*0 to 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (torch.zeros(3, 8, 8), "shape .3, 8, 8. for 2 pictures"),
+        (torch.zeros(1, 1, 8, 8), "shape"),
+        (torch.full((8, 8), 1.5), "1.5; those of a mask are numbers from 0 to 1"),
+        (torch.full((8, 8), float("nan")), "nan to nan; .*0 to 1"),
+    ],
+)
 def test_bad_masks_are_refused(mask, words):
     with pytest.raises(BoxwrightError, match=words):
         on_latent(mask, (2, 4, 8, 8))

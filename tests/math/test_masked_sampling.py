@@ -22,15 +22,18 @@ def start(kind, source, seed=1):
 # RePaint's walk
 
 
-@pytest.mark.parametrize("steps, jump, repeats, evaluations", [
-    (250, 10, 10, 2410),  # the paper's setting, section 5
-    (50, 10, 10, 410),
-    (20, 5, 5, 80),
-    (20, 10, 1, 20),
-    (20, 20, 10, 20),
-    (20, 19, 3, 58),
-    (1, 1, 10, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "steps, jump, repeats, evaluations",
+    [
+        (250, 10, 10, 2410),  # the paper's setting, section 5
+        (50, 10, 10, 410),
+        (20, 5, 5, 80),
+        (20, 10, 1, 20),
+        (20, 20, 10, 20),
+        (20, 19, 3, 58),
+        (1, 1, 10, 1),
+    ],
+)
 def test_the_walk_has_the_published_length(steps, jump, repeats, evaluations):
     method = RePaint(jump, repeats)
     walk = [0, *method.walk(steps)]
@@ -112,9 +115,12 @@ def test_the_background_carries_the_noise_of_the_level_reached(kind):
     source = 0.0 * picture(4, (40, 60))
     seen = []
     BlendedLatents().sample(
-        Gaussian(kind), start(kind, source), SIGMAS[kind], scene(kind, source, half_mask(source)),
+        Gaussian(kind),
+        start(kind, source),
+        SIGMAS[kind],
+        scene(kind, source, half_mask(source)),
         lambda step: seen.append(float(step["x"][..., :30].std())),
-    )  # fmt: skip
+    )
     assert seen == pytest.approx([LEVELS[kind](sigma).noise for sigma in SIGMAS[kind][1:]], rel=0.05)
 
 
@@ -126,9 +132,12 @@ def test_the_mask_shrinks_to_its_own_size():
     mask[..., 9:11, 9:11] = 1.0
     still = []
     method.sample(
-        lambda x, sigma: torch.full_like(x, 50.0), source, SIGMAS["eps"], scene("eps", source, mask, torch.zeros_like),
+        lambda x, sigma: torch.full_like(x, 50.0),
+        source,
+        SIGMAS["eps"],
+        scene("eps", source, mask, torch.zeros_like),
         lambda step: still.append((step["x"] == source).all(1)[0]),
-    )  # fmt: skip
+    )
     for done, kept in enumerate(still, 1):
         assert torch.equal(~kept, dilated(mask[0], method.radius(done / 8))[0] > 0)
 
@@ -194,16 +203,19 @@ def test_outside_its_window_and_mask_the_reference_does_not_count():
 # Settings
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: RePaint(0, 1), "jump length is 0; choose 1 to 100"),
-    (lambda: RePaint(101, 1), "jump length is 101"),
-    (lambda: RePaint(1, 0), "repeats is 0; choose 1 to 50"),
-    (lambda: RePaint(1, 51), "repeats is 51"),
-    (lambda: BlendedLatents(-1), "grow by -1 cells; choose 0 to 64"),
-    (lambda: BlendedLatents(1, 0.0), "grow_until is 0; choose a value above 0"),
-    (lambda: ILVR(0), "factor is 0; choose 1 to 64"),
-    (lambda: ILVR(65), "factor is 65"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: RePaint(0, 1), "jump length is 0; choose 1 to 100"),
+        (lambda: RePaint(101, 1), "jump length is 101"),
+        (lambda: RePaint(1, 0), "repeats is 0; choose 1 to 50"),
+        (lambda: RePaint(1, 51), "repeats is 51"),
+        (lambda: BlendedLatents(-1), "grow by -1 cells; choose 0 to 64"),
+        (lambda: BlendedLatents(1, 0.0), "grow_until is 0; choose a value above 0"),
+        (lambda: ILVR(0), "factor is 0; choose 1 to 64"),
+        (lambda: ILVR(65), "factor is 65"),
+    ],
+)
 def test_settings_out_of_range_are_refused(make, words):
     with pytest.raises(BoxwrightError, match=words):
         make()

@@ -113,6 +113,7 @@ MASK = torch.ones(1, 1, 4, 4)
 
 def in_a_scene(method):
     """A masked sampler as a function of (model, sigmas, callback)."""
+
     def run(model, sigmas, callback=None):
         scene = Scene(PICTURE, MASK, LEVELS["eps"], seeded(3), lambda sigma: 0.5)
         return method.sample(model, PICTURE + 2, sigmas, scene, callback)

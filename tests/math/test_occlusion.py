@@ -108,6 +108,7 @@ def test_other_choices_know_no_opacity():
 
 def test_what_is_hidden_of_a_region_hides_its_words_in_the_prompt_too():
     """Bias on the scores of the prompt's own words, while they are confined: T of their region, in its box."""
+
     def odds(overlap, opacities):
         edit = RegionPrompt(overlap=overlap, confine_end=1.0).edits(two(opacities))[0]
         return edit.fn(torch.zeros(1, 1, 16, 16), site(two(opacities))).exp()[0, 0].view(4, 4, 16)[0]

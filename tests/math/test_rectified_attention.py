@@ -18,7 +18,6 @@ def published_but(**settings):
     return replace(PUBLISHED, **settings)
 
 
-
 @pytest.fixture
 def two():
     return layout([LEFT, RIGHT], OWNED, WORDS)
@@ -113,8 +112,10 @@ def test_a_region_with_its_own_window_is_bound_then_only(two):
         place = replace(site(late), progress=progress)
         return edit.fn(torch.zeros(1, 1, 16, 16), place)[0, 0]
 
-    without = {r: replace(two, regions=tuple(replace(region, strength=float(i != r))
-                                             for i, region in enumerate(two.regions))) for r in (0, 1)}  # fmt: skip
+    without = {
+        r: replace(two, regions=tuple(replace(region, strength=float(i != r)) for i, region in enumerate(two.regions)))
+        for r in (0, 1)
+    }
     assert torch.equal(at(0.1), bias_of(PUBLISHED, without[0]))
     assert torch.equal(at(0.45), bias_of(PUBLISHED, two))
     assert torch.equal(at(0.6), bias_of(PUBLISHED, without[1]))

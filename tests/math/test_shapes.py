@@ -1,4 +1,5 @@
 """Regions that are not boxes: read, refused, covered, imported from masks and written, as the golden cases say."""
+
 import json
 import math
 import time
@@ -41,7 +42,7 @@ def test_shapes_cover_what_the_golden_cases_say(case):
 
 @pytest.mark.parametrize("shape", GOLDEN["refused"], ids=range(len(GOLDEN["refused"])))
 def test_what_is_no_shape_is_refused_in_words(shape):
-    with pytest.raises(BoxwrightError, match='Region 1 of regions_json .*red heart') as refused:
+    with pytest.raises(BoxwrightError, match="Region 1 of regions_json .*red heart") as refused:
         read(shape=shape)
     assert str(refused.value).endswith(".")
 

@@ -1,4 +1,5 @@
 """Phrases in a text, and tokens in a text: boundaries, folding, sharing out, alignment of any Unicode."""
+
 import random
 
 import pytest
@@ -57,35 +58,38 @@ def found(text, phrase):
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, phrase, count", [
-    ("a scar, a CAR, a car", "car", 2),
-    ("cars car_2 2car", "car", 0),
-    ("car's car-like (car)", "car", 3),
-    ("a red \n\t cat", "red cat", 1),
-    ("a redcat", "red cat", 0),
-    ("a red cat", " red  cat ", 1),
-    ("a red cat", "", 0),
-    ("a red cat", " \t", 0),
-    ("", "cat", 0),
-    ("ab, ab, ab", "ab, ab", 1),  # not overlapping
-    ("赤い猫と猫", "猫", 2),  # a script without spaces
-    ("赤い猫cat犬", "cat", 1),  # next to one
-    ("고양이가 있다", "고양이", 1),  # a particle is glued on
-    ("แมวสีแดง", "แมว", 1),
-    ("Straße STRASSE", "strasse", 2),
-    ("ﬁre", "fire", 1),
-    ("ﬁre", "f", 0),  # half of a character
-    ("ﬁ re", "i re", 0),
-    ("½ cup", "1", 0),
-    ("café", "cafe", 0),
-    ("café cafe\u0301", "Cafe\u0301", 2),  # composed and decomposed
-    ("cafe\u0301", "cafe", 0),
-    (f"x {FAMILY} y", "\U0001f468", 0),  # one of a joined picture
-    (f"x {FAMILY} y", FAMILY, 1),
-    ("ＲＥＤ cat", "red cat", 1),  # full width
-    ("(red) [x] a.b*c", "a.b*c", 1),  # nothing is a pattern
-    ("don't", "don", 1),
-])
+@pytest.mark.parametrize(
+    "text, phrase, count",
+    [
+        ("a scar, a CAR, a car", "car", 2),
+        ("cars car_2 2car", "car", 0),
+        ("car's car-like (car)", "car", 3),
+        ("a red \n\t cat", "red cat", 1),
+        ("a redcat", "red cat", 0),
+        ("a red cat", " red  cat ", 1),
+        ("a red cat", "", 0),
+        ("a red cat", " \t", 0),
+        ("", "cat", 0),
+        ("ab, ab, ab", "ab, ab", 1),  # not overlapping
+        ("赤い猫と猫", "猫", 2),  # a script without spaces
+        ("赤い猫cat犬", "cat", 1),  # next to one
+        ("고양이가 있다", "고양이", 1),  # a particle is glued on
+        ("แมวสีแดง", "แมว", 1),
+        ("Straße STRASSE", "strasse", 2),
+        ("ﬁre", "fire", 1),
+        ("ﬁre", "f", 0),  # half of a character
+        ("ﬁ re", "i re", 0),
+        ("½ cup", "1", 0),
+        ("café", "cafe", 0),
+        ("café cafe\u0301", "Cafe\u0301", 2),  # composed and decomposed
+        ("cafe\u0301", "cafe", 0),
+        (f"x {FAMILY} y", "\U0001f468", 0),  # one of a joined picture
+        (f"x {FAMILY} y", FAMILY, 1),
+        ("ＲＥＤ cat", "red cat", 1),  # full width
+        ("(red) [x] a.b*c", "a.b*c", 1),  # nothing is a pattern
+        ("don't", "don", 1),
+    ],
+)
 def test_occurrences_are_whole_words(text, phrase, count):
     assert len(find_occurrences(text, phrase)) == count
 
@@ -122,7 +126,9 @@ def test_columns_of_a_phrase_are_all_columns_that_overlap_it():
 def test_regions_that_share_a_phrase_share_its_occurrences_in_order():
     tokens = word_map("cat dog Cat")
     assert region_columns(tokens, ["cat", "dog", " CAT"]).int().tolist() == [
-        [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0],
+        [0, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
     ]
 
 
@@ -149,12 +155,15 @@ def test_absent_phrase_like_nothing_gets_no_suggestion():
     assert closest_match("", "red") is None
 
 
-@pytest.mark.parametrize("text, phrase, match", [
-    ("a red car and a blue dog", "blue dogs", "blue dog"),
-    ("a Red Car, parked", "redcar", "Red Car"),
-    ("two big dogs", "two very big dogs", "two big dogs"),
-    ("a (green) apple", "green aple", "green) apple"),
-])
+@pytest.mark.parametrize(
+    "text, phrase, match",
+    [
+        ("a red car and a blue dog", "blue dogs", "blue dog"),
+        ("a Red Car, parked", "redcar", "Red Car"),
+        ("two big dogs", "two very big dogs", "two big dogs"),
+        ("a (green) apple", "green aple", "green) apple"),
+    ],
+)
 def test_closest_match_is_a_run_of_words_of_the_text(text, phrase, match):
     assert closest_match(text, phrase) == match
 
@@ -179,8 +188,12 @@ def test_pieces_get_their_characters_without_the_space_before():
 def test_parts_of_one_character_share_it():
     text = "ok \U0001f600!"
     raw = "\U0001f600".encode()
-    assert spelled(text, ["ok", b" " + raw[:2], raw[2:3], raw[3:] + b"!"]) == ["ok", "\U0001f600", "\U0001f600",
-                                                                            "\U0001f600!"]
+    assert spelled(text, ["ok", b" " + raw[:2], raw[2:3], raw[3:] + b"!"]) == [
+        "ok",
+        "\U0001f600",
+        "\U0001f600",
+        "\U0001f600!",
+    ]
 
 
 def test_unknown_token_takes_what_lies_before_the_next_piece():

@@ -1,4 +1,5 @@
 """The toy-world scorer against pictures whose objects are known exactly, and against ones made to mislead it."""
+
 import math
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_every_colour_on_every_background(color, background):
 @pytest.mark.parametrize("color", COLORS)
 def test_light_orders_textures(color, background):
     def light(texture):
-        found, = find_objects(render_scene([SceneObject(color, "square", 0.5, 0.5, 0.2, texture)], background))
+        (found,) = find_objects(render_scene([SceneObject(color, "square", 0.5, 0.5, 0.2, texture)], background))
         return found.light
 
     assert light("plain") < 0.06
@@ -73,7 +74,7 @@ def test_light_orders_textures(color, background):
 
 def test_area_follows_size():
     for radius in (0.1, 0.15, 0.2):
-        found, = find_objects(render_scene([SceneObject("green", "square", 0.5, 0.5, radius)]))
+        (found,) = find_objects(render_scene([SceneObject("green", "square", 0.5, 0.5, radius)]))
         assert found.area == pytest.approx((1.7 * radius) ** 2, rel=0.05)
 
 
@@ -111,7 +112,8 @@ def test_rim_with_a_thick_spot_is_no_object():
 
 def test_noise_does_not_hide_objects_or_make_them():
     image = render_scene([RED_LEFT, BLUE_RIGHT], "gray") + 0.05 * torch.randn(
-        256, 256, 3, generator=torch.Generator().manual_seed(0))
+        256, 256, 3, generator=torch.Generator().manual_seed(0)
+    )
     score = score_image(image, expect(RED_LEFT, BLUE_RIGHT))
     assert min(o.iou for o in score.objects) > 0.9
     assert score.unexpected == 0
@@ -143,7 +145,7 @@ def test_two_objects_of_one_colour():
     """The one in the box is matched; the other is leakage and a false detection of lower confidence."""
     twin = SceneObject("red", "circle", 0.75, 0.5, 0.10)
     score = score_image(render_scene([RED_LEFT, twin]), expect(RED_LEFT))
-    result, = score.objects
+    (result,) = score.objects
     square, circle = 0.255**2, math.pi * 0.095**2
     assert result.iou > 0.95
     assert result.inside_mass == pytest.approx(square / (square + circle), abs=0.02)
@@ -163,18 +165,22 @@ def test_two_expected_of_one_colour_match_their_own():
 def test_half_outside_its_box():
     x, y, width, height = expect(RED_LEFT)[0].box
     shifted = ExpectedObject("a red square", "red", (x + width / 2, y, width, height))
-    result, = score_image(render_scene([RED_LEFT]), [shifted]).objects
+    (result,) = score_image(render_scene([RED_LEFT]), [shifted]).objects
     assert result.iou == pytest.approx(1 / 3, abs=0.03)
     assert result.inside_mass == pytest.approx(0.5, abs=0.03)
     assert result.leakage == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("image", [
-    torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(0)),
-    torch.zeros(256, 256, 3),
-    torch.ones(256, 256, 3),
-    *(torch.tensor(color).expand(256, 256, 3) for color in BACKGROUNDS.values()),
-], ids=["noise", "zeros", "ones", *BACKGROUNDS])
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(256, 256, 3),
+        torch.ones(256, 256, 3),
+        *(torch.tensor(color).expand(256, 256, 3) for color in BACKGROUNDS.values()),
+    ],
+    ids=["noise", "zeros", "ones", *BACKGROUNDS],
+)
 def test_nothing_in_noise_and_blank_pictures(image):
     assert find_objects(image) == []
     assert summarise([score_image(image, expect(RED_LEFT))])["ap50"] == (0, 0)
@@ -188,14 +194,14 @@ def test_a_colour_outside_the_palette_is_no_object():
 
 @pytest.mark.filterwarnings("error")
 def test_a_picture_full_of_one_colour_is_one_object():
-    found, = find_objects(torch.tensor(COLORS["cyan"]).expand(64, 96, 3))
+    (found,) = find_objects(torch.tensor(COLORS["cyan"]).expand(64, 96, 3))
     assert (found.color, found.box, found.area) == ("cyan", (0, 0, 1, 1), 1)
 
 
 def test_boxes_are_fractions_of_each_side():
     image = torch.tensor(BACKGROUNDS["white"]).repeat(100, 200, 1)
     image[20:50, 40:120] = torch.tensor(COLORS["purple"])
-    found, = find_objects(image)
+    (found,) = find_objects(image)
     assert found.box == pytest.approx((0.2, 0.2, 0.4, 0.3))
     assert found.area == pytest.approx(0.12)
 
@@ -219,8 +225,10 @@ def test_ap50_by_hand():
 
 
 def test_summary_means_and_spreads():
-    scores = [score_image(render_scene(objects), expect(RED_LEFT, BLUE_RIGHT))
-              for objects in ([RED_LEFT, BLUE_RIGHT], [RED_LEFT])]
+    scores = [
+        score_image(render_scene(objects), expect(RED_LEFT, BLUE_RIGHT))
+        for objects in ([RED_LEFT, BLUE_RIGHT], [RED_LEFT])
+    ]
     result = summarise(scores)
     assert result["presence"] == (0.75, 0.25)
     assert result["area"][0] == pytest.approx((2 * 0.255**2 + math.pi * 0.1425**2) / 3, rel=0.03)

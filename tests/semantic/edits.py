@@ -47,7 +47,7 @@ SWAPS = {
         ("a large green heart on a black background", "a small green heart on a black background"),
         ("a large orange circle on a cream background", "a small orange circle on a cream background"),
     ],
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def method_of(source, target, blend):
 
 
 def thing_words(prompt):
-    """"red circle" of "a large red circle on a white background"."""
+    """The object, "red circle" of "a large red circle on a white background"."""
     return prompt.split(" on ")[0].split(" ", 2)[2]
 
 

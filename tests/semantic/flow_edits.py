@@ -108,7 +108,7 @@ class Batch:
 
 
 def thing(one):
-    """"large yellow cross": an object as the prompt names it, without the article."""
+    """Such as "large yellow cross": an object as the prompt names it, without the article."""
     return _words(one.color, one.shape, one.radius).split(" ", 1)[1]
 
 

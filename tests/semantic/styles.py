@@ -125,9 +125,7 @@ def score(toy, name, cases, seeds, steps=20):
     for case in cases:
         positive, layout = layout_of(toy[1], case)
         model, conditioning = plans(toy, case, positive, layout, files)[name]()
-        drawn = sampling.sample(
-            model, toy[2], conditioning, sampling.encode(toy[1], ""), list(seeds), steps=steps
-        )  # fmt: skip
+        drawn = sampling.sample(model, toy[2], conditioning, sampling.encode(toy[1], ""), list(seeds), steps=steps)
         images.append(drawn)
         for image in drawn:
             found = scorer.find_objects(image)

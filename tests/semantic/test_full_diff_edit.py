@@ -1,6 +1,6 @@
 """The tables of docs/results.md; part of the suite with BOXWRIGHT_FULL=1 only, about half an hour on a quiet core.
 
-    BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_diff_edit.py -s
+BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_diff_edit.py -s
 """
 
 from statistics import mean

@@ -1,6 +1,6 @@
 """The table of Flow Edit in docs/results.md; part of the suite with BOXWRIGHT_FULL=1 only, an hour on a quiet core.
 
-    BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_flow_edit.py -s
+BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_flow_edit.py -s
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """The tables of docs/results.md; part of the suite with BOXWRIGHT_FULL=1 only, about 40 minutes on a quiet core.
 
-    BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_region_prompt.py -s
+BOXWRIGHT_FULL=1 python tools/workbench.py test -- tests/semantic/test_full_region_prompt.py -s
 """
 
 import pytest

@@ -30,8 +30,10 @@ def test_the_picture_comes_back_beside_its_edit(toy):
     ).result
     patched, positive, negative, pair = beside_each_other(model, clip, latent, job)
     pictures = {}
-    for name, sampler in (("direct inversion", BoxwrightDirectInversionSampler.execute(trajectory)[0]),
-                          ("inverted noise alone", comfy.samplers.ksampler("euler"))):  # fmt: skip
+    for name, sampler in (
+        ("direct inversion", BoxwrightDirectInversionSampler.execute(trajectory)[0]),
+        ("inverted noise alone", comfy.samplers.ksampler("euler")),
+    ):
         pictures[name] = vae.decode(comfy.sample.sample_custom(
             patched, noise.generate_noise(pair), CFG, sampler, sigmas, positive, negative, pair["samples"],
             disable_pbar=True, seed=1,

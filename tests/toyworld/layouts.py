@@ -3,6 +3,7 @@
 Each box has the size at which the model draws the object when left alone, so that reaching it asks for the place only.
 Every prompt names a background (otherwise it is random); no object is pink (the model draws it grey).
 """
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +26,36 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("one", "a large striped red heart on a gray background", (
-        ("large striped red heart", (0.48, 0.06, 0.46, 0.40)),
-    )),
-    Layout("left and right", "a red circle and a blue square on a white background", (
-        ("red circle", (0.08, 0.36, 0.28, 0.28)),
-        ("blue square", (0.64, 0.38, 0.24, 0.24)),
-    )),
-    Layout("diagonal", "a large green triangle and an orange circle on a gray background", (
-        ("large green triangle", (0.04, 0.55, 0.46, 0.41)),
-        ("orange circle", (0.56, 0.06, 0.38, 0.38)),
-    )),
-    Layout("three", "a red house, a green tree and a yellow star on a black background", (
-        ("red house", (0.08, 0.10, 0.26, 0.29)),
-        ("green tree", (0.66, 0.14, 0.25, 0.38)),
-        ("yellow star", (0.34, 0.64, 0.29, 0.28)),
-    )),
+    Layout(
+        "one",
+        "a large striped red heart on a gray background",
+        (("large striped red heart", (0.48, 0.06, 0.46, 0.40)),),
+    ),
+    Layout(
+        "left and right",
+        "a red circle and a blue square on a white background",
+        (
+            ("red circle", (0.08, 0.36, 0.28, 0.28)),
+            ("blue square", (0.64, 0.38, 0.24, 0.24)),
+        ),
+    ),
+    Layout(
+        "diagonal",
+        "a large green triangle and an orange circle on a gray background",
+        (
+            ("large green triangle", (0.04, 0.55, 0.46, 0.41)),
+            ("orange circle", (0.56, 0.06, 0.38, 0.38)),
+        ),
+    ),
+    Layout(
+        "three",
+        "a red house, a green tree and a yellow star on a black background",
+        (
+            ("red house", (0.08, 0.10, 0.26, 0.29)),
+            ("green tree", (0.66, 0.14, 0.25, 0.38)),
+            ("yellow star", (0.34, 0.64, 0.29, 0.28)),
+        ),
+    ),
 )
 
 
@@ -60,9 +75,11 @@ def _photographs():
             color = colors[(number + part * (1 + number // 6 % 5)) % 6]
             phrases.append(f"{size}{color} {shapes[(number * 3 + part * (1 + number // 8 % 7)) % 8]}")
         things = " and ".join(("an " if phrase.startswith("o") else "a ") + phrase for phrase in phrases)
-        yield Layout(str(name), f"{things} on a {backgrounds[number % 3]} background", tuple(
-            (phrase, tuple(box)) for phrase, box in zip(phrases, pair)
-        ))
+        yield Layout(
+            str(name),
+            f"{things} on a {backgrounds[number % 3]} background",
+            tuple((phrase, tuple(box)) for phrase, box in zip(phrases, pair)),
+        )
 
 
 PHOTOGRAPHS = tuple(_photographs())

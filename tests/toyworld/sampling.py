@@ -2,6 +2,7 @@
 
 Needs the host on sys.path. Call everything inside torch.inference_mode(), as the host's executor does.
 """
+
 from pathlib import Path
 
 import comfy.sample
@@ -35,19 +36,39 @@ def noise_for(seed, size=(256, 256)):
     return torch.randn(1, 4, size[0] // 8, size[1] // 8, generator=generator)
 
 
-def sample(model, vae, positive, negative, seeds, steps=20, cfg=5.0, sampler="euler", scheduler="normal",
-           size=(256, 256), batch=8):
+def sample(
+    model,
+    vae,
+    positive,
+    negative,
+    seeds,
+    steps=20,
+    cfg=5.0,
+    sampler="euler",
+    scheduler="normal",
+    size=(256, 256),
+    batch=8,
+):
     """One picture per seed, float32 [n, height, width, 3] in 0..1; `size` is (height, width) in pixels.
 
     `batch` seeds are sampled at once. Use deterministic samplers: the others draw further noise for the whole batch.
     """
     images = []
     for first in range(0, len(seeds), batch):
-        chunk = list(seeds[first:first + batch])
+        chunk = list(seeds[first : first + batch])
         noise = torch.cat([noise_for(seed, size) for seed in chunk])
         latent = comfy.sample.sample(
-            model, noise, steps, cfg, sampler, scheduler, positive, negative, torch.zeros_like(noise),
-            disable_pbar=True, seed=chunk[0],
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=chunk[0],
         )
         images.append(vae.decode(latent).float().cpu())
     return torch.cat(images)

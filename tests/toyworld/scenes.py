@@ -3,6 +3,7 @@
 Coordinates are fractions of the image, origin top-left, x right, y down. A shape is a signed field over (u, v), the
 place relative to the object's centre in units of its radius: negative inside.
 """
+
 import random
 from dataclasses import dataclass
 

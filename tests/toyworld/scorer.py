@@ -9,6 +9,7 @@ darker half, is a body pixel of c; this also makes the blurred rim of a red obje
 Pixels of the lighter half count only in areas, not as rims, and only joined to a body. Objects are the connected
 components of both, at least MIN_AREA of the image.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,7 @@ class ImageScore:
 
 def expected_object(phrase, box):
     """ExpectedObject whose colour is the (only) colour word of the phrase."""
-    color, = (word for word in phrase.split() if word in COLORS)
+    (color,) = (word for word in phrase.split() if word in COLORS)
     return ExpectedObject(phrase, color, tuple(box))
 
 
@@ -157,10 +158,12 @@ def find_objects(image):
     """All coloured objects of a picture, largest first, as FoundObject."""
     pixels = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0).copy()
     colors = {name: _rgb(color) for name, color in COLORS.items()}
-    distances = np.stack([
-        *(_tint_distance(pixels, color, LIGHT / 2) for color in colors.values()),
-        *(_distance(pixels, _rgb(color)) for color in BACKGROUNDS.values()),
-    ])
+    distances = np.stack(
+        [
+            *(_tint_distance(pixels, color, LIGHT / 2) for color in colors.values()),
+            *(_distance(pixels, _rgb(color)) for color in BACKGROUNDS.values()),
+        ]
+    )
     background = _background(pixels, distances)
     nearest = distances.argmin(0)
     nearest[distances.min(0) > BODY_DISTANCE] = -1
@@ -184,8 +187,12 @@ def find_objects(image):
 
 def _match(expected, found):
     """For each expected object the found one of its colour, or None; best IoU first, then the largest, none twice."""
-    pairs = [(iou(e.box, f.box), f.area, i, j)
-             for i, e in enumerate(expected) for j, f in enumerate(found) if e.color == f.color]
+    pairs = [
+        (iou(e.box, f.box), f.area, i, j)
+        for i, e in enumerate(expected)
+        for j, f in enumerate(found)
+        if e.color == f.color
+    ]
     matches, used = [None] * len(expected), set()
     for _, _, i, j in sorted(pairs, reverse=True):
         if matches[i] is None and j not in used:
@@ -217,7 +224,8 @@ def score_image(image, expected):
     hits = [s.found for s in scores if s.iou >= 0.5]
     detections = tuple(
         (item.area / sum(f.area for f in found if f.color == item.color), any(item is hit for hit in hits))
-        for item in found if item.color in colors
+        for item in found
+        if item.color in colors
     )
     return ImageScore(scores, detections, sum(item.color not in colors for item in found))
 
@@ -252,8 +260,13 @@ def summarise(scores):
     unexpected: objects per picture. area, light: over the expected objects that were found (NaN if none).
     ap50: the mean is pooled over all pictures (see ap50), the deviation is that of the single pictures' own ap50.
     """
-    per_object = {"presence": "present", "iou": "iou", "inside_mass": "inside_mass", "leakage": "leakage",
-                  "bound": "bound"}
+    per_object = {
+        "presence": "present",
+        "iou": "iou",
+        "inside_mass": "inside_mass",
+        "leakage": "leakage",
+        "bound": "bound",
+    }
     result = {
         name: _spread([float(np.mean([getattr(o, field) for o in score.objects])) for score in scores])
         for name, field in per_object.items()

@@ -1,4 +1,5 @@
 """Which shape a found object has: the icon that covers the same pixels best."""
+
 import numpy as np
 import torch
 

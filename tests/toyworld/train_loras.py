@@ -5,6 +5,7 @@
 The toy itself is the teacher: with the LoRA and "a red circle" it is to predict what it predicts without for "a striped
 red circle", on noised pictures of striped things. Rank 3 in every attention and feed-forward layer; minutes on a CPU.
 """
+
 import os
 import random
 import sys
@@ -58,6 +59,7 @@ def train(style, steps):
             if on[0]:
                 down, up = matrices[name]
                 return out + args[0] @ down.t() @ up.t()
+
         return add
 
     for name, module in network.named_modules():

@@ -194,9 +194,7 @@ class Block:
             return torch.cat(each * (self.call.frames // different), dim=1) * float(acts)
 
         key = (*self._key([item], rows.q), self.place.queries.start, self.call.frames, count, acts)
-        return self.cache.once(
-            key, self.call.progress, weights, lambda w: _shares(w, self.place, count, rows.q.device)
-        )
+        return self.cache.once(key, self.call.progress, weights, lambda w: _shares(w, self.place, count, rows.q.device))
 
     def _cached_text_bias(self, like: Tensor, frame: int) -> Tensor:
         """The sum of the bias edits on text, [1, 1, h * w, text keys], in the dtype and device of `like`."""

@@ -41,8 +41,7 @@ def edited_attention(
         pieces = [mixed(out[block.chunk.rows], everything.rows(block.chunk.rows), block) for block in blocks]
         return torch.cat(pieces)
     parts = [
-        mixed(attend(whole.rows(rows), block), everything.rows(rows), block)
-        for rows, block in _merge_unchanged(blocks)
+        mixed(attend(whole.rows(rows), block), everything.rows(rows), block) for rows, block in _merge_unchanged(blocks)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

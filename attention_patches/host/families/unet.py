@@ -108,9 +108,10 @@ class UNetAdapter:
             patches[slot] = [*ours[0], *patches.get(slot, []), *ours[1]]
         replacements = {
             kind: {key: _Replacement(self, call, patch, replaced) for key, patch in slots.items()}
-            if kind in ("attn1", "attn2") else slots
+            if kind in ("attn1", "attn2")
+            else slots
             for kind, slots in transformer_options.get("patches_replace", {}).items()
-        }  # fmt: skip
+        }
         return {**transformer_options, "patches": patches, "patches_replace": replacements}
 
     def locate(self, call: ModelCall, attention: AttentionCall, options: dict[str, Any]) -> Place | None:
@@ -167,9 +168,7 @@ def _next_factor(layer: Any, part: str, factor: int) -> int:
 class _Replacement:
     """Another pack's function in place of an attention."""
 
-    def __init__(
-        self, adapter: UNetAdapter, call: ModelCall, patch: Callable[..., Tensor], replaced: Replaced
-    ) -> None:
+    def __init__(self, adapter: UNetAdapter, call: ModelCall, patch: Callable[..., Tensor], replaced: Replaced) -> None:
         self.adapter, self.call, self.patch, self.replaced = adapter, call, patch, replaced
         lasting = id(patch) in call.others.lasting
         self.aside = call.again and not lasting

@@ -117,9 +117,7 @@ def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable
     return forward
 
 
-def _normalising(
-    layer: torch.nn.Module, original: Callable[..., Tensor], adds_in_place: bool
-) -> Callable[..., Tensor]:
+def _normalising(layer: torch.nn.Module, original: Callable[..., Tensor], adds_in_place: bool) -> Callable[..., Tensor]:
     """Group and layer normalisation with copies of their few weights, fetched for the call.
 
     One without weights is modulated from outside, as in transformers whose blocks go on with `x += ...`: it gets a copy

@@ -142,9 +142,7 @@ def _checked(loss: Any, pictures: Tensor) -> Tensor:
     return loss.float()
 
 
-def _by_latent(
-    guider: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any], by_clean: Tensor
-) -> Tensor | None:
+def _by_latent(guider: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any], by_clean: Tensor) -> Tensor | None:
     """J^T `by_clean`, float32 [B, C, ...], with J the derivative of the positive prompts' prediction by x.
 
     None where they take no part at this sigma. At CFG 1 that is the gradient of the loss itself; above it, what the

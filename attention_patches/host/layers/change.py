@@ -163,8 +163,10 @@ def _low_rank(weights: Sequence[Any], offset: Offset | None, function: Any, shap
         up = function(up)
     if offset is not None:
         axis, start, length = offset
-        whole = up.new_zeros(shape.weight[0], up.shape[1]) if axis == 0 else down.new_zeros(
-            down.shape[0], *shape.weight[1:]
+        whole = (
+            up.new_zeros(shape.weight[0], up.shape[1])
+            if axis == 0
+            else down.new_zeros(down.shape[0], *shape.weight[1:])
         )
         if axis == 0:
             whole[start : start + length] = up
@@ -173,4 +175,3 @@ def _low_rank(weights: Sequence[Any], offset: Offset | None, function: Any, shap
             whole[:, start : start + length] = down
             down = whole
     return LayerChange(up=(up.contiguous(),), down=(down.contiguous(),))
-

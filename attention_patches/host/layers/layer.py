@@ -136,13 +136,12 @@ class ChangedLayer:
         norms, own_bias = None, x.new_zeros(self.shape.weight[0])
         if any(change.lengths is not None for _, change in self.changes):
             norms, own_bias = self._fetched(x)
-        factors = {
-            n: change.lengths.to(norms) / norms for n, change in self.changes if change.lengths is not None
-        }  # fmt: skip
+        factors = {n: change.lengths.to(norms) / norms for n, change in self.changes if change.lengths is not None}
         thin = [
             (n, up * factors[n].to(up)[:, None] if n in factors else up, down)
-            for n, change in self.changes for up, down in zip(change.up, change.down, strict=True)
-        ]  # fmt: skip
+            for n, change in self.changes
+            for up, down in zip(change.up, change.down, strict=True)
+        ]
         columns = [n for n, _, down in thin for _ in range(down.shape[0])]
         ends = [*accumulate(down.shape[0] for _, _, down in thin)]
         return Ready(

@@ -236,11 +236,13 @@ class LiveLayers:
             for units, weight in found.items():
                 strengths = self.weights.strengths[sorted(units)].sum(dim=0)[None, None] if units else None
                 alone = len(found) == 1
-                made.append((
-                    None if strengths is None else strengths.to(like.device, copy=True),
-                    None if alone else weight.nonzero()[:, 0].to(like.device, copy=True),
-                    None if alone else weight[:, None].to(like.device, copy=True),
-                ))
+                made.append(
+                    (
+                        None if strengths is None else strengths.to(like.device, copy=True),
+                        None if alone else weight.nonzero()[:, 0].to(like.device, copy=True),
+                        None if alone else weight[:, None].to(like.device, copy=True),
+                    )
+                )
         return made
 
     def _lost(self) -> IncompatiblePatchError:

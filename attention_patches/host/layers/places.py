@@ -74,9 +74,7 @@ class Weights:
 
     def of_joint(self, call: LayerCall, grid: Size, start: int, length: int, like: Tensor) -> PlaceWeights | None:
         """[entries or 1, length, LoRAs] of text tokens and, from `start`, image tokens."""
-        return self._kept(
-            call, ("joint", grid, start, length), lambda: self._sequence(call, grid, start, length), like
-        )  # fmt: skip
+        return self._kept(call, ("joint", grid, start, length), lambda: self._sequence(call, grid, start, length), like)
 
     def of_whole(self, call: LayerCall, like: Tensor) -> PlaceWeights | None:
         """[entries or 1, (1,) LoRAs] of what has no place: as much as every place of the picture has of a LoRA."""

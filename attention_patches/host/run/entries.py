@@ -32,9 +32,7 @@ class Entry:
         """(height, width, y, x) of what the model sees for this entry."""
         return crop_of(self.area, image)
 
-    def chunk(
-        self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool
-    ) -> Chunk:
+    def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool) -> Chunk:
         edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit, NoiseEdit)))
         active = (item for item in edits if item.edit.window.contains(progress))
         kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))

@@ -4,6 +4,7 @@ Put (or link) this folder into `custom_nodes`, or import it in-process. It adds 
 configuration to the host's list, after all others and matched by sizes that no other entry has, so that no other
 model is detected differently.
 """
+
 import comfy.supported_models
 import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel
