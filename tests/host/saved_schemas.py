@@ -114,7 +114,7 @@ SCHEMAS = {
         "model: MODEL",
         "layout: BOXWRIGHT_LAYOUT",
         "mode: COMBO = 'boxdiff', of ['boxdiff', 'fast', 'attend_excite']",
-        "preset: COMBO = 'standard', of ['gentle', 'standard', 'strict', 'published']",
+        "preset: COMBO = 'standard', of ['gentle', 'standard', 'strict', 'published', 'fill']",
         "settings: BOXWRIGHT_BOX_CONSTRAINT?",
         "-> MODEL",
     ],
