@@ -19,11 +19,13 @@ import comfy.supported_models
 import family_shapes
 import torch
 from comfy.patcher_extension import WrappersMP
+from pack.attention_patches.core.pictures import Part, PictureGuide, Through
 from pack.attention_patches.core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
 from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, StepWindow, TokenMap
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.layers.lora import lora_for
+from pack.attention_patches.host.loss_guidance import guide_by_pictures
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
@@ -37,6 +39,7 @@ from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
+from pack.attention_patches.samplers.color_loss import ColorLoss
 from shape import Shape
 
 KEY = "benchmark"  # marks the conditioning that the layouts belong to
@@ -208,6 +211,16 @@ def prompt_to_prompt(model: Any, layout: Layout) -> Any:
     return edited(model, prompts, PromptToPrompt(blend=LocalBlend(("w3",))))
 
 
+def towards_blue(through: Through) -> Callable[[Any, Layout], Any]:
+    """Loss Guidance in every region by a colour, which is seen without a VAE."""
+
+    def guided(model: Any, layout: Layout) -> Any:
+        parts = tuple(Part(region.area) for region in layout.regions)
+        return guide_by_pictures(model, PictureGuide(ColorLoss(((0.1, 0.3, 0.9),)), parts, through=through))
+
+    return guided
+
+
 def host_masks(model: Any, layout: Layout) -> Any:
     """The same regions as the host's own conditioning, a pass of the model for each; nothing is patched."""
 
@@ -282,6 +295,8 @@ METHODS: dict[str, Callable[[Any, Layout], Any]] = {
         lambda layout: [replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)]
     ),
     "box constraint, fast": with_edits(lambda layout: preset("standard", "fast").guides(layout)),
+    "loss guidance, direct": towards_blue("direct"),
+    "loss guidance, through model": towards_blue("through model"),
     "couple": with_edits(lambda layout: RegionPrompt().edits(layout)),
     "couple, feathered": with_edits(lambda layout: RegionPrompt(feather=0.1).edits(layout)),
     "host's Conditioning (Set Mask)": host_masks,
@@ -311,6 +326,6 @@ def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
         return () if shape.config == "Flux" else (4,)
     if method in ("recorder", "prompt to prompt"):
         return (0,)
-    if method.startswith("box constraint"):
+    if method.startswith(("box constraint", "loss guidance")):
         return (4,)
     return (1, 4, 16)
