@@ -254,7 +254,7 @@ PRESETS = {
     "published": PUBLISHED,
     # For noise that is arranged (arranged_noise.py): where the objects stand near their boxes already, a loss that is
     # content with a fifth of a box's cells draws them small (docs/results.md).
-    "fill": BoxConstraint(max_change=0.12, top_fraction=1.0),
+    "fill": BoxConstraint(max_change=0.08, top_fraction=1.0),
 }
 # For the mode that moves the prediction: limits are in units of the denoised latent, whose deviation is near 1. No
 # paper has these numbers: iLGD's loss is another, and tuned beside an injection into the attention, not made here.
