@@ -316,7 +316,7 @@ def test_end_and_padding_columns_that_a_region_owns_do_not_count():
 
 
 def test_articles_of_a_phrase_do_not_count_unless_it_is_nothing_else():
-    """The words are "a b c the e": where an encoder reads from left to right, an article stands for what is before it."""
+    """Where an encoder reads from left to right, an article stands for what is before it."""
     made = oracles.layout([oracles.LEFT, oracles.RIGHT], [[1, 2], [4, 5]], ["a", "b", "c", "The", "e"], T)
     assert [phrase.columns for phrase in constrained_phrases(made)] == [(2,), (5,)]
     alone = oracles.layout([oracles.LEFT, oracles.RIGHT], [[1], [4]], ["a", "b", "c", "The", "e"], T)
