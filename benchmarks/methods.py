@@ -112,15 +112,14 @@ def prompt_to_prompt(case: Case) -> Any:
     return edited(case.model, prompts, PromptToPrompt(blend=blend))
 
 
-def colored(through: Through, regions: bool) -> Patch:
-    """Loss Guidance by Color Loss, in the regions or everywhere; pictures in the colours of the previews, no VAE."""
+def towards_blue(through: Through) -> Patch:
+    """Loss Guidance in every region by a colour, which is seen without a VAE."""
 
-    def patch(case: Case) -> Any:
-        parts = {"parts": tuple(Part(region.area) for region in case.layout.regions)} if regions else {}
-        guide = PictureGuide(ColorLoss(((0.8, 0.1, 0.1),)), strength=2.0, through=through, **parts)
-        return guide_by_pictures(case.model, guide)
+    def guided(case: Case) -> Any:
+        parts = tuple(Part(region.area) for region in case.layout.regions)
+        return guide_by_pictures(case.model, PictureGuide(ColorLoss(((0.1, 0.3, 0.9),)), parts, through=through))
 
-    return patch
+    return guided
 
 
 def region_strength(case: Case) -> Any:
@@ -249,8 +248,8 @@ METHODS: tuple[Method, ...] = (
     Method("region lora", _LORA, region_loras, regions=(1, 2, 4, 8)),
     Method("host's hooks (a LoRA for each region)", ("CreateHookLora",), host_hooks, regions=(1, 2, 4, 8)),
     Method("region strength", ("BoxwrightRegionStrength",), region_strength),
-    Method("loss guidance, direct", (*_LOSS, "BoxwrightColorLoss"), colored("direct", regions=True)),
-    Method("loss guidance, through model", (*_LOSS, "BoxwrightColorLoss"), colored("through model", regions=True)),
+    Method("loss guidance, direct", (*_LOSS, "BoxwrightColorLoss"), towards_blue("direct")),
+    Method("loss guidance, through model", (*_LOSS, "BoxwrightColorLoss"), towards_blue("through model")),
     Method("h-space", ("BoxwrightHSpace",), h_space, regions=(0,)),
     Method("prompt to prompt", ("BoxwrightPromptToPrompt",), prompt_to_prompt, rows=2, regions=(0,)),
     Method("recorder", ("BoxwrightAttentionRecorder",), record_words, regions=(0,), few=True),

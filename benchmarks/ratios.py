@@ -153,7 +153,8 @@ def table(title: str, rows: list[Row], unpatched: float) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        layers = "–" if row.method.startswith("box constraint") else ratio(row.layers)  # left before they end
+        # Guides leave the layers before they end, or go through them once more.
+        layers = "–" if row.method.startswith(("box constraint", "loss guidance")) else ratio(row.layers)
         mark = "" if row.largest[0] <= row.allowed else f" (**above {row.allowed / MIB:.1f}**)"
         lines.append(
             f"| {row.method} | {row.regions} | {ratio(row.step)} | {ratio(row.wall)} | {layers} "

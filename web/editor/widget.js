@@ -8,7 +8,7 @@
 
 import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
 import {
-    added, duplicated, followed, freePlace, hasRoom, newHistory, pasted, present, presentText, remembered, removed,
+    added, duplicated, followed, freePlace, hasRoom, mended, newHistory, pasted, present, presentText, remembered, removed,
     selected, split, stateOf, withBackground,
 } from "./model/drawing.js";
 import { element } from "./dom.js";
@@ -168,6 +168,11 @@ export class BoxEditor {
         const count = this.state.boxes.length;
         this.commit(removed(this.state));
         return this.say("saidRemoved", { count: count - this.state.boxes.length });
+    }
+
+    /** Numbers that the text has out of their range become those that are shown. */
+    mend() {
+        return this.commit(mended(this.state));
     }
 
     arrange(name) {
