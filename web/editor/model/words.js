@@ -135,6 +135,8 @@ export const ENGLISH = {
     mendHint: "Keep every number as it is shown here, within its range",
     saidAdded: "Box {number} added",
     saidSelected: "Box {number} of {count}: {phrase}",
+    saidPlace: "{x} % from the left, {y} % from the top, {width} % wide, {height} % high",
+    noWords: "no words yet",
     saidRemoved: "{count} removed",
     copied: "Copied: {count}",
     noClipboard: "The browser keeps its clipboard from this page. Ctrl+C and Ctrl+V on the canvas do the same.",
