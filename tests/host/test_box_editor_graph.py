@@ -673,6 +673,7 @@ def test_the_templates_open_without_a_warning_and_every_node_lies_in_its_group(b
     """In Nodes 2.0, where the nodes are as high as what they hold."""
     if not bench.vue:
         return
+    wrong = []
     for path in sorted((ROOT / "example_workflows").glob("*.json")):
         bench.page.evaluate(
             """async (graph) => {

@@ -45,6 +45,7 @@ export class BoxList {
         const { t } = this.editor, number = index + 1, color = boxColor(box, index);
         row.node.classList.toggle("bw-selected", isSelected);
         row.node.classList.toggle("bw-off", !option(box, "enabled"));
+        row.node.setAttribute("aria-label", this.editor.described(box));
         row.chip.textContent = `${number}`;
         Object.assign(row.chip.style, { background: color, color: inkOn(color) });
         label(row.chip, t("reorder", { number }));
