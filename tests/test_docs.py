@@ -56,6 +56,14 @@ def test_links_lead_to_files_and_headings_that_are_there(path):
     assert broken == []
 
 
+@pytest.mark.parametrize("path", [*PAGES, *HELP.rglob("*.md")], ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_templates_are_called_by_their_titles(path):
+    """In the list of templates the title is all that one sees."""
+    text = " ".join(path.read_text("utf-8").split())
+    titles = {template.stem for template in (ROOT / "example_workflows").glob("*.json")}
+    assert set(re.findall(r"\*(\d\.\d [^*]+)\*", text)) <= titles
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_a_help_page_has_a_picture_in_every_language_and_says_what_it_shows(name):
     """Each is served from the folder of the English page, whatever the language."""

@@ -35,10 +35,14 @@ MAX_BYTES, MAX_OVERVIEW = 40_000, 150_000
 class Page:
     """Which tiles, of which workflow.
 
-    `graph` is the stem of an example workflow, or a function of the host's object_info that makes an API graph. A tile
-    is "unpatched" or "patched" (what the workflow saves under that name), "boxes" (its regions, drawn), "NODE.output"
-    (the NODE by its class without "Boxwright"), "NODE<input" (what is wired into it), or "words:NODE.output" (a text).
-    `settings` are inputs to change first, by class.
+    `graph` is the stem of an example workflow, or a function of the host's object_info that makes an API graph.
+    `settings` are inputs to change first, by class. A tile is
+
+    - "unpatched" or "patched": what the workflow saves under that name, of a batch the picture with the largest gain
+    - "patched:1": the picture of that place in the batch; "latent:7": what node 7 of the graph has made, decoded
+    - "picture": what an edit begins with; "boxes": the regions, drawn; "on the picture": drawn on it
+    - "NODE.output": of the NODE by its class without "Boxwright"; "words:NODE.output": a text
+    - "prompt": the prompt with its phrases in colours; "template": the workflow's own picture; "crops": see `crops`
     """
 
     graph: object
@@ -186,8 +190,8 @@ PAGES = {
     "BoxwrightBoxConstraint": Page("box_constraint", BOXES),
     "BoxwrightBoxConstraintSettings": Page(settled, ("boxes", "patched", "latent:92")),
     "BoxwrightRegionPrompt": Page("region_prompt", BOXES),
-    "BoxwrightRegionConditioning": Page("region_conditioning", BOXES),
-    "BoxwrightRegionLora": Page("region_lora", BOXES),
+    "BoxwrightRegionConditioning": Page("region_conditioning", ("boxes", "template")),
+    "BoxwrightRegionLora": Page("region_lora", ("boxes", "template")),
     "BoxwrightReweight": Page("reweight", ("unpatched", "patched")),
     "BoxwrightPromptToPrompt": Page("prompt_to_prompt", ("unpatched", "patched:0", "patched:1")),
     "BoxwrightAttentionRecorder": Page("attention_heatmap", ("unpatched", "AttentionHeatmap.heatmaps")),
@@ -219,7 +223,7 @@ PAGES = {
 COLUMNS = (
     ("BoxwrightBoxConstraint", 0, 2),
     ("BoxwrightRegionPrompt", 0, 2),
-    ("BoxwrightRegionLora", 0, 2),
+    ("BoxwrightArrangedNoise", 0, 2),
     ("BoxwrightFlowEdit", 0, 2),
     ("BoxwrightPromptToPrompt", 1, 2),
 )
@@ -265,8 +269,8 @@ def tapped(graph: dict, tiles: tuple[str, ...], info: dict) -> dict:
             link, kind = [f"{key}p", 0], "IMAGE"
         elif tile.startswith("latent:"):
             link, kind = [tile.split(":")[1], 0], "LATENT"
-        elif tile in ("prompt", "crops"):
-            continue  # drawn here
+        elif tile in ("prompt", "crops", "template"):
+            continue  # made here
         else:
             whose, output = tile.removeprefix("words:").split(".")
             number = only(graph, f"Boxwright{whose}")
@@ -304,23 +308,25 @@ def tiles_of(server, page: Page, info: dict, folder: Path) -> list:
     for each in graph.values():
         each["inputs"] |= page.settings.get(each["class_type"], {})
     boxes = templates.boxes_of(graph)
+    compared = boxes and {*COMPARED} <= {*page.tiles}
     for each in graph.values():
         if "batch_size" in each["inputs"]:
-            each["inputs"]["batch_size"] = templates.TOY_BATCH if boxes and "patched" in page.tiles else 1
+            each["inputs"]["batch_size"] = templates.TOY_BATCH if compared else 1
     prompt = next((each["inputs"]["prompt"] for each in graph.values() if "image_opacity" in each["inputs"]), "")
     graph = tapped(graph, page.tiles, info)
     outputs = execute(server, graph)
     words = {key: "".join(output["text"]) for key, output in outputs.items() if output.get("text")}
     drawn = save_pictures(server, graph, outputs, folder)
     best = 0
-    if boxes and "patched" in page.tiles:
-        columns = {name: drawn[f"tile{page.tiles.index(name)}"] for name in COMPARED if name in page.tiles}
-        best = most_gained({COMPARED[0]: columns[COMPARED[1]]} | columns, boxes)
+    if compared:
+        best = most_gained({name: drawn[f"tile{page.tiles.index(name)}"] for name in COMPARED}, boxes)
     made = []
     for place, tile in enumerate(page.tiles):
         key = f"tile{place}"
         if tile == "prompt":
             made.append(written(prompt, [box["phrase"] for box in boxes]))
+        elif tile == "template":
+            made.append(Image.open(templates.template(page.graph).with_suffix(".jpg")).convert("RGB"))
         elif tile == "crops":
             made.extend(crops(Image.open(drawn["tile0"][0]).convert("RGB")))
         elif tile.startswith("words:"):
@@ -333,16 +339,12 @@ def tiles_of(server, page: Page, info: dict, folder: Path) -> list:
 
 
 def most_gained(drawn: dict[str, list[Path]], boxes: list[dict]) -> int:
-    """Which picture of a batch shows best what a method does: its things lie in the boxes, and without it do not.
-
-    Where one picture stands for both, the one whose things lie best in the boxes.
-    """
+    """Which picture of a batch shows best what a method does: its things lie in the boxes, and without it do not."""
     import contact_sheet  # here, since it needs the packages of the tests
 
     scores = contact_sheet.score(contact_sheet.import_scorer(), boxes, drawn)
-    means = {name: [sum(found.iou for found in each.objects) for each in scores[name]] for name in COMPARED}
-    alone = drawn[COMPARED[0]] == drawn[COMPARED[1]]
-    gains = [new - (0 if alone else old) for old, new in zip(means[COMPARED[0]], means[COMPARED[1]], strict=True)]
+    old, new = ([sum(found.iou for found in each.objects) for each in scores[name]] for name in COMPARED)
+    gains = [after - before for before, after in zip(old, new, strict=True)]
     return gains.index(max(gains))
 
 
