@@ -180,7 +180,7 @@ def draw_pictures(names: list[str], again: bool = False) -> None:
         info = server.get_json("/object_info")
         for path in lacking:
             graph = to_api(for_toy(load_workflow(path)), info)
-            boxes = _boxes(graph)
+            boxes = boxes_of(graph)
             for node in graph.values():
                 if "batch_size" in node["inputs"]:
                     node["inputs"]["batch_size"] = TOY_BATCH if boxes else 1
@@ -202,7 +202,7 @@ def _best(drawn: dict[str, list[Path]], boxes: list[dict]) -> int:
     return means.index(max(means))
 
 
-def _boxes(graph: dict) -> list[dict]:
+def boxes_of(graph: dict) -> list[dict]:
     """The boxes of the workflow's editor; none where it has none."""
     texts = [node["inputs"]["regions_json"] for node in graph.values() if node["class_type"] == "BoxwrightBoxEditor"]
     return json.loads(texts[0])["regions"] if texts else []
