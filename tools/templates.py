@@ -45,14 +45,14 @@ OF_THE_TOY = (
 NOTE_LINES = 60  # pixels that a note grows by for what is added to it
 # Stem of a workflow -> its title: the host sorts by it, and shows nothing else.
 TITLES = {
-    "box_constraint": "1.1 Objects in their boxes (Box Constraint)",
+    "arranged_noise": "1.1 Objects in their boxes (Arranged Noise, Box Constraint)",
     "rectified_attention": "1.2 Words kept in their boxes (Rectified Attention)",
     "region_prompt": "1.3 Each box its own words (Region Prompt)",
     "region_prompt_with_box_constraint": "1.4 Own words, and the object in its box (Region Prompt, Box Constraint)",
     "region_conditioning": "1.5 Regions as ComfyUI's own conditioning (Region Conditioning)",
     "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
     "region_lora": "1.7 A LoRA for each box (Region LoRA)",
-    "arranged_noise": "1.8 Noise that already fits the boxes (Arranged Noise)",
+    "box_constraint": "1.8 Objects pulled into their boxes (Box Constraint)",
     "reweight": "2.1 More or less of one word (Reweight Words)",
     "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
     "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",

@@ -17,6 +17,7 @@ from .call import AttentionCall
 from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, view_of
 from .company import Company, Seating, Sharing, acting
 from .outside_blocks import outside_blocks
+from .sending import sent
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ class Block:
         """For image tokens of all different frames, all texts of a joint attention, [1, 1, frames * h * w, columns]."""
         key = ("texts", *self._company_key(like), tokens)
         work_out = partial(self._company_bias, self.company(tokens))
-        return self.cache.once(key, self.call.progress, work_out, lambda bias: bias[None, None].to(like))
+        return self.cache.once(
+            key, self.call.progress, work_out, lambda bias: sent(bias[None, None], like.device, like.dtype)
+        )
 
     def _company_key(self, like: Tensor) -> tuple[Any, ...]:
         spans = tuple((span.start, span.stop) for span in self.call.spans)
@@ -201,7 +204,8 @@ class Block:
         columns = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
         pictures = [self._pictures(item.layout, frame) for item in self.text_bias]
         key = (*self._key(self.text_bias, like), *columns, *pictures, like.dtype)
-        return self.cache.once(key, self.call.progress, lambda: self._text_bias(frame), lambda bias: bias.to(like))
+        work_out = partial(self._text_bias, frame)
+        return self.cache.once(key, self.call.progress, work_out, lambda bias: sent(bias, like.device, like.dtype))
 
     def _key(self, items: list[Installed], like: Tensor) -> tuple[Any, ...]:
         edits = tuple(id(item.edit) for item in items)
@@ -268,6 +272,6 @@ def _shares(weights: Tensor, place: Place, count: int, device: torch.device) -> 
     for weight in weights:
         index = weight.nonzero()[:, 0]
         everywhere = len(index) == count
-        where = None if everywhere else (index + place.queries.start).to(device)
-        readers.append((where, weight[index, None].to(device)))
-    return Shares(own.to(device), tuple(readers))
+        where = None if everywhere else sent(index + place.queries.start, device)
+        readers.append((where, sent(weight[index, None], device)))
+    return Shares(sent(own, device), tuple(readers))

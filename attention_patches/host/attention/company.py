@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from ...core.seam import NEVER, AttentionSite
 from .calls import Installed, Place
+from .sending import sent
 
 NOBODY = -1  # of keys: columns that only make a text longer; of queries: tokens that read texts as the mean image token
 _IMAGE = -2
@@ -171,8 +172,8 @@ class Part:
     def to(self, like: Tensor) -> Part:
         first, last = int(self.queries[0]), int(self.queries[-1])
         run = slice(first, last + 1) if last - first == len(self.queries) - 1 else None
-        bias = None if self.bias is None else self.bias.to(like)
-        return Part(self.queries.to(like.device), self.keys, bias, self.start, run)
+        bias = None if self.bias is None else sent(self.bias, like.device, like.dtype)
+        return Part(sent(self.queries, like.device), self.keys, bias, self.start, run)
 
 
 def _alike(queries: Tensor, row: Tensor) -> Part:
@@ -209,4 +210,5 @@ class Seating:
         places = [part.queries for part in parts]
         if not image:
             places.append(torch.arange(place.queries.start, place.queries.stop))
-        return cls(tuple(part.to(like) for part in parts), bool(image), torch.cat(places).argsort().to(like.device))
+        order = sent(torch.cat(places).argsort(), like.device)
+        return cls(tuple(part.to(like) for part in parts), bool(image), order)
