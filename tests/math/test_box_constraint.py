@@ -315,6 +315,14 @@ def test_end_and_padding_columns_that_a_region_owns_do_not_count():
     assert [phrase.columns for phrase in constrained_phrases(made)] == [(2,), (4,)]
 
 
+def test_articles_of_a_phrase_do_not_count_unless_it_is_nothing_else():
+    """Where an encoder reads from left to right, an article stands for what is before it."""
+    made = oracles.layout([oracles.LEFT, oracles.RIGHT], [[1, 2], [4, 5]], ["a", "b", "c", "The", "e"], T)
+    assert [phrase.columns for phrase in constrained_phrases(made)] == [(2,), (5,)]
+    alone = oracles.layout([oracles.LEFT, oracles.RIGHT], [[1], [4]], ["a", "b", "c", "The", "e"], T)
+    assert [phrase.columns for phrase in constrained_phrases(alone)] == [(1,), (4,)]
+
+
 def test_attend_excite_asks_for_the_worst_phrase_anywhere():
     maps = torch.zeros(1, T, 4, 4)
     maps[0, 2, 3, 3] = 10.0

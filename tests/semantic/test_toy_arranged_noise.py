@@ -49,14 +49,14 @@ def filled(toy):
 def test_with_the_constraint_made_for_it_they_fill_their_boxes(filled, arranged):
     """`standard` draws them in their boxes too, and smaller: AP50 falls below that of the noise alone."""
     alone, both = score(arranged, "arranged noise"), score(filled, "arranged noise + box constraint, fill")
-    assert both["iou"][0] > alone["iou"][0] + 0.05
-    assert both["ap50"][0] > alone["ap50"][0] + 0.05
-    assert both["presence"][0] > 0.8
+    assert both["iou"][0] > alone["iou"][0] + 0.15
+    assert both["ap50"][0] > alone["ap50"][0] + 0.2
+    assert both["presence"][0] > 0.85
     assert both["strange"][0] < 0.01, "blotches"
 
 
 def test_these_stand_in_their_own_boxes_too(filled):
-    assert score(filled, "the same, scored with other boxes", ELSEWHERE)["iou"][0] < 0.1
+    assert score(filled, "the same, scored with other boxes", ELSEWHERE)["iou"][0] < 0.06
 
 
 def starts(toy, case, count, arrange=True):
