@@ -87,4 +87,3 @@ def test_a_refusal_is_a_dash_with_its_reason_and_what_is_missing_is_said():
         "| c | not measured | not measured | not measured | = | = |",
     ]
     assert lines[-1] == "1. No UNet."
-
