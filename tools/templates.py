@@ -45,14 +45,14 @@ OF_THE_TOY = (
 NOTE_LINES = 60  # pixels that a note grows by for what is added to it
 # Stem of a workflow -> its title: the host sorts by it, and shows nothing else.
 TITLES = {
-    "box_constraint": "1.1 Objects in their boxes (Box Constraint)",
+    "arranged_noise": "1.1 Objects in their boxes (Arranged Noise, Box Constraint)",
     "rectified_attention": "1.2 Words kept in their boxes (Rectified Attention)",
     "region_prompt": "1.3 Each box its own words (Region Prompt)",
     "region_prompt_with_box_constraint": "1.4 Own words, and the object in its box (Region Prompt, Box Constraint)",
     "region_conditioning": "1.5 Regions as ComfyUI's own conditioning (Region Conditioning)",
     "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
     "region_lora": "1.7 A LoRA for each box (Region LoRA)",
-    "arranged_noise": "1.8 Noise that already fits the boxes (Arranged Noise)",
+    "box_constraint": "1.8 Objects pulled into their boxes (Box Constraint)",
     "reweight": "2.1 More or less of one word (Reweight Words)",
     "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
     "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",
@@ -180,7 +180,7 @@ def draw_pictures(names: list[str], again: bool = False) -> None:
         info = server.get_json("/object_info")
         for path in lacking:
             graph = to_api(for_toy(load_workflow(path)), info)
-            boxes = _boxes(graph)
+            boxes = boxes_of(graph)
             for node in graph.values():
                 if "batch_size" in node["inputs"]:
                     node["inputs"]["batch_size"] = TOY_BATCH if boxes else 1
@@ -202,7 +202,7 @@ def _best(drawn: dict[str, list[Path]], boxes: list[dict]) -> int:
     return means.index(max(means))
 
 
-def _boxes(graph: dict) -> list[dict]:
+def boxes_of(graph: dict) -> list[dict]:
     """The boxes of the workflow's editor; none where it has none."""
     texts = [node["inputs"]["regions_json"] for node in graph.values() if node["class_type"] == "BoxwrightBoxEditor"]
     return json.loads(texts[0])["regions"] if texts else []

@@ -281,7 +281,14 @@ export class BoxEditor {
     saySelection() {
         const box = selected(this.state)[0], index = this.state.boxes.indexOf(box);
         if (!box) return true;
-        return this.say("saidSelected", { number: index + 1, count: this.state.boxes.length, phrase: box.phrase });
+        return this.say("saidSelected", { number: index + 1, count: this.state.boxes.length, phrase: this.described(box) });
+    }
+
+    /** A box in words, for who does not see the canvas. */
+    described(box) {
+        const percent = (key) => Math.round(box[key] * 100);
+        const place = { x: percent("x"), y: percent("y"), width: percent("width"), height: percent("height") };
+        return `${box.phrase || this.t("noWords")}, ${this.t("saidPlace", place)}`;
     }
 
     sayFull() {
