@@ -30,7 +30,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             category=schema.CATEGORY,
             description="Gives every region its own words, all in one pass of the model. couple: each region reads its "
             "own encoded text. dense: the prompt's attention is modulated towards the layout (DenseDiffusion, arXiv "
-            "2308.12964). What no region covers reads the prompt.",
+            "2308.12964). The rest of the image, outside all regions, reads the prompt.",
             search_aliases=[
                 "regional prompt",
                 "regional prompter",
@@ -161,7 +161,7 @@ def couple_inputs() -> list[io.Input]:
         io.Conditioning.Input(
             "background",
             optional=True,
-            tooltip="A text for what no region covers, instead of the prompt.",
+            tooltip="A text for the rest of the image, outside all regions, instead of the prompt.",
         ),
     ]
 

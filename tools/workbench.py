@@ -37,7 +37,7 @@ from wb_environment import HOSTS, Host, choose_host, environment_for, fetch_host
 from wb_graph import to_api
 from wb_server import running_server
 
-DEMO_WORKFLOW = template("region_prompt_with_box_constraint")
+DEMO_WORKFLOW = template("arranged_noise")
 DEMO_FOLDER = ROOT / "demo"
 # The tests that run on the oldest host as well: whatever calls the host, and nothing that needs its newer models.
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])

@@ -128,6 +128,10 @@ class Moment(float):
         moment.until = until
         return moment
 
+    def __getnewargs__(self) -> tuple[float, float]:
+        """For copies: options of a run hold moments, and other packs may copy them deeply."""
+        return float(self), self.until
+
 
 @dataclass(frozen=True)
 class StepWindow:

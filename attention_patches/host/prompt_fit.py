@@ -59,6 +59,11 @@ def fit_prompt(
         )
     if not isinstance(target[0][0], Tensor):
         raise UnsupportedModelError("The target holds no text. Wire the output of a text encode node of this model.")
+    if not bool(torch.isfinite(target[0][0]).all()):
+        raise BoxwrightError(
+            "The target holds values that are no numbers (NaN or infinite), and there is no way from those to a "
+            "prompt. Look at the node that made it, or load the text encoder in more precision."
+        )
     _check_time_range(target[0][1])
     found: dict[str, Any] = {}
 

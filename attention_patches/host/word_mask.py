@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.masks import resized
+from ..core.tokens import missing, phrase_columns
 from ..core.types import Layout
 from ..methods.recorder import Recording, Records
 from ..samplers.diff_mask import DiffMask
@@ -47,6 +48,8 @@ def attended(
     """
     check_model(model)
     cut = settings.cut
+    if not bool(phrase_columns(layout.prompt.tokens, settings.phrase).any()):
+        raise missing([layout.prompt.tokens.text], settings.phrase, "prompt", "Write it as prompt has it.")
     records = Records(layout.prompt.tokens, Recording((settings.phrase,)))
     model_sampling = model.get_model_object("model_sampling")
     sigma = float(model_sampling.percent_to_sigma(1.0 - cut.noise_level))

@@ -48,7 +48,7 @@ def test_every_setting_counts(toy, settings):
     "inputs, error, words",
     [
         ({"phrase": " "}, BoxwrightError, "no phrase; write a word"),
-        ({"phrase": "house"}, PhraseNotFoundError, '"house" is not in'),
+        ({"phrase": "house"}, PhraseNotFoundError, '"house" is not in prompt. .*Write it as prompt has it'),
         ({"image": None}, BoxwrightError, "from nowhere"),
         ({"image": image(1, (4, 64))}, BoxwrightError, "image has 64 x 4 pixels"),
         ({"draws": 0}, BoxwrightError, "draws is 0"),

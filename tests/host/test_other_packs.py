@@ -326,6 +326,31 @@ def test_edits_act_beside_an_image_prompt(models, layout, method, batch):
     apart(out, run(model, layout, batch=batch))
 
 
+def test_an_image_prompt_is_asked_what_it_does_until_it_has_shown_it(models, layout):
+    """By two calls of its own in each layer; one that begins later does what the host does until then."""
+
+    def calls(steps, begins, patched):
+        seen = []
+
+        def patch(q, k, v, extra_options):
+            seen.append(float(extra_options["sigmas"][0]))
+            late = sum(sigma > seen[-1] for sigma in extra_options["sample_sigmas"].tolist()) >= begins
+            heads = extra_options["n_heads"]
+            return (image_prompt(False) if late else attention_alone)(q, k, v, {"n_heads": heads})
+
+        model = prompted(models["sd15"], patch)
+        run(install(model, layout, PUBLISHED.edits(layout)) if patched else model, layout, steps=steps)
+        return [seen.count(sigma) for sigma in sorted(set(seen), reverse=True)]
+
+    def attention_alone(q, k, v, extra_options):
+        return attention.optimized_attention(q, k, v, extra_options["n_heads"])
+
+    plain = calls(4, 0, patched=False)
+    assert calls(4, 0, patched=True)[1:] == plain[1:]
+    asked = calls(4, 2, patched=True)
+    assert asked[1] == asked[2] == plain[1] + 2 * 4 and asked[3] == plain[3]
+
+
 @pytest.mark.parametrize("moves", ["latent", "prediction"])
 def test_gradients_and_edits_beside_an_image_prompt(models, layout, moves):
     model = prompted(models["sd15"], image_prompt(False))

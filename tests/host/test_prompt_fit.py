@@ -148,6 +148,7 @@ def test_a_plot_falls_as_its_losses_do():
     ({"target": []}, "has 0 parts"),
     ({"target": [[None, {}]]}, "holds no text"),
     ({"target": [[text, {**values, "end_percent": 0.5}] for text, values in target("sd15")]}, "counts from 0 to 0.5"),
+    ({"target": [[text * float("nan"), values] for text, values in target("sd15")]}, "no numbers.*text encoder"),
     ({"steps": 0}, "steps is 0"),
     ({"learning_rate": -0.5}, "learning_rate"),
     ({"start": 0.6, "end": 0.4}, "is empty"),

@@ -1,6 +1,8 @@
 """The box editor's text and what a region may carry: checked once, in words, and kept."""
 
+import copy
 import json
+import pickle
 
 import pytest
 from pack.attention_patches.core.regions import OPTIONS
@@ -192,6 +194,12 @@ def test_a_window_that_a_run_never_reaches_has_no_step():
     """The later part of a schedule, as in img2img."""
     assert not any(StepWindow(0.1, 0.3).contains(m) for m in (Moment(0.5, 0.75), Moment(0.75, 1.0)))
     assert not StepWindow(0.3, 0.4).contains(0.25)  # a moment alone says nothing about the next
+
+
+def test_a_copy_of_a_moment_knows_where_the_next_lies():
+    for again in (copy.copy, copy.deepcopy, lambda moment: pickle.loads(pickle.dumps(moment))):
+        moment = again(Moment(0.25, 0.5))
+        assert (float(moment), moment.until) == (0.25, 0.5)
 
 
 @pytest.mark.parametrize(

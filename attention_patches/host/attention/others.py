@@ -38,10 +38,7 @@ def replaced_attention(
         read(own.rows(block.chunk.rows), block)
     if not any(block.changes for block in blocks):
         return saveable(patch, own.q, own.k, own.v, options)
-    found, key = call.others.found, ("adds", place.layer, place.text is None, call.progress)  # it may begin later
-    if key not in found:
-        found[key] = _adds_to_the_attention(patch, own, options)
-    if not found[key]:
+    if not _only_adds(patch, own, options, call, place):
         slot = "attn1" if place.text is None else "attn2"
         raise IncompatiblePatchError(
             f"Another patch ({names_of([patch])}) replaces the {'self' if slot == 'attn1' else 'cross'}-attention of "
@@ -58,15 +55,33 @@ def replaced_attention(
     return torch.cat(pieces)
 
 
+def _only_adds(patch: Attention, own: AttentionCall, options: dict[str, Any], call: ModelCall, place: Place) -> bool:
+    """Whether the function is one that adds to the attention; it is called twice to find out.
+
+    One that stays for the run is asked until it was seen to add something: before, it may not have begun yet. One that
+    is put there for a call is asked in every step.
+    """
+    found, key = call.others.found, ("adds", place.layer, place.text is None)
+    asked = (*key, call.progress)
+    if key in found:
+        return True
+    if asked not in found:
+        found[asked], works = _adds_to_the_attention(patch, own, options)
+        if found[asked] and works and id(patch) in call.others.lasting:
+            found[key] = True
+    return found[asked]
+
+
 @torch.no_grad()
-def _adds_to_the_attention(patch: Attention, own: AttentionCall, options: dict[str, Any]) -> bool:
-    """Whether the function's result is the attention plus something that does not depend on the values."""
+def _adds_to_the_attention(patch: Attention, own: AttentionCall, options: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether the function's result is the attention plus what does not depend on the values; and is not nothing."""
     alone = patch(own.q, own.k, torch.zeros_like(own.v), options)
     out, plain = patch(own.q, own.k, own.v, options), own.fused().float()
     if out.shape != plain.shape or alone.shape != plain.shape:
-        return False
+        return False, True
     # Rounding in 16 bits, and kernels that round more, stay far below this; another attention does not.
-    return float((out.float() - alone.float() - plain).norm()) <= 0.05 * float(plain.norm())
+    adds = float((out.float() - alone.float() - plain).norm()) <= 0.05 * float(plain.norm())
+    return adds, bool(alone.any())
 
 
 def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list[Block]) -> Tensor:

@@ -141,7 +141,7 @@ def _entry_gradient(
     reader = reader_of(run, item.edit, _stop)
     model = run.guider.inner_model
     entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
-    with differentiable(model.diffusion_model):
+    with differentiable(model.diffusion_model, patcher=run.guider.model_patcher):
         latent = x.detach().clone().requires_grad_(True)
         read = Installed(item.layout, reader.edit(), graph=True)
         local = _options_for_gradient(run, options, {entry["uuid"]: (read,)})
