@@ -54,7 +54,7 @@ EVERY_HOST = (
     "recorder_in_graphs",
     "region_lora",
 )
-QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
+QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py", "tests/test_docs.py")
 # Options of pytest whose next argument may look like a path and is none.
 VALUED = ("-k", "-m", "-c", "-p", "-o", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir", "--basetemp")
 # How many workers is said already, or they would hide what a test prints or asks.
