@@ -141,7 +141,7 @@ def machines(found: dict[str, Any]) -> str:
 def draw_costs(found: dict[str, Any]) -> str:
     """Time and peak memory of a step of every method, on every shape; and evaluations."""
     columns = [name for name in found["columns"] if any(name in row["cells"] for row in found["rows"].values())]
-    canvas, top, step = Canvas(1060), 74, 20
+    canvas, top, step = Canvas(1100), 74, 20
     left, middle, right, wide = 250, 600, 950, 310
     canvas.text(10, 20, "What a step costs with a method, divided by the same step without it", "title")
     x = 10
@@ -169,7 +169,7 @@ def draw_costs(found: dict[str, Any]) -> str:
                 for start, value, what in values:
                     canvas.mark(start + _log(value, wide), y, mark, f"{title}: {what} {value:.2f}")
         if row["loop"]:
-            canvas.text(left + _log(1, wide) + 8, y + 4, "a step as without it", "faint small")
+            canvas.text(left + _log(1, wide) + 8, y + 4, "its calls alone count", "faint small")
         if count := row.get("evaluations"):
             back = f", {count['with_gradient']} back" * bool(count["with_gradient"])
             canvas.text(right, y + 4, f"{count['calls']} ({count['rows']}){back}", "small")

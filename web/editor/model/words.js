@@ -67,6 +67,7 @@ export const ENGLISH = {
     reorder: "Move box {number} in the order: drag, or Alt with the up and down arrows",
     enabled: "Takes part",
     enabledOf: "Box {number} takes part",
+    ofBox: "Box {number}: {words}",
     hide: "Hide here; it still takes part",
     show: "Show",
     lock: "Lock: the canvas cannot grab it",
