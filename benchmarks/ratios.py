@@ -8,19 +8,9 @@ from typing import Any
 
 import torch
 from measure import Job, Time, memory_of, time_of
-from shapes import (
-    KEY,
-    METHODS,
-    ROWS,
-    SHAPES,
-    Shape,
-    attention_layers,
-    build,
-    conditioning,
-    prompt,
-    random_layout,
-    regions_of,
-)
+from methods import METHODS, Case, Method
+from shape import Shape
+from shapes import KEY, SHAPES, attention_layers, build, conditioning, prompt, random_layout
 
 MIB = 2**20
 
@@ -53,15 +43,27 @@ class Row:
     allowed: int  # largest must not exceed it: unpatched's largest, or one float32 per head, image and text token
 
 
-def measure_shape(name: str, dtype: torch.dtype, repeats: int | None, methods: str) -> tuple[list[Row], float]:
-    """The rows of one shape and the methods whose name starts so, and the median wall seconds of an unpatched step.
+@dataclass(frozen=True)
+class Wanted:
+    """Which of the cells are measured."""
+
+    methods: tuple[str, ...] = ("",)  # beginnings of their names
+    regions: int | None = None  # None: as many as the method says
+
+    def regions_of(self, method: Method, shape: Shape) -> tuple[int, ...]:
+        found = method.regions_of(shape) if method.name.startswith(self.methods) else ()
+        return tuple(number for number in found if self.regions in (None, number))
+
+
+def measure_shape(name: str, dtype: torch.dtype, repeats: int | None, wanted: Wanted) -> tuple[list[Row], float]:
+    """The rows of one shape, as far as they are wanted, and the median wall seconds of an unpatched step.
 
     The order is U P U P ... U; each patched step is divided by the mean of the unpatched ones right before and after
     it, so that a machine that grows slower or faster meanwhile moves both.
     """
     shape = SHAPES[name]
     model = build(shape, dtype)
-    cells = prepare(shape, model, methods)
+    cells = prepare(shape, model, wanted)
     if not cells:
         return [], 0.0
     first = next(iter(cells.values()))[0]
@@ -95,26 +97,35 @@ def measure_shape(name: str, dtype: torch.dtype, repeats: int | None, methods: s
     return rows, median(time.wall for time in unpatched[len(first.noise)])
 
 
-def prepare(shape: Shape, model: Any, methods: str) -> dict[tuple[str, int], tuple[Job, Any]]:
+def prepare(shape: Shape, model: Any, wanted: Wanted) -> dict[tuple[str, int], tuple[Job, Any]]:
     """(method, number of regions) -> what its evaluations are of, and the patched MODEL."""
-    encoded, jobs = prompt(shape, seed=1), {}
+    jobs: dict[int, Job] = {}
     cells = {}
-    for method, patch in METHODS.items():
-        rows = ROWS.get(method, 1)
-        for regions in regions_of(method, shape) if method.startswith(methods) else ():
-            if rows not in jobs:
-                jobs[rows] = job_of(shape, model, rows)
-            cells[method, regions] = jobs[rows], patch(model, random_layout(encoded, regions))
+    for method in METHODS:
+        for regions in wanted.regions_of(method, shape):
+            if method.rows not in jobs:
+                jobs[method.rows] = job_of(shape, model, method.rows)
+            cells[method.name, regions] = jobs[method.rows], method.patch(case_of(shape, model, regions))
     return cells
+
+
+def case_of(shape: Shape, model: Any, regions: int) -> Case:
+    """What a method is put on at this shape."""
+    layout = random_layout(prompt(shape, seed=1), regions)
+    return Case(model, layout, lambda number: conditioning(shape, prompt(shape, number), None), noise_of(shape))
+
+
+def noise_of(shape: Shape) -> torch.Tensor:
+    """Of one picture, [1, *shape.latent]."""
+    return torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0))
 
 
 def job_of(shape: Shape, model: Any, rows: int) -> Job:
     """An evaluation of `rows` pictures, each conditioned and unconditioned."""
-    noise = torch.randn(1, *shape.latent, generator=torch.Generator().manual_seed(0))
     return Job(
         positive=conditioning(shape, prompt(shape, seed=1), KEY, rows),
         negative=conditioning(shape, prompt(shape, seed=2), None),
-        noise=noise.repeat(rows, *[1] * len(shape.latent)),
+        noise=noise_of(shape).repeat(rows, *[1] * len(shape.latent)),
         cfg=shape.cfg,
         layers=attention_layers(model),
         device=model.load_device,

@@ -3,6 +3,7 @@
     python tools/workbench.py bench                      everything (about half an hour on two CPU cores)
     python tools/workbench.py bench -- --quick           the toy model and a small one
     python tools/workbench.py bench -- --families        two blocks of every family of transformers
+    python tools/workbench.py bench -- --summary         one table of every method, for docs/benchmarks.json
 
 What is measured, and how: docs/benchmarks.md.
 """
@@ -17,6 +18,7 @@ import sys
 import types
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # Read when torch is imported. Threads that spin while they wait would be counted as busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,6 +41,7 @@ def main() -> int:
 
     default = shapes.ON_CUDA if options.device == "cuda" else shapes.ON_CPU
     default = shapes.FAMILIES if options.families else default
+    default = shapes.SUMMARY[options.device] if options.summary else default
     names = options.only or (shapes.QUICK if options.quick else default)
     unknown = [name for name in names if name not in shapes.SHAPES]
     if unknown:
@@ -46,10 +49,13 @@ def main() -> int:
         return 1
     print(machine(options), flush=True)
     dtype = torch.float16 if options.device == "cuda" else torch.float32
+    if options.summary:
+        return summarize(options, names, dtype, ratios.Wanted(tuple(options.method or [""])))
     rows: list[ratios.Row] = []
+    wanted = ratios.Wanted(tuple(options.method or [""]), options.regions)
     with torch.inference_mode():
         for name in names:
-            found, unpatched = ratios.measure_shape(name, dtype, options.repeats, options.method)
+            found, unpatched = ratios.measure_shape(name, dtype, options.repeats, wanted)
             if not found:
                 continue
             rows += found
@@ -61,14 +67,30 @@ def main() -> int:
     return 0
 
 
+def summarize(options: argparse.Namespace, names: tuple[str, ...], dtype: torch.dtype, wanted: Any) -> int:
+    """Every method on every shape, into docs/benchmarks.json or another file; then the tables and drawings of it."""
+    import draw
+    import summary
+
+    file = options.json or draw.COSTS
+    with torch.inference_mode():
+        summary.measure(file, tuple(names), dtype, options.repeats or 1, wanted, lambda: machine(options))
+    print(draw.cost_table(json.loads(file.read_text(encoding="utf-8"))))
+    if file == draw.COSTS:
+        draw.main()
+    return 0
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="only the toy model and a small one")
     parser.add_argument("--families", action="store_true", help="a few blocks of every family of transformers")
+    parser.add_argument("--summary", action="store_true", help="one table of every method; --json goes on with a file")
     parser.add_argument("--only", metavar="NAME", action="append", help="only this shape (may be given several times)")
     parser.add_argument("--repeats", type=positive, metavar="N", help="patched steps per method and regions")
-    parser.add_argument("--method", metavar="NAME", default="", help="only methods whose name starts so")
+    parser.add_argument("--method", metavar="NAME", action="append", help="only methods whose name starts so")
+    parser.add_argument("--regions", type=positive, metavar="N", help="only with so many regions")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: what torch chooses)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda runs in float16")
     parser.add_argument("--attention", choices=("default", "pytorch"), default="default", help="the host's attention")

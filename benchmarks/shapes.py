@@ -1,4 +1,4 @@
-"""What is measured: models of real shapes with random weights, random layouts, and the methods.
+"""Models of real shapes with random weights, and random layouts.
 
 Random weights and random boxes cost what trained weights and drawn boxes cost. Needs the host on sys.path and the pack
 importable as `pack`.
@@ -7,39 +7,16 @@ importable as `pack`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
-import comfy.sampler_helpers
 import comfy.supported_models
 import family_shapes
 import torch
-from comfy.patcher_extension import WrappersMP
-from pack.attention_patches.core.pictures import Part, PictureGuide, Through
-from pack.attention_patches.core.seam import AttentionEdit, ContextEdit, LatentGuide, TextMix
-from pack.attention_patches.core.token_alignment import token_alignment
-from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, StepWindow, TokenMap
-from pack.attention_patches.host.install import install
-from pack.attention_patches.host.layers.lora import lora_for
-from pack.attention_patches.host.loss_guidance import guide_by_pictures
-from pack.attention_patches.host.prompt_to_prompt import edited
-from pack.attention_patches.host.recorder import recorded
-from pack.attention_patches.host.region_prompt import RegionConditioning
+from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, TokenMap
 from pack.attention_patches.host.text.layout import LAYOUT_KEY
-from pack.attention_patches.methods.bounded_attention import BoundedAttention
-from pack.attention_patches.methods.box_constraint import preset
-from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
-from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
-from pack.attention_patches.methods.recorder import Recording, Records
-from pack.attention_patches.methods.rectified_attention import PUBLISHED
-from pack.attention_patches.methods.region_lora import RegionLora
-from pack.attention_patches.methods.region_prompt import RegionPrompt
-from pack.attention_patches.methods.reweight import Reweight
-from pack.attention_patches.samplers.color_loss import ColorLoss
 from shape import Shape
 
 KEY = "benchmark"  # marks the conditioning that the layouts belong to
@@ -123,9 +100,31 @@ SHAPES = {
 }  # fmt: skip
 SHAPES |= family_shapes.SHAPES
 FAMILIES = tuple(family_shapes.SHAPES)
+
+
+def _quarter(shape: Shape) -> Shape:
+    """The same model on a picture of half the width and height."""
+    *before, height, width = shape.latent
+    title = f"{shape.title}; here of half the width and height"
+    return replace(shape, title=title, latent=(*before, height // 2, width // 2), tokens=shape.tokens // 4)
+
+
+SHAPES |= {f"{name}-small": _quarter(SHAPES[name]) for name in ("sdxl", "flux", *FAMILIES)}
+_FLUX = SHAPES["flux-small"]
+SHAPES["flux-small"] = replace(
+    _FLUX,
+    title="Flux.1 at 512x512, reduced: 1 double and 1 single block, 4 of 24 heads of 128, 256 text tokens; CFG 1",
+    model={**_FLUX.model, "depth": 1, "depth_single_blocks": 1},
+    text=256,
+)
 QUICK = ("toy", "small")
 ON_CPU = ("toy", "sd15", "sdxl", "flux")
 ON_CUDA = ("toy", "sd15-full", "sdxl-full", "flux")
+# Columns of the summary. On a CPU pictures of a quarter: a row of real ones takes an hour.
+SUMMARY = {
+    "cpu": ("toy", "small", "sdxl-small", "flux-small", "zimage-small", "qwen-small"),
+    "cuda": ("toy", "sd15-full", "sdxl-full", "flux", "zimage", "qwen"),
+}
 
 
 def build(shape: Shape, dtype: torch.dtype) -> Any:
@@ -183,149 +182,3 @@ def conditioning(shape: Shape, encoded: EncodedText, key: str | None, rows: int 
         pooled = torch.randn(1, shape.pooled, generator=torch.Generator().manual_seed(3))
         values["pooled_output"] = pooled.repeat(rows, 1)
     return [[encoded.embedding.repeat(rows, 1, 1), values]]
-
-
-Edits = list[AttentionEdit | ContextEdit | LatentGuide | TextMix]
-
-
-def rectified(layout: Layout) -> Edits:
-    """Rectified attention as published: an additive mask."""
-    return PUBLISHED.edits(layout)
-
-
-def reweighted(layout: Layout, renormalize: bool) -> Edits:
-    """One word of every region twice as strong: an additive mask if renormalised, else explicit probabilities."""
-    words = [(f"w{2 * r + 1}", 2.0) for r in range(len(layout.regions))]
-    return Reweight(words, renormalize=renormalize).edits(layout)
-
-
-def record_words(model: Any, layout: Layout) -> Any:
-    """Every word, on all grids but the finest: two in SD1.5."""
-    return recorded(model, layout, Records(layout.prompt.tokens, Recording(resolutions="all but finest")))
-
-
-def prompt_to_prompt(model: Any, layout: Layout) -> Any:
-    """Source and target side by side, with local blend; all at the default settings but for the blended word."""
-    tokens = layout.prompt.tokens
-    prompts = Prompts(layout, (tokens,), (token_alignment(tokens, tokens),))
-    return edited(model, prompts, PromptToPrompt(blend=LocalBlend(("w3",))))
-
-
-def towards_blue(through: Through) -> Callable[[Any, Layout], Any]:
-    """Loss Guidance in every region by a colour, which is seen without a VAE."""
-
-    def guided(model: Any, layout: Layout) -> Any:
-        parts = tuple(Part(region.area) for region in layout.regions)
-        return guide_by_pictures(model, PictureGuide(ColorLoss(((0.1, 0.3, 0.9),)), parts, through=through))
-
-    return guided
-
-
-def host_masks(model: Any, layout: Layout) -> Any:
-    """The same regions as the host's own conditioning, a pass of the model for each; nothing is patched."""
-
-    def with_masks(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        guider = executor.class_obj
-        (base,) = guider.conds["positive"]
-        own = {name: value for name, value in base.items() if name not in ("cross_attn", "model_conds", "uuid")}
-        entry = [[base["cross_attn"], own]]
-        combined = RegionConditioning().combined(entry, layout.regions, [entry] * len(layout.regions))
-        guider.conds["positive"] = comfy.sampler_helpers.convert_cond(combined)
-        return executor(*args, **kwargs)
-
-    masked = model.clone()
-    masked.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "benchmark", with_masks)
-    return masked
-
-
-RANK = 16
-
-
-def lora_file(model: Any, seed: int) -> dict[str, torch.Tensor]:
-    """A LoRA of RANK in every linear layer of the UNet's transformers, as is usual."""
-    g, file = torch.Generator().manual_seed(seed), {}
-    for name, module in model.model.diffusion_model.named_modules():
-        if isinstance(module, torch.nn.Linear) and ".transformer_blocks." in name:
-            key, (out, into) = f"diffusion_model.{name}", module.weight.shape
-            file[f"{key}.lora_up.weight"] = torch.randn(out, RANK, generator=g) * 0.01
-            file[f"{key}.lora_down.weight"] = torch.randn(RANK, into, generator=g) * 0.01
-    return file
-
-
-def region_loras(model: Any, layout: Layout) -> Any:
-    """A LoRA of its own for every region."""
-    loras = {r: (lora_for(model, lora_file(model, r), f"{r}"), 1.0) for r in range(len(layout.regions))}
-    return install(model, layout, RegionLora().edits(layout, loras))
-
-
-def host_hooks(model: Any, layout: Layout) -> Any:
-    """The same by the host: a masked conditioning for each region, and a hook with the region's LoRA on it."""
-    hooks = [comfy.hooks.create_hook_lora(lora_file(model, r), 1.0, 0.0) for r in range(len(layout.regions))]
-
-    def with_masks(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        guider = executor.class_obj
-        (base,) = guider.conds["positive"]
-        own = {name: value for name, value in base.items() if name not in ("cross_attn", "model_conds", "uuid")}
-        entry = [[base["cross_attn"], own]]
-        texts = [comfy.hooks.set_hooks_for_conditioning(entry, hook) for hook in hooks]
-        combined = RegionConditioning().combined(entry, layout.regions, texts)
-        guider.conds["positive"] = comfy.sampler_helpers.convert_cond(combined)
-        return executor(*args, **kwargs)
-
-    masked = model.clone()
-    target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
-    masked.register_all_hook_patches(comfy.hooks.HookGroup.combine_all_hooks(hooks), target)
-    masked.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "benchmark", with_masks)
-    return masked
-
-
-def with_edits(edits: Callable[[Layout], Edits]) -> Callable[[Any, Layout], Any]:
-    return lambda model, layout: install(model, layout, edits(layout))
-
-
-# Name -> (MODEL, layout) -> patched MODEL.
-METHODS: dict[str, Callable[[Any, Layout], Any]] = {
-    "rectified": with_edits(rectified),
-    "rectified + reweight, renormalised": with_edits(
-        lambda layout: rectified(layout) + reweighted(layout, renormalize=True)
-    ),
-    "reweight as published (explicit)": with_edits(lambda layout: reweighted(layout, renormalize=False)),
-    "box constraint": with_edits(lambda layout: preset("standard", "boxdiff").guides(layout)),
-    "box constraint without early exit": with_edits(
-        lambda layout: [replace(guide, early_exit=False) for guide in preset("standard", "boxdiff").guides(layout)]
-    ),
-    "box constraint, fast": with_edits(lambda layout: preset("standard", "fast").guides(layout)),
-    "loss guidance, direct": towards_blue("direct"),
-    "loss guidance, through model": towards_blue("through model"),
-    "couple": with_edits(lambda layout: RegionPrompt().edits(layout)),
-    "couple, feathered": with_edits(lambda layout: RegionPrompt(feather=0.1).edits(layout)),
-    "host's Conditioning (Set Mask)": host_masks,
-    "region lora": region_loras,
-    "host's hooks": host_hooks,
-    "dense": with_edits(lambda layout: DenseDiffusion().edits(layout)),
-    "dense, text alone": with_edits(lambda layout: DenseDiffusion(self_weight=0.0).edits(layout)),
-    "bound": with_edits(lambda layout: BoundedAttention().edits(layout)),
-    "bound, all grids": with_edits(lambda layout: BoundedAttention(StepWindow(), "all").edits(layout)),
-    "recorder": record_words,
-    "prompt to prompt": prompt_to_prompt,
-}
-ROWS = {"prompt to prompt": 2}  # pictures in the batch, patched and unpatched, where it is not one
-
-
-def regions_of(method: str, shape: Shape) -> tuple[int, ...]:
-    """With how many regions a method is measured; some costs hardly depend on it. None where Flux cannot have it."""
-    if shape.few:
-        return {"rectified": (4,), "reweight as published (explicit)": (4,), "recorder": (0,)}.get(method, ())
-    if method in ("couple", "host's Conditioning (Set Mask)"):
-        return () if shape.config == "Flux" else (1, 2, 4, 8, 16)
-    if method in ("region lora", "host's hooks"):
-        return () if shape.config == "Flux" else (1, 2, 4, 8)
-    if method.startswith(("dense", "bound")):
-        return (4,)
-    if method == "couple, feathered":
-        return () if shape.config == "Flux" else (4,)
-    if method in ("recorder", "prompt to prompt"):
-        return (0,)
-    if method.startswith(("box constraint", "loss guidance")):
-        return (4,)
-    return (1, 4, 16)

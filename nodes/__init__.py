@@ -33,12 +33,16 @@ from . import (
     regions,
     regions_preview,
     repaint,
+    replacements,
     reweight,
 )
 from .parts import schema
 
 
 class BoxwrightExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        await replacements.register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [
             *regions.NODES,

@@ -30,7 +30,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             category=schema.CATEGORY,
             description="Gives every region its own words, all in one pass of the model. couple: each region reads its "
             "own encoded text. dense: the prompt's attention is modulated towards the layout (DenseDiffusion, arXiv "
-            "2308.12964). What no region covers reads the prompt.",
+            "2308.12964). The rest of the image, outside all regions, reads the prompt.",
             search_aliases=[
                 "regional prompt",
                 "regional prompter",
@@ -109,8 +109,8 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             check_end(window, mode["dense_end"], "dense_end")
             weights = mode["cross_weight"], mode["self_weight"]
             own = takes_own_phrases(model)
-            method = DenseDiffusion(strength, *weights, own_phrases=own, overlap=overlap, window=window)
-            edits = ending(method.edits(layout), mode["dense_end"])
+            dense = DenseDiffusion(strength, *weights, own_phrases=own, overlap=overlap, window=window)
+            edits = ending(dense.edits(layout), mode["dense_end"])
         on = bool(edits)
         if bound["bound"] != "off" and strength > 0:
             check_end(window, bound["bound_end"], "bound_end")
@@ -161,7 +161,7 @@ def couple_inputs() -> list[io.Input]:
         io.Conditioning.Input(
             "background",
             optional=True,
-            tooltip="A text for what no region covers, instead of the prompt.",
+            tooltip="A text for the rest of the image, outside all regions, instead of the prompt.",
         ),
     ]
 

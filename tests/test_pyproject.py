@@ -8,17 +8,10 @@ import tomllib
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
+from release import ACCELERATORS
 from workbench import OLDEST_HOST
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-# The registry reads accelerators from these and drops the whole list where one is another.
-ACCELERATORS = {
-    "Environment :: GPU :: NVIDIA CUDA",
-    "Environment :: GPU :: AMD ROCm",
-    "Environment :: GPU :: Intel Arc",
-    "Environment :: GPU :: Apple Metal",
-    "Environment :: NPU :: Huawei Ascend",
-}
 
 
 def test_accelerators_are_some_that_the_registry_knows():

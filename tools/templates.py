@@ -1,7 +1,8 @@
 """The example workflows, which ComfyUI offers as templates: brought into shape, and their pictures drawn.
 
     python tools/templates.py               every workflow made for the toy model gets a checkpoint that users have, its
-                                            size, a note that says so, and its title as the name of its file
+                                            size, words of what users draw, a note that says so, and its title as
+                                            the name of its file
     python tools/templates.py --pictures    draws the picture of each that lacks one (or of those that are named), on
                                             the toy model; needs the environment of the tests (COMFYUI_PATH)
 
@@ -30,6 +31,16 @@ USUAL = "v1-5-pruned-emaonly-fp16.safetensors"  # as the host's own first templa
 CHECKPOINTS = {USUAL: ("Stable Diffusion 1.5", 512), "flux1-dev-fp8.safetensors": ("FLUX.1 dev", 1024)}
 # LoRAs of the toy model -> what a workflow for users calls those that are to be chosen in their place.
 LORAS = {"toyworld_stripes.safetensors": "one_style.safetensors", "toyworld_dots.safetensors": "another.safetensors"}
+# What the toy model draws -> what workflows for users have in its place, one for one, so that either way leads back.
+WORDS = {
+    "striped red heart": "tabby cat", "blue star": "white teapot", "dotted blue house": "dotted blue bowl",
+    "red house": "red barn", "yellow star": "yellow tractor", "red circle": "red apple", "green circle": "green apple",
+    "blue circle": "blue vase", "blue square": "blue mug", "green square": "green pepper",
+    "purple square": "purple flower pot", "red heart": "red car", "blue heart": "blue car",
+    "orange heart": "orange pumpkin", "purple heart": "purple plum", "red star": "yellow pear",
+    "on a white background": "on a wooden table", "on a gray background": "on a kitchen shelf",
+    "on a black background": "in a snowy field",
+}  # fmt: skip
 # Node -> places of pixels among its saved values; for the batch size the same.
 PIXELS = {
     "EmptyLatentImage": (0, 1), "EmptySD3LatentImage": (0, 1), "BoxwrightBoxEditor": (1, 2), "BoxwrightRegions": (1, 2),
@@ -42,17 +53,18 @@ OF_THE_TOY = (
     re.compile(r" \((?:textures|colours|shapes|circle)[:,][^)]*\)"),
     re.compile(r"\n\nThis model tends to mix up two objects; look at the ones that are there\."),
 )
-NOTE_LINES = 60  # pixels that a note grows by for what is added to it
+OF_THE_PICTURE = "The picture in the list of templates is a test model's, of other words."
+NOTE_LINES = 80  # pixels that a note grows by for what is added to it
 # Stem of a workflow -> its title: the host sorts by it, and shows nothing else.
 TITLES = {
-    "box_constraint": "1.1 Objects in their boxes (Box Constraint)",
+    "arranged_noise": "1.1 Objects in their boxes (Arranged Noise, Box Constraint)",
     "rectified_attention": "1.2 Words kept in their boxes (Rectified Attention)",
     "region_prompt": "1.3 Each box its own words (Region Prompt)",
     "region_prompt_with_box_constraint": "1.4 Own words, and the object in its box (Region Prompt, Box Constraint)",
     "region_conditioning": "1.5 Regions as ComfyUI's own conditioning (Region Conditioning)",
     "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
     "region_lora": "1.7 A LoRA for each box (Region LoRA)",
-    "arranged_noise": "1.8 Noise that already fits the boxes (Arranged Noise)",
+    "box_constraint": "1.8 Objects pulled into their boxes (Box Constraint)",
     "reweight": "2.1 More or less of one word (Reweight Words)",
     "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
     "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",
@@ -82,7 +94,7 @@ def stem_of(path: Path) -> str:
 
 
 def for_toy(workflow: dict) -> dict:
-    """The variant for the toy model: its checkpoint, its size, its batch, and a CFG that it listens to."""
+    """The variant for the toy model: its checkpoint, its size, its words, its batch, and a CFG that it listens to."""
     side = _side_of(workflow)
     made = _adapted(workflow, TOY, TOY_SIDE / side, TOY_BATCH)
     for node in made["nodes"]:
@@ -106,7 +118,7 @@ def for_users(workflow: dict, checkpoint: str = USUAL) -> dict:
         text = words.sub("", text)
     note["widgets_values"] = [
         f"{text}\n\nMade for {name} ({checkpoint}) at {side} x {side}. For another model, choose its file in Load "
-        "Checkpoint, and its size wherever a width and height stand."
+        f"Checkpoint, and its size wherever a width and height stand. {OF_THE_PICTURE}"
     ]
     (left, top), (width, height) = note["pos"], note["size"]
     note["pos"], note["size"] = [left, top - NOTE_LINES], [width, height + NOTE_LINES]
@@ -115,8 +127,11 @@ def for_users(workflow: dict, checkpoint: str = USUAL) -> dict:
 
 def _adapted(workflow: dict, checkpoint: str, factor: float, batch: int) -> dict:
     made = copy.deepcopy(workflow)
+    words = {users: toys for toys, users in WORDS.items()} if checkpoint == TOY else WORDS
     for node in made["nodes"]:
         values = node.get("widgets_values")
+        if values and node["type"] not in NOTES:
+            values[:] = [said(value, words) if isinstance(value, str) else value for value in values]
         for toys, users in LORAS.items():
             old, new = (users, toys) if checkpoint == TOY else (toys, users)
             values[:] = [value.replace(old, new) if isinstance(value, str) else value for value in values or ()]
@@ -127,6 +142,12 @@ def _adapted(workflow: dict, checkpoint: str, factor: float, batch: int) -> dict
         if node["type"] in BATCH:
             values[BATCH[node["type"]]] = batch
     return made
+
+
+def said(text: str, words: dict[str, str]) -> str:
+    """The text with other words, the longest that fit first."""
+    known = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    return re.sub(rf"\b(?:{known})\b", lambda found: words[found.group()], text)
 
 
 def _checkpoints(workflow: dict) -> list[str]:
@@ -181,7 +202,7 @@ def draw_pictures(names: list[str], again: bool = False) -> None:
         info = server.get_json("/object_info")
         for path in lacking:
             graph = to_api(for_toy(load_workflow(path)), info)
-            boxes = _boxes(graph)
+            boxes = boxes_of(graph)
             for node in graph.values():
                 if "batch_size" in node["inputs"]:
                     node["inputs"]["batch_size"] = TOY_BATCH if boxes else 1
@@ -203,7 +224,7 @@ def _best(drawn: dict[str, list[Path]], boxes: list[dict]) -> int:
     return means.index(max(means))
 
 
-def _boxes(graph: dict) -> list[dict]:
+def boxes_of(graph: dict) -> list[dict]:
     """The boxes of the workflow's editor; none where it has none."""
     texts = [node["inputs"]["regions_json"] for node in graph.values() if node["class_type"] == "BoxwrightBoxEditor"]
     return json.loads(texts[0])["regions"] if texts else []

@@ -236,10 +236,13 @@ function chain(node, name, act) {
 
 /** A subgraph's node shows an editor for each drawing promoted to it, as the host does for its own widgets. */
 function watchPromotions(node) {
+    const shown = new Map(); // name of an input -> the widget with its editor
     const look = () => node.inputs?.forEach((input) => {
         const projected = input._widget;
         if (!node.graph || projected?.type !== WIDGET || projected.editor) return;
+        shown.get(input.name)?.onRemove?.(); // the host has made the input's widget anew: the page would keep both
         input._widget = faceOf(node, input, projected);
+        shown.set(input.name, input._widget);
     });
     const { events } = node.subgraph;
     const promoted = () => {

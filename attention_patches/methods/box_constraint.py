@@ -30,6 +30,8 @@ from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View
 from .box_losses import Place, Sight, best_mean, corner_loss, inner_loss, outer_loss, place, sight
 
 ALWAYS = StepWindow()
+# Words that name nothing: in a text encoder that reads from left to right they stand for what comes before the phrase.
+ARTICLES = frozenset({"a", "an", "the"})
 
 Mode = Literal["boxdiff", "fast", "attend_excite"]
 Competition = Literal["auto", "all", "words"]
@@ -125,11 +127,14 @@ class Phrase:
 def constrained_phrases(layout: Layout, window: StepWindow = ALWAYS) -> tuple[Phrase, ...]:
     """The layout's phrases with a strength above 0; regions that own the same columns are one phrase.
 
-    `window` is that of regions without one of their own.
+    `window` is that of regions without one of their own. Articles are left out of a phrase that has other words.
     """
+    tokens = layout.prompt.tokens
+    articles = {c for c, span in enumerate(tokens.spans) if span and tokens.text[slice(*span)].casefold() in ARTICLES}
     found: dict[tuple[int, ...], list[int]] = {}
     for number, (region, owned) in enumerate(zip(layout.regions, layout.columns, strict=True)):
-        words = [c for c in owned.nonzero().flatten().tolist() if layout.prompt.tokens.roles[c] == "word"]
+        words = [c for c in owned.nonzero().flatten().tolist() if tokens.roles[c] == "word"]
+        words = [c for c in words if c not in articles] or words
         if region.strength > 0 and words:
             found.setdefault(tuple(words), []).append(number)
     return tuple(
@@ -252,6 +257,9 @@ PRESETS = {
     # Without `leak`: what three moves a step pull too far leaves blotches (docs/results.md).
     "strict": BoxConstraint(iterations=3, max_change=0.15, refine=True, leak=0.0),
     "published": PUBLISHED,
+    # For noise that is arranged (arranged_noise.py): where the objects stand near their boxes already, a loss that is
+    # content with a fifth of a box's cells draws them small (docs/results.md).
+    "fill": BoxConstraint(max_change=0.08, top_fraction=1.0),
 }
 # For the mode that moves the prediction: limits are in units of the denoised latent, whose deviation is near 1. No
 # paper has these numbers: iLGD's loss is another, and tuned beside an injection into the attention, not made here.
@@ -274,8 +282,8 @@ def preset(name: str, mode: Mode) -> BoxConstraint:
         chosen = replace(PRESETS[name], mode=mode)
         return chosen if mode == "boxdiff" else replace(chosen, two_grid_weight=1.0)  # BoxDiff's own, for its losses
     if name not in FAST:
+        why = "it is no paper's method" if name == "published" else "its numbers are for moves of the latent"
         raise BoxwrightError(
-            f'The mode "fast" has no preset "{name}": it is no paper\'s method. Choose {", ".join(FAST)}, or the mode '
-            '"boxdiff".'
+            f'The mode "fast" has no preset "{name}": {why}. Choose {", ".join(FAST)}, or the mode "boxdiff".'
         )
     return FAST[name]

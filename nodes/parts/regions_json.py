@@ -232,9 +232,7 @@ def _region_from_json(entry: Any, number: int, unnamed: bool = False) -> Region:
     where = f'{where} ("{shortened(phrase, 40)}")'
     x, y, width, height = (number_of(extra.pop(key), f"{where}: {key}") for key in ("x", "y", "width", "height"))
     given = extra.pop("strength", None)
-    strength = Region.strength if given is None else number_of(given, f"{where}: strength")
-    if not 0.0 <= strength <= 1.0:
-        raise BoxwrightError(f"{where}: strength {strength:g} is outside 0 to 1; 1 is full strength, 0 is off.")
+    strength = Region.strength if given is None else _share(given, where, "strength", "1 is full strength, 0 is off")
     _check_options(extra, where)
     options = {option.name: extra.pop(option.name) for option in OPTIONS if option.name in extra}
     area = box = _box_inside_image(x, y, width, height, where)
@@ -252,20 +250,19 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
         if key in extra and extra[key] is None:
             del extra[key]
     for key in set(FRACTIONS) & extra.keys():
-        extra[key] = number_of(extra[key], f"{where}: {key}")
-        if not 0.0 <= extra[key] <= 1.0:
-            raise BoxwrightError(f"{where}: {key} {extra[key]:g} is outside 0 to 1. Choose a number in that range.")
+        extra[key] = _share(extra[key], where, key)
     start, end = extra.get("start", 0.0), extra.get("end", 1.0)
     if start >= end:
         raise BoxwrightError(
             f"{where}: start {start:g} must lie below end {end:g}; 0 is the first step, 1 after the last."
         )
     for key in set(FRAMES) & extra.keys():
-        value = extra[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
+        value = number_of(extra[key], f"{where}: {key}")
+        if not value.is_integer() or not 0 <= value <= MAX_FRAMES:
             raise BoxwrightError(
-                f"{where}: {key} must be a whole number of frames from 0 to {MAX_FRAMES}; it is {shown(value)}."
+                f"{where}: {key} must be a whole number of frames from 0 to {MAX_FRAMES}; it is {shown(extra[key])}."
             )
+        extra[key] = int(value)
     if extra.get("start_frame", 0) >= extra.get("end_frame", MAX_FRAMES + 1):
         raise BoxwrightError(
             f"{where}: start_frame {extra.get('start_frame', 0)} must lie below end_frame {extra['end_frame']}; frames "
@@ -290,6 +287,15 @@ def _check_options(extra: dict[str, Any], where: str) -> None:
             f'{where}: color must look like "#e69f00"; it is {shown(extra["color"])}. Take it away '
             "for an automatic one."
         )
+
+
+def _share(value: Any, where: str, key: str, hint: str = "choose a number in that range") -> float:
+    """A number from 0 to 1, up to float rounding. The editor shows one that is not as the nearest that is, and says so
+    (RANGES in web/editor/model/json.js)."""
+    number = number_of(value, f"{where}: {key}")
+    if not -ROUNDING <= number <= 1.0 + ROUNDING:
+        raise BoxwrightError(f"{where}: {key} {number:g} is outside 0 to 1; {hint}.")
+    return min(max(number, 0.0), 1.0)
 
 
 def _box_inside_image(x: float, y: float, width: float, height: float, where: str) -> Box:

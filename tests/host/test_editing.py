@@ -9,6 +9,8 @@ import pytest
 import tiny_models
 import torch
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
+from pack.attention_patches.host.install import install
+from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.samplers import diff_mask as host_diff_mask
 from pack.attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
 from pack.attention_patches.host.samplers.diff_mask import measure
@@ -21,6 +23,8 @@ from pack.attention_patches.host.samplers.loops import (
     sampler,
     schedule,
 )
+from pack.attention_patches.methods.recorder import Recording, Records
+from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
 from pack.attention_patches.samplers.diff_mask import DiffMask
 from pack.attention_patches.samplers.ilvr import ILVR
@@ -134,6 +138,24 @@ def test_evaluations_are_counted_by_rows(models):
     assert mask_of(models, "sd15", latent).evaluations == 2 * 3 * 2  # prompts, draws, pictures
     combined = mask_of(models, "sd15", latent, mode="cfg", negative=prompt("sd15", 2), cfg=4.0)
     assert combined.evaluations == 4 * 3 * 2
+
+
+@pytest.mark.parametrize("mode", ["paper", "cfg"])
+def test_a_model_with_edits_is_measured_however_many_draws_share_a_batch(models, mode, monkeypatch):
+    """Draws are rows of their own, of which no recorder hears."""
+    layout, records = tiny_models.layout(), Records(tiny_models.layout().prompt.tokens, Recording())
+    edited = recorded(install(models["sd15"], layout, PUBLISHED.edits(layout)), layout, records)
+    source = tiny_models.conditioning("sd15", layout.prompt, layout.key)
+    settings, options = DiffMask(draws=3), dict(mode=mode, negative=prompt("sd15", 2), cfg=4.0)
+    measured = lambda model: measure(model, pictures("sd15", 2), source, prompt("sd15", 4), settings, 3, **options)  # noqa: E731
+    together = measured(edited)
+    monkeypatch.setattr(host_diff_mask, "_draws_that_fit", lambda *args: 1)
+    apart, plain = measured(edited), measured(models["sd15"])
+    assert (together.batches, apart.batches) == (3, 1)
+    close(together.heat, apart.heat, 2e-3)
+    assert not torch.allclose(together.heat, plain.heat, atol=1e-2)
+    with pytest.raises(BoxwrightError, match="record is empty"):
+        records.latest.map_of("w1")
 
 
 def test_the_mask_follows_its_seed_and_prompts(models):

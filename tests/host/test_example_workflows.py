@@ -1,6 +1,7 @@
 """Every example workflow opens, fits the nodes of the running server, and draws its pictures there."""
 
 import json
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -128,6 +129,22 @@ def test_workflow_names_a_checkpoint_that_users_have_and_its_size_and_says_what_
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in NOTES]
     assert "Try it" in note and f"Made for {model} ({checkpoint}) at {side} x {side}." in note
     assert not any(words.search(note) for words in templates.OF_THE_TOY)
+    assert note.endswith(templates.OF_THE_PICTURE)
+    said = [value for node in nodes if node["type"] not in NOTES for value in node.get("widgets_values") or ()]
+    assert not any(
+        re.search(rf"\b{words}\b", value) for value in said if isinstance(value, str) for words in templates.WORDS
+    )
+    assert not any(re.search(r"\b(?:circle|square|star|heart|ring|cross)\b", str(value)) for value in said)
+
+
+def test_words_for_users_lead_back_to_those_of_the_toy():
+    users = list(templates.WORDS.values())
+    assert len(set(users)) == len(users) and not {*users} & templates.WORDS.keys()
+    for toy, user in templates.WORDS.items():
+        text = f"a large {toy} and a {toy}, not {toy}s"
+        changed = templates.said(text, templates.WORDS)
+        assert changed == f"a large {user} and a {user}, not {toy}s"
+        assert templates.said(changed, {there: here for here, there in templates.WORDS.items()}) == text
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,12 +15,13 @@ from pack.attention_patches.methods.rectified_attention import RectifiedAttentio
 from pack.attention_patches.methods.reweight import Reweight
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from pack.nodes.reweight import MAX_CHARACTERS, MAX_LINES, BoxwrightReweight, parse_weights
-from saved_schemas import SCHEMAS
+from schemas import DYNAMIC, GOLDEN, HINT, WRITE, contract, differences, golden, with_choices, written
 from toyworld import sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 
-every_node = pytest.mark.parametrize("name", SCHEMAS)
+NODES = list(golden())
+every_node = pytest.mark.parametrize("name", NODES)
 
 
 def load(name, path):
@@ -58,37 +60,10 @@ def schemas(registered):
     return {name: node.GET_SCHEMA() for name, node in registered.items()}
 
 
-def summary(schema):
-    """A schema in the words of SCHEMAS."""
-    lines = []
-    for choice, entry in with_choices(schema):
-        line = f"{entry.id}: {entry.get_io_type()}" + "?" * entry.optional
-        if getattr(entry, "default", None) is not None:
-            line += f" = {entry.default!r}"
-        if getattr(entry, "min", None) is not None:
-            line += f", {entry.min} to {entry.max}"
-        if getattr(entry, "options", None) is not None:
-            line += f", of {[getattr(option, 'key', option) for option in entry.options]}"
-        lines.append(f"{choice[0]}={choice[1]} {line}" if choice else line)
-    return lines + [f"-> {output.get_io_type()}" for output in schema.outputs]
-
-
-def with_choices(schema):
-    """((dynamic combo, its choice), input that stands only there), or (None, input)."""
-    for entry in schema.inputs:
-        yield None, entry
-        if dynamic(entry):
-            yield from (((entry.id, option.key), inner) for option in entry.options for inner in option.inputs)
-
-
-def dynamic(entry):
-    return entry.get_io_type() == "COMFY_DYNAMICCOMBO_V3"
-
-
 def defaults(schema, **choices):
     """The default of every input; of a dynamic combo those of the choice, else the first, as the host hands it over."""
     values = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
-    for entry in filter(dynamic, schema.inputs):
+    for entry in (entry for entry in schema.inputs if entry.get_io_type() == DYNAMIC):
         key = choices.get(entry.id, entry.options[0].key)
         (inputs,) = (option.inputs for option in entry.options if option.key == key)
         values[entry.id] = {entry.id: key} | {inner.id: getattr(inner, "default", None) for inner in inputs}
@@ -98,13 +73,18 @@ def defaults(schema, **choices):
 # The contract
 
 
-def test_the_extension_lists_its_nodes(schemas):
-    assert list(schemas) == list(SCHEMAS)
-
-
-@every_node
-def test_inputs_and_outputs_stay_as_workflows_have_saved_them(schemas, name):
-    assert summary(schemas[name]) == SCHEMAS[name]
+def test_the_nodes_are_as_workflows_have_saved_them(schemas, pack_module):
+    now = {name: contract(schema) for name, schema in schemas.items()}
+    titles = {name: schema.display_name for name, schema in schemas.items()}
+    replacements = sys.modules[f"{pack_module.__name__}.nodes.replacements"].REPLACEMENTS
+    found = differences(golden(), now, titles, {each.old_node_id for each in replacements})
+    how = os.environ.get(WRITE)
+    if how and (how == "breaking" or not any(each.breaks for each in found)):
+        GOLDEN.write_text(written(now), encoding="utf-8", newline="\n")
+        return
+    lines = [each.words + "  <- BREAKS SAVED WORKFLOWS" * each.breaks for each in found]
+    assert not found, "\n".join([*lines, HINT])
+    assert GOLDEN.read_text(encoding="utf-8") == written(now), HINT
 
 
 @every_node
@@ -174,7 +154,7 @@ def test_the_ends_of_every_range_are_let_in(registered, schemas):
 
 
 def test_every_help_page_belongs_to_a_node():
-    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(SCHEMAS)
+    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(NODES)
 
 
 def test_the_schemas_offer_the_defaults_of_the_methods(schemas):
@@ -347,12 +327,8 @@ def test_the_example_of_the_guide_works(guide, toy, encoded, draw, plain):
         "tests/math/test_quiet_words.py",
     ]
     node = guide["nodes/quiet_words.py"].BoxwrightQuietWords
-    assert summary(node.GET_SCHEMA())[2:] == [
-        "strength: FLOAT = 0.5, 0.0 to 1.0",
-        "start: FLOAT = 0.0, 0.0 to 1.0",
-        "end: FLOAT = 1.0, 0.0 to 1.0",
-        "-> MODEL",
-    ]
+    assert defaults(node.GET_SCHEMA()) == {"strength": 0.5, "start": 0.0, "end": 1.0}
+    assert [output["type"] for output in contract(node.GET_SCHEMA())["outputs"]] == ["MODEL"]
     pictures = [draw(node.execute(toy[0], encoded[1], strength, 0.0, 1.0)[0]) for strength in (0.0, 0.5, 1.0)]
     assert torch.equal(pictures[0], plain)
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

@@ -215,9 +215,10 @@ def of_the_host(models):
 
 
 LEAN = ["rectified attention", "reweight", "reweight, renormalised", "dense", "bound", "region conditioning", "couple"]
+ON_OTHERS = [("flux", "rectified attention"), ("flux", "dense"), ("flux", "couple"), ("sdxl", "couple")]
 
 
-@pytest.mark.parametrize("family, name", [("sd15", name) for name in LEAN] + [("flux", "dense"), ("sdxl", "couple")])
+@pytest.mark.parametrize("family, name", [("sd15", name) for name in LEAN] + ON_OTHERS)
 def test_a_step_waits_for_the_device_once_more_than_the_hosts_own(models, of_the_host, family, name):
     found = waits_per_step(EVERY[name], family, models(family, torch.bfloat16)[1])
     assert sum(found.values()) <= of_the_host(family) + 1, found

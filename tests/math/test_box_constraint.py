@@ -315,6 +315,14 @@ def test_end_and_padding_columns_that_a_region_owns_do_not_count():
     assert [phrase.columns for phrase in constrained_phrases(made)] == [(2,), (4,)]
 
 
+def test_articles_of_a_phrase_do_not_count_unless_it_is_nothing_else():
+    """Where an encoder reads from left to right, an article stands for what is before it."""
+    made = oracles.layout([oracles.LEFT, oracles.RIGHT], [[1, 2], [4, 5]], ["a", "b", "c", "The", "e"], T)
+    assert [phrase.columns for phrase in constrained_phrases(made)] == [(2,), (5,)]
+    alone = oracles.layout([oracles.LEFT, oracles.RIGHT], [[1], [4]], ["a", "b", "c", "The", "e"], T)
+    assert [phrase.columns for phrase in constrained_phrases(alone)] == [(1,), (4,)]
+
+
 def test_attend_excite_asks_for_the_worst_phrase_anywhere():
     maps = torch.zeros(1, T, 4, 4)
     maps[0, 2, 3, 3] = 10.0
@@ -400,6 +408,8 @@ def test_no_preset_of_the_fast_mode_claims_to_be_published():
     assert preset("published", "boxdiff") == PUBLISHED
     with pytest.raises(BoxwrightError, match='"published".*no paper'):
         preset("published", "fast")
+    with pytest.raises(BoxwrightError, match='"fill".*moves of the latent'):
+        preset("fill", "fast")
 
 
 def test_the_geometry_of_a_grid_is_worked_out_once_for_a_run(monkeypatch):

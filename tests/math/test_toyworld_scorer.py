@@ -9,10 +9,12 @@ from toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, SceneObject, random_sce
 from toyworld.scorer import (
     ExpectedObject,
     ap50,
+    background_share,
     box_of,
     expected_object,
     find_objects,
     iou,
+    off_palette,
     score_image,
     summarise,
 )
@@ -239,3 +241,14 @@ def test_expected_object_reads_the_colour():
     assert expected_object("a large striped blue square", [0, 0, 0.5, 0.5]).color == "blue"
     with pytest.raises(ValueError):
         expected_object("a square", (0, 0, 0.5, 0.5))
+
+
+def test_a_flood_in_a_colour_of_the_world_shows_in_the_background_alone():
+    """`off_palette` finds nothing strange in it."""
+    plain = render_scene([RED_LEFT, BLUE_RIGHT], "white")
+    flooded = plain.clone()
+    flooded[:, 128:] = torch.tensor(COLORS["blue"])
+    masks = sum(m.float() for m in visible_masks([RED_LEFT, BLUE_RIGHT]))
+    assert background_share(plain, "white") == pytest.approx(1 - float(masks.mean()), abs=0.02)
+    assert background_share(flooded, "white") < 0.5 and background_share(plain, "gray") == 0
+    assert off_palette(flooded) == pytest.approx(off_palette(plain), abs=0.01)

@@ -16,7 +16,7 @@ from toyworld.layouts import LAYOUTS
 
 FULL = bool(os.environ.get("BOXWRIGHT_FULL"))
 SEEDS = tuple(range(8 if FULL else 2))
-SHOWN = ("presence", "iou", "inside_mass", "leakage", "bound", "ap50")
+SHOWN = ("presence", "iou", "inside_mass", "leakage", "bound", "ap50", "unexpected")
 
 
 def layout_of(clip, prompt: str, regions: Iterable[tuple[str, tuple]]) -> tuple[list, Layout]:
@@ -36,13 +36,19 @@ def draw(toy, edits_of: Callable[[Layout], list], seeds=SEEDS, layouts=LAYOUTS) 
 
 
 def score(pictures: Sequence[Tensor], name: str, layouts=LAYOUTS) -> dict[str, tuple[float, float]]:
-    """{measure: (mean, standard deviation)} over the pictures; "strange" is the share of pixels of no known colour."""
+    """{measure: (mean, standard deviation)} over the pictures; "strange" is the share of pixels of no known colour,
+    "background" of those of the background that the prompt names."""
     scores = [scorer.score_image(image, case.expected) for case, own in zip(layouts, pictures) for image in own]
     summary = scorer.summarise(scores)
     print(f"\n{name}: " + ", ".join(f"{key} {summary[key][0]:.3f} ± {summary[key][1]:.3f}" for key in SHOWN), end="")
     strange = [scorer.off_palette(image) for own in pictures for image in own]
     summary["strange"] = (float(np.mean(strange)), float(np.std(strange)))
-    print(f", strange {summary['strange'][0]:.4f} (most {max(strange):.3f})")
+    ground = [scorer.background_share(image, case.background) for case, own in zip(layouts, pictures) for image in own]
+    summary["background"] = (float(np.mean(ground)), float(np.std(ground)))
+    print(
+        f", strange {summary['strange'][0]:.4f} (most {max(strange):.3f}), "
+        f"background {summary['background'][0]:.3f} (least {min(ground):.2f})"
+    )
     return summary
 
 

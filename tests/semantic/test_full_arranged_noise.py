@@ -8,10 +8,16 @@ from pack.attention_patches.methods.region_prompt import RegionPrompt
 from toyworld.layouts import PHOTOGRAPHS
 
 STANDARD = preset("standard", "boxdiff")
-PARTS = {"noise": ArrangedNoise().edits, "constraint": STANDARD.guides, "couple": RegionPrompt().edits}
+FILL = preset("fill", "boxdiff")
+PARTS = {
+    "noise": ArrangedNoise().edits,
+    "standard": STANDARD.guides,
+    "fill": FILL.guides,
+    "couple": RegionPrompt().edits,
+}
 COMBINATIONS = [
-    ("noise",), ("noise", "constraint"), ("constraint",), ("couple",), ("noise", "couple"),
-    ("noise", "constraint", "couple"), ("constraint", "couple"),
+    ("noise",), ("noise", "standard"), ("noise", "fill"), ("standard",), ("fill",), ("couple",), ("noise", "couple"),
+    ("noise", "fill", "couple"), ("standard", "couple"),
 ]  # fmt: skip
 
 
@@ -21,7 +27,7 @@ def test_a_combination_on_the_four_layouts(toy, parts):
     assert scores["presence"][0] > 0.6 and scores["strange"][0] < 0.02
 
 
-@pytest.mark.parametrize("parts", [(), *COMBINATIONS[:3]], ids=lambda parts: " + ".join(parts) or "unpatched")
+@pytest.mark.parametrize("parts", [(), *COMBINATIONS[:4]], ids=lambda parts: " + ".join(parts) or "unpatched")
 def test_a_combination_on_boxes_of_photographs(toy, parts):
     """One picture of each of the 41 layouts."""
     name = f"photographs, {' + '.join(parts) or 'unpatched'}"

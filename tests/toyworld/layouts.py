@@ -24,6 +24,11 @@ class Layout:
         """The regions as the scorer's ExpectedObject list."""
         return [expected_object(phrase, box) for phrase, box in self.regions]
 
+    @property
+    def background(self):
+        """The background that the prompt names."""
+        return self.prompt.removesuffix(" background").rsplit(" ", 1)[1]
+
 
 LAYOUTS = (
     Layout(

@@ -288,3 +288,12 @@ def off_palette(image, limit=0.25):
     nearest = [_tint_distance(pixels, _rgb(color), LIGHT) for color in COLORS.values()]
     nearest += [_distance(pixels, _rgb(color)) for color in BACKGROUNDS.values()]
     return float((np.min(nearest, axis=0) > limit).mean())
+
+
+def background_share(image, name):
+    """Share of pixels with the colour of the background that was asked for, 0 to 1.
+
+    A picture flooded with an object's colour, or with another background, has little of it; `off_palette` sees neither.
+    """
+    pixels = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0)
+    return float((_distance(pixels, _rgb(BACKGROUNDS[name])) < BODY_DISTANCE).mean())

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 
+import * as model from "../../web/editor/model/drawing.js";
 import * as json from "../../web/editor/model/json.js";
 import { ENGLISH } from "../../web/editor/model/words.js";
 
@@ -65,6 +66,41 @@ for (const example of GOLDEN.drawing) {
         assert.equal(problemOf(() => json.parseDrawing(text)), example.error);
     });
 }
+
+/** The one region of a text, and the state it makes. */
+function onlyBox(region) {
+    const state = model.stateOf(JSON.stringify({ type: json.FORMAT, version: json.VERSION, regions: [region] }));
+    const written = (next) => JSON.parse(model.textOf(next)).regions[0];
+    return { state, box: state.boxes[0], written };
+}
+
+test("a number out of its range is shown in it, marked, and kept as it is until it is changed", () => {
+    for (const { name, region, shown } of GOLDEN.drawing.filter((each) => !each.error)) {
+        const { state, box, written } = onlyBox(region);
+        assert.equal("given" in box, shown !== undefined, name);
+        if (!shown) continue;
+        for (const [key, value] of Object.entries(shown)) assert.equal(box[key], value, `${name}: ${key}`);
+        for (const key of Object.keys(region)) assert.deepEqual(written(model.movedBy(model.selectAll(state), 0, 0))[key], region[key], name);
+        const [key] = Object.keys(box.given), other = Object.keys(box.given).length > 1;
+        const set = model.set(state, [box.id], { [key]: shown[key] });
+        assert.notEqual(written(set)[key], region[key], `${name}: ${key} was set to what it showed`);
+        assert.equal("given" in set.boxes[0], other, name);
+        const mended = written(model.mended(state));
+        for (const each of Object.keys(shown)) assert.equal(mended[each], shown[each], `${name}: ${each} is mended`);
+        assert.equal("given" in onlyBox(mended).box, false, name);
+    }
+});
+
+test("a drawing without such a number needs no mending", () => {
+    const { state } = onlyBox({ phrase: "a", x: 0, y: 0, width: 1, height: 1, strength: 0.5 });
+    assert.equal(model.mended(state), state);
+});
+
+test("a text that is cut short ends with a whole character", () => {
+    const { state, box } = onlyBox({ phrase: "a", x: 0, y: 0, width: 1, height: 1 });
+    const long = `${"x".repeat(json.MAX_PHRASE - 1)}\u{1f600}`;
+    assert.equal(model.set(state, [box.id], { phrase: long }).boxes[0].phrase, "x".repeat(json.MAX_PHRASE - 1));
+});
 
 test("hostile texts are refused in words", () => {
     const texts = ["[".repeat(500_000), "[{".repeat(300_000), '[{"a":'.repeat(100_000), `${"xyxy ".repeat(100_000)}[`,

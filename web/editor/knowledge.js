@@ -2,7 +2,14 @@
 
 import { ATTENTION_CELLS, coverage, unfilledGrids } from "./model/geometry.js";
 import { fileAmong, option } from "./model/drawing.js";
+import { RANGES } from "./model/json.js";
 import { isInPrompt } from "./model/phrases.js";
+
+// number -> its words
+const NUMBERS = {
+    strength: "strength", opacity: "cover", start: "start", end: "end", feather: "feather", lora_strength: "loraStrength",
+    start_frame: "startFrame", end_frame: "endFrame",
+};
 
 export class Knowledge {
     constructor(editor) {
@@ -26,11 +33,20 @@ export class Knowledge {
         if (flags?.boxes === state.boxes && flags.prompt === prompt && flags.size === size && flags.loras === loras) return flags.value;
         const value = new Map();
         state.boxes.forEach((box, index) => {
-            const words = option(box, "enabled") ? this.warning(box, index, prompt, size, loras) : "";
+            const words = this.outOfRange(box, index)
+                || (option(box, "enabled") ? this.warning(box, index, prompt, size, loras) : "");
             if (words) value.set(box.id, words);
         });
         this.known.flags = { boxes: state.boxes, prompt, size, loras, value };
         return value;
+    }
+
+    /** What the text has out of its range is said of boxes that are switched off too: Run reads them all the same. */
+    outOfRange(box, index) {
+        const [[key, value] = []] = Object.entries(box.given ?? {}), { t } = this.editor;
+        if (!key) return "";
+        const [low, high] = RANGES[key];
+        return t("flagRange", { number: index + 1, name: t(NUMBERS[key]), value, low, high, shown: box[key] ?? option(box, key) });
     }
 
     warning(box, index, prompt, size, loras) {

@@ -45,6 +45,7 @@ export class BoxList {
         const { t } = this.editor, number = index + 1, color = boxColor(box, index);
         row.node.classList.toggle("bw-selected", isSelected);
         row.node.classList.toggle("bw-off", !option(box, "enabled"));
+        row.node.setAttribute("aria-label", this.editor.described(box));
         row.chip.textContent = `${number}`;
         Object.assign(row.chip.style, { background: color, color: inkOn(color) });
         label(row.chip, t("reorder", { number }));
@@ -54,16 +55,18 @@ export class BoxList {
         row.phrase.classList.toggle("bw-flagged", Boolean(flag));
         row.enabled.checked = option(box, "enabled");
         label(row.enabled, t("enabledOf", { number }), t("enabled"));
-        this.setIcon(row.hidden, option(box, "hidden") ? "eyeOff" : "eye", option(box, "hidden"), "show", "hide");
-        this.setIcon(row.pinned, "pin", isPinned, "unpin", "pin");
-        this.setIcon(row.locked, option(box, "locked") ? "lock" : "unlock", option(box, "locked"), "unlock", "lock");
+        this.setIcon(row.hidden, number, option(box, "hidden") ? "eyeOff" : "eye", option(box, "hidden"), "show", "hide");
+        this.setIcon(row.pinned, number, "pin", isPinned, "unpin", "pin");
+        this.setIcon(row.locked, number, option(box, "locked") ? "lock" : "unlock", option(box, "locked"), "unlock", "lock");
     }
 
-    setIcon(button, name, pressed, undoKey, doKey) {
+    setIcon(button, number, name, pressed, undoKey, doKey) {
         if (button.dataset.icon !== name) button.replaceChildren(icon(name));
         button.dataset.icon = name;
         button.setAttribute("aria-pressed", String(pressed));
-        label(button, this.editor.t(pressed ? undoKey : doKey));
+        const { t } = this.editor, words = t(pressed ? undoKey : doKey);
+        button.title = words;
+        button.setAttribute("aria-label", t("ofBox", { number, words })); // the ear has no row to tell them apart by
     }
 
     makeRow(id) {

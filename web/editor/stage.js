@@ -271,11 +271,11 @@ export class Stage {
         return false;
     }
 
-    /** First the selection goes, then the full screen, then Tab leaves the canvas. */
+    /** First the selection goes, then the full screen; and the next Tab leaves the canvas. */
     escape() {
         if (this.drawing) return this.setDrawing(false) ?? true;
         if (this.editor.isFull && !this.editor.state.selection.length) return this.editor.setFull(false) ?? true;
-        this.left = !this.editor.state.selection.length;
+        this.left = true;
         return this.editor.commit(select(this.editor.state, []));
     }
 
@@ -298,6 +298,7 @@ export class Stage {
         if (!this.nudging) return;
         this.nudging = false;
         this.editor.commit(this.editor.state);
+        this.editor.saySelection();
     }
 
     // --- drawing ------------------------------------------------------------------------------------------------------

@@ -27,12 +27,13 @@ export class Status {
         if (overlapped > 0.005) parts.push(t("statusOverlap", { percent: percent(overlapped) }));
         const [id] = state.selection, flags = knowledge.flags();
         const warning = flags.get(id) ?? flags.values().next().value ?? "";
-        const text = boxes.length && !problem ? parts.join(" · ") : "";
-        const key = `${text}\n${warning}`;
+        const text = boxes.length && !problem ? parts.join(" · ") : "", mends = boxes.some((box) => box.given);
+        const key = `${text}\n${warning}\n${mends}`;
         if (this.line.dataset.key === key) return;
         this.line.dataset.key = key;
         this.line.replaceChildren(
             element("span", { text }), element("span", { class: "bw-warning", text: warning, title: warning || undefined }),
+            ...(mends ? [this.editor.toolbar.button("mend", null, () => this.editor.mend())] : []),
         );
     }
 

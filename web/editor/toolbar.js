@@ -2,7 +2,7 @@
 
 import { canRedo, canUndo } from "./model/drawing.js";
 import { GRIDS } from "./model/view.js";
-import { element } from "./dom.js";
+import { element, swallow } from "./dom.js";
 import { TOOL_KEYS, TOOLS } from "./freehand.js";
 import { icon } from "./view/icons.js";
 
@@ -42,8 +42,8 @@ export class Toolbar {
         ));
         return element("div", { class: "bw-toolbar", role: "toolbar", "aria-label": t("editor") }, [
             this.buttons.addBox, this.buttons.duplicate, this.buttons.remove, gap(), this.buttons.undo, this.buttons.redo,
-            gap(), this.menu("tool", "square", this.toolItems()), this.menu("arrange", "grid", arrangements),
-            this.menu("view", "sliders", this.viewItems()),
+            gap(), this.menu("tool", "square", this.toolItems(), "menu"), this.menu("arrange", "grid", arrangements, "menu"),
+            this.menu("view", "sliders", this.viewItems(), "group"),
             element("span", { class: "bw-push" }),
             this.button("panel", "panel", () => this.togglePanel(), true),
             this.buttons.full = this.button("full", "full", () => editor.setFull(!editor.isFull), true),
@@ -119,25 +119,31 @@ export class Toolbar {
         }, content);
     }
 
-    menu(key, iconName, items) {
-        const list = element("div", { class: "bw-menu", role: "group", "aria-label": this.t(key), hidden: true }, items);
-        const button = this.button(key, iconName, () => {
+    /** `role`: "menu" of items to choose one from, where the arrows go from one to the next; or a "group" of settings. */
+    menu(key, iconName, items, role) {
+        const list = element("div", { class: "bw-menu", role, "aria-label": this.t(key), hidden: true }, items);
+        if (role === "menu") list.addEventListener("keydown", (event) => step(event, items));
+        const button = this.button(key, iconName, ({ detail }) => {
             const opens = list.hidden;
             this.closeMenus();
             list.hidden = !opens;
             button.setAttribute("aria-expanded", String(opens));
-            if (opens) this.fillMenus();
+            if (!opens) return;
+            this.fillMenus();
+            if (detail === 0) list.querySelector("button, input, select").focus({ preventScroll: true }); // opened by key
         });
         button.append(icon("caret"));
+        if (role === "menu") button.setAttribute("aria-haspopup", "menu");
         button.setAttribute("aria-expanded", "false");
         this.menus.push({ button, list });
         return element("div", { class: "bw-holder" }, [button, list]);
     }
 
-    /** Whether one was open. */
+    /** Whether one was open. Its button takes the focus that would go with it. */
     closeMenus() {
         const wasOpen = this.menus.some(({ list }) => !list.hidden);
         for (const { button, list } of this.menus) {
+            if (list.contains(document.activeElement)) button.focus({ preventScroll: true });
             list.hidden = true;
             button.setAttribute("aria-expanded", "false");
         }
@@ -179,6 +185,15 @@ export class Toolbar {
         button.querySelector("span").textContent = this.t(tool === "box" ? "tool" : TOOL_WORDS[tool]);
         for (const item of list.children) item.setAttribute("aria-checked", String(item.dataset.tool === tool));
     }
+}
+
+/** From item to item by the arrows, around the ends. */
+function step(event, items) {
+    const at = items.indexOf(document.activeElement), last = items.length - 1;
+    const next = { ArrowDown: at < last ? at + 1 : 0, ArrowUp: at > 0 ? at - 1 : last, Home: 0, End: last }[event.key];
+    if (next === undefined) return;
+    swallow(event);
+    items[next].focus({ preventScroll: true });
 }
 
 function gap() {

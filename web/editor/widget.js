@@ -8,7 +8,7 @@
 
 import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
 import {
-    added, duplicated, followed, freePlace, hasRoom, newHistory, pasted, present, presentText, remembered, removed,
+    added, duplicated, followed, freePlace, hasRoom, mended, newHistory, pasted, present, presentText, remembered, removed,
     selected, split, stateOf, withBackground,
 } from "./model/drawing.js";
 import { element } from "./dom.js";
@@ -170,6 +170,11 @@ export class BoxEditor {
         return this.say("saidRemoved", { count: count - this.state.boxes.length });
     }
 
+    /** Numbers that the text has out of their range become those that are shown. */
+    mend() {
+        return this.commit(mended(this.state));
+    }
+
     arrange(name) {
         if (this.problem) return;
         const next = name === "background" ? withBackground(this.state) : split(this.state, ...ARRANGEMENTS[name]);
@@ -276,7 +281,14 @@ export class BoxEditor {
     saySelection() {
         const box = selected(this.state)[0], index = this.state.boxes.indexOf(box);
         if (!box) return true;
-        return this.say("saidSelected", { number: index + 1, count: this.state.boxes.length, phrase: box.phrase });
+        return this.say("saidSelected", { number: index + 1, count: this.state.boxes.length, phrase: this.described(box) });
+    }
+
+    /** A box in words, for who does not see the canvas. */
+    described(box) {
+        const percent = (key) => Math.round(box[key] * 100);
+        const place = { x: percent("x"), y: percent("y"), width: percent("width"), height: percent("height") };
+        return `${box.phrase || this.t("noWords")}, ${this.t("saidPlace", place)}`;
     }
 
     sayFull() {

@@ -22,7 +22,7 @@ WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or p
 
 def attend(rows: AttentionCall, block: Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
-    if block.coupled:
+    if block.coupled or block.sorted:
         return _attend_in_company(rows, block)
     if not block.edited:
         return rows.fused()
@@ -39,8 +39,8 @@ def attend(rows: AttentionCall, block: Block) -> Tensor:
 
 
 def _attend_in_company(rows: AttentionCall, block: Block) -> Tensor:
-    """A joint attention with further texts, in groups of queries that read the same keys."""
-    seating = block.seating(rows)
+    """A joint attention in groups of queries that read alike."""
+    seating = block.seating(rows) if block.coupled else block.sorts(rows)
     outputs = [piece for part in seating.parts for piece in _attend_part(rows, part)]
     if not seating.image_apart:
         for part, is_image in query_parts(rows, block, block.explicit):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...core.seam import NEVER, AttentionEdit, AttentionSite, TextMix, everywhere
 from ...core.types import Layout, is_timed
@@ -17,6 +18,7 @@ from .call import AttentionCall
 from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, view_of
 from .company import Company, Seating, Sharing, acting
 from .outside_blocks import outside_blocks
+from .sending import sent
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ class Block:
     def coupled(self) -> bool:
         """Whether further texts stand beside the own one in this very attention."""
         return bool(self.mixes) and self.place.further is not None
+
+    @property
+    def sorted(self) -> bool:
+        """Whether image tokens of a joint attention differ in a bias on the text and in nothing else.
+
+        Then those that are biased alike share one row of bias, and no mask of tokens by tokens is made.
+        """
+        joint = self.place.image is not None and self.place.text is not None and self.place.further is None
+        return joint and bool(self.text_bias) and not (self.image_bias or self.explicit or self.mixes)
 
     @property
     def biased(self) -> bool:
@@ -121,6 +132,8 @@ class Block:
             text = self._cached_text_bias(queries.q, frame)[:, :, tokens] if self.text_bias else None
         if text is not None and columns == slice(0, keys):
             return text
+        if text is not None and not self.image_bias:
+            return pad(text, (columns.start, keys - columns.stop))
         total = queries.q.new_zeros(1, 1, part.stop - part.start, keys)
         if text is not None:
             total[..., columns] = text
@@ -133,6 +146,21 @@ class Block:
     def company(self, tokens: int) -> Company:
         """The texts of a joint attention of so many tokens."""
         return Company(self.place, self.call.spans, tokens)
+
+    def sorts(self, like: AttentionCall) -> Seating:
+        """The queries of a joint attention by their bias on the text, on the device of `like`."""
+        company, timed = self.company(like.shape[1]), any(self._pictures(item.layout, 0) for item in self.text_bias)
+        frames = range(self.call.frames if timed else 1)
+
+        def work_out() -> Tensor:
+            return torch.cat([self._text_bias(frame)[0, 0] for frame in frames])
+
+        def make(found: Tensor) -> Seating:
+            return Seating.of(company.undisturbed(), company.image(found, pick=False), self.place, like.q)
+
+        own = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
+        key = ("sorts", *self._key(self.text_bias, like.q), like.q.dtype, like.shape[1], len(frames), *own)
+        return self.cache.once(key, self.call.progress, work_out, make)
 
     def seating(self, like: AttentionCall, image: bool = True) -> Seating:
         """The queries of a joint attention by what they read, on the device of `like`.
@@ -156,7 +184,9 @@ class Block:
         """For image tokens of all different frames, all texts of a joint attention, [1, 1, frames * h * w, columns]."""
         key = ("texts", *self._company_key(like), tokens)
         work_out = partial(self._company_bias, self.company(tokens))
-        return self.cache.once(key, self.call.progress, work_out, lambda bias: bias[None, None].to(like))
+        return self.cache.once(
+            key, self.call.progress, work_out, lambda bias: sent(bias[None, None], like.device, like.dtype)
+        )
 
     def _company_key(self, like: Tensor) -> tuple[Any, ...]:
         spans = tuple((span.start, span.stop) for span in self.call.spans)
@@ -201,7 +231,8 @@ class Block:
         columns = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
         pictures = [self._pictures(item.layout, frame) for item in self.text_bias]
         key = (*self._key(self.text_bias, like), *columns, *pictures, like.dtype)
-        return self.cache.once(key, self.call.progress, lambda: self._text_bias(frame), lambda bias: bias.to(like))
+        work_out = partial(self._text_bias, frame)
+        return self.cache.once(key, self.call.progress, work_out, lambda bias: sent(bias, like.device, like.dtype))
 
     def _key(self, items: list[Installed], like: Tensor) -> tuple[Any, ...]:
         edits = tuple(id(item.edit) for item in items)
@@ -244,7 +275,7 @@ def _block(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Blo
             block.mixes.append(item)
             continue
         if edit.where is everywhere or edit.where(block.site(item, everything)):
-            stage = edit.stage
+            stage: str = edit.stage
             if stage == "bias":
                 stage = "text_bias" if edit.kind == "image_text" else "image_bias"
             elif item.graph:
@@ -268,6 +299,6 @@ def _shares(weights: Tensor, place: Place, count: int, device: torch.device) -> 
     for weight in weights:
         index = weight.nonzero()[:, 0]
         everywhere = len(index) == count
-        where = None if everywhere else (index + place.queries.start).to(device)
-        readers.append((where, weight[index, None].to(device)))
-    return Shares(own.to(device), tuple(readers))
+        where = None if everywhere else sent(index + place.queries.start, device)
+        readers.append((where, sent(weight[index, None], device)))
+    return Shares(sent(own, device), tuple(readers))

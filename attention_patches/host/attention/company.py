@@ -1,4 +1,4 @@
-"""Several texts in one joint attention: who reads whom, and each group of queries with only the keys that it reads.
+"""Texts in one joint attention: who reads whom, and each group of queries that read alike with what it reads.
 
 A mask of all tokens by all tokens would say the same in N x N numbers. Most of it says nothing: the image reads all
 of itself, tokens of one text read alike, and so do a few sorts of image tokens (inside a region, outside, at an edge).
@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from ...core.seam import NEVER, AttentionSite
 from .calls import Installed, Place
+from .sending import sent
 
 NOBODY = -1  # of keys: columns that only make a text longer; of queries: tokens that read texts as the mean image token
 _IMAGE = -2
@@ -70,8 +71,9 @@ class Company:
 
     @property
     def columns(self) -> slice:
-        """All texts, and what the model fills them up with."""
-        return slice(self.place.text.start, (self.place.filling or self.place.further).stop)
+        """All texts, and what the model fills them up with behind further ones."""
+        place = self.place
+        return slice(place.text.start, (place.filling or place.further or place.text).stop)
 
     @cached_property
     def owners(self) -> Tensor:
@@ -120,8 +122,17 @@ class Company:
             parts.append(_alike((sorts == sort).nonzero()[:, 0], row))
         return parts
 
-    def image(self, bias: Tensor) -> list[Part]:
-        """The image's queries, sorted by equal rows of their bias [n, columns]."""
+    def undisturbed(self) -> list[Part]:
+        """The queries beside the image, where they read everything as it is."""
+        beside = torch.ones(self.tokens, dtype=torch.bool)
+        beside[self.place.queries] = False
+        return [Part(beside.nonzero()[:, 0], None, None)] if bool(beside.any()) else []
+
+    def image(self, bias: Tensor, pick: bool = True) -> list[Part]:
+        """The image's queries, sorted by equal rows of their bias [n, columns].
+
+        With `pick` they get the keys alone that they read: worth the copy where those are much fewer than all.
+        """
         place, count = self.place, len(bias)
         frames = (place.queries.stop - place.queries.start) // count
         first = place.queries.start + count * torch.arange(frames)[:, None]
@@ -133,10 +144,13 @@ class Company:
             row = bias[alike.nonzero()[0, 0]]
             if not torch.equal(bias[alike], row.expand(int(alike.sum()), -1)):
                 continue  # two sorts of one mark
-            parts.append(_alike((first + alike.nonzero()[:, 0]).flatten(), self._widened(row)))
+            queries, row = (first + alike.nonzero()[:, 0]).flatten(), self._widened(row)
+            parts.append(_alike(queries, row) if pick else Part(queries, None, row[None] if bool(row.any()) else None))
             left &= ~alike
         if bool(left.any()):
             rest = left.nonzero()[:, 0]
+            if len(rest) == 1:  # alike, too
+                return [*parts, Part((first + rest).flatten(), None, self._widened(bias[rest[0]])[None])]
             parts.append(Part((first + rest).flatten(), None, bias[rest].repeat(frames, 1), self.columns.start))
         return parts
 
@@ -171,8 +185,8 @@ class Part:
     def to(self, like: Tensor) -> Part:
         first, last = int(self.queries[0]), int(self.queries[-1])
         run = slice(first, last + 1) if last - first == len(self.queries) - 1 else None
-        bias = None if self.bias is None else self.bias.to(like)
-        return Part(self.queries.to(like.device), self.keys, bias, self.start, run)
+        bias = None if self.bias is None else sent(self.bias, like.device, like.dtype)
+        return Part(sent(self.queries, like.device), self.keys, bias, self.start, run)
 
 
 def _alike(queries: Tensor, row: Tensor) -> Part:
@@ -209,4 +223,5 @@ class Seating:
         places = [part.queries for part in parts]
         if not image:
             places.append(torch.arange(place.queries.start, place.queries.stop))
-        return cls(tuple(part.to(like) for part in parts), bool(image), torch.cat(places).argsort().to(like.device))
+        order = sent(torch.cat(places).argsort(), like.device)
+        return cls(tuple(part.to(like) for part in parts), bool(image), order)

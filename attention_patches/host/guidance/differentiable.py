@@ -24,11 +24,13 @@ _ABSENT = object()
 
 
 @contextmanager
-def differentiable(module: torch.nn.Module, adds_in_place: bool = False) -> Iterator[None]:
+def differentiable(module: torch.nn.Module, adds_in_place: bool = False, patcher: Any | None = None) -> Iterator[None]:
     """Inside, with gradients on, the module can be run on a tensor that requires grad, and differentiated by it.
 
     Covers forward and backward. Weights get no gradient. The module is restored on the way out. `adds_in_place`: its
     blocks go on with `x += ...` behind every norm, not only behind those without weights (the host's CLIP models).
+    `patcher`: the host's, where hooks of conditionings change the module's weights between two calls of it; the way
+    back takes each call's own.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -41,7 +43,7 @@ def differentiable(module: torch.nn.Module, adds_in_place: bool = False) -> Iter
                 continue
             owned.add(id(layer))
             if _is_plainly_linear(layer):
-                stack.enter_context(_replaced(layer, "forward", _frozen(layer, layer.forward)))
+                stack.enter_context(_replaced(layer, "forward", _frozen(layer, layer.forward, patcher)))
             elif isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
                 stack.enter_context(_replaced(layer, "forward", _normalising(layer, layer.forward, adds_in_place)))
             else:
@@ -108,11 +110,11 @@ def _normal_tensors(layer: torch.nn.Module) -> Iterator[None]:
             store[name] = tensor
 
 
-def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _frozen(layer: torch.nn.Module, original: Callable[..., Tensor], patcher: Any | None) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not torch.is_grad_enabled():
             return original(x, *args, **kwargs)
-        return _Frozen.apply(x, layer, lambda value: original(value, *args, **kwargs))
+        return _Frozen.apply(x, layer, lambda value: original(value, *args, **kwargs), patcher)
 
     return forward
 
@@ -146,16 +148,22 @@ class _Frozen(torch.autograd.Function):
     """A linear map whose weight is fetched from the host again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: torch.nn.Module, original: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, layer: torch.nn.Module, original: Callable[[Tensor], Tensor], patcher: Any | None
+    ) -> Tensor:
         ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        ctx.patcher, ctx.hooks = patcher, getattr(patcher, "current_hooks", None)
         with torch.inference_mode():  # the host may copy the weight into a buffer that was made in it
             y = original(x)
         return y.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         layer = ctx.layer
         with torch.inference_mode():
+            # Another entry of the pass may have been run with a LoRA of its own since.
+            if getattr(ctx.patcher, "current_hooks", None) != ctx.hooks:
+                ctx.patcher.apply_hooks(ctx.hooks)
             weight, bias, offloaded = comfy.ops.cast_bias_weight(layer, gradient, offloadable=True)
         try:
             weight = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
@@ -170,7 +178,7 @@ class _Frozen(torch.autograd.Function):
                 )
         finally:
             comfy.ops.uncast_bias_weight(layer, weight, bias, offloaded)
-        return result.to(ctx.dtype), None, None
+        return result.to(ctx.dtype), None, None, None
 
 
 def check_weights(module: torch.nn.Module) -> None:

@@ -155,7 +155,7 @@ def _by_latent(guider: Any, x: Tensor, sigma: Tensor, model_options: dict[str, A
     ]
 
     def attempt(rows: slice) -> Tensor | None:
-        with differentiable(base_model.diffusion_model):
+        with differentiable(base_model.diffusion_model, patcher=guider.model_patcher):
             latent = x[rows].detach().clone().requires_grad_(True)
             own = [entry_of_rows(entry, rows, batch) for entry in entries]
             with explained():

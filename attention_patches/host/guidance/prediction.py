@@ -173,7 +173,7 @@ def _guided_prediction(
             readers.append((item, reader))
             graph.readers.setdefault(entry["uuid"], []).append(reader)
             extra[entry["uuid"]] = (*extra.get(entry["uuid"], ()), Installed(item.layout, reader.edit(), graph=True))
-    with differentiable(model.diffusion_model):
+    with differentiable(model.diffusion_model, patcher=run.guider.model_patcher):
         latent = x.detach().clone().requires_grad_(True)
         local = comfy.model_patcher.create_model_options_clone(options)
         local.pop("multigpu_clones", None)  # the host's threads cut the graph

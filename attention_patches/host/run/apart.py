@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.seam import TextMix
 from ..attention.calls import Chunk, IncompatiblePatchError
+from ..attention.sending import sent
 from ..families.base import Adapter
 
 MASK = "attention_mask"
@@ -51,7 +52,7 @@ def further_texts(
             for text, span in zip(own, found, strict=True):
                 first, count = span.start + adapter.room(text.shape[1])[1], text.shape[1]
                 further[chunk.rows, first : first + count] = text.to(context)
-        memo[key] = further.to(device)
+        memo[key] = sent(further, device)
     return memo[key]
 
 

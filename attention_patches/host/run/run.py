@@ -20,6 +20,7 @@ from ..attention.call import AttentionCall
 from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
 from ..attention.edited import edited_attention
 from ..attention.others import replaced_attention
+from ..attention.sending import sent
 from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
@@ -153,7 +154,8 @@ class Run:
                 return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
             context = _edit_context(c_crossattn, call)
             if beside:
-                context = torch.cat([context.to(call.further), call.further], dim=1)
+                context = sent(context, call.further.device, call.further.dtype)
+                context = torch.cat([context, call.further], dim=1)
                 kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
                 around.enter_context(self.adapter.prepared(call))
             inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
@@ -249,7 +251,7 @@ class Run:
         """The rows of one conditioning entry with the edits that act now; None for an entry without."""
         entry, extra = self.entries.get(key), inputs["transformer_options"].get(self.EXTRA, NOTHING)
         heard = self._aside(inputs) or key in self.heard
-        return entry and entry.chunk(rows, progress, self.image, extra, key, heard)
+        return None if entry is None else entry.chunk(rows, progress, self.image, extra, key, heard)
 
     def _rows_with_equal_texts(self, t: Tensor, inputs: dict[str, Any]) -> list[slice]:
         """Which conditioning entries of a call go together: one attention has one number of text tokens."""

@@ -17,7 +17,7 @@ from ...core.seam import LatentGuide
 from ...core.types import BoxwrightError
 from ...samplers.diff_mask import DiffMask
 from ...samplers.noise import noised
-from ..run.run import RUN
+from ..run.run import RUN, Run
 from .loops import check_model, levels_of, run
 
 PREVIEW = 256  # pixels of the longer side of a preview
@@ -65,7 +65,10 @@ def measure(
     def loop(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict, **unused: Any) -> Tensor:
         nonlocal together
         guider, picture, options = model_k.inner_model, model_k.latent_image, extra_args["model_options"]
-        _tell_guides(options)
+        running: Run | None = options["transformer_options"].get(RUN)
+        if running is not None:
+            _tell_guides(running)
+            options["transformer_options"][Run.ASIDE] = True  # recorders hear of pictures that are drawn
         predict = _predictor(guider, options, mode, cfg, seed)
         generator = torch.Generator("cpu").manual_seed(seed)
         total, done = torch.zeros(()), 0
@@ -74,6 +77,8 @@ def measure(
             count = _draws_that_fit(guider.inner_model, picture, settings.draws - done)
             noises = [torch.randn(picture.shape[1:], generator=generator)[None].to(picture) for _ in range(count)]
             batch = torch.cat([noised(picture, level, noise.expand_as) for noise in noises])
+            if running is not None:
+                running.sees(batch)  # draws are rows of their own
             from_source, from_target = predict(batch, batch.new_full((batch.shape[0],), sigma))
             maps = settings.of_draw(from_source, from_target).unflatten(0, (count, -1))
             if bool(maps.amax() <= SAME * from_source.abs().amax()):
@@ -94,10 +99,9 @@ def measure(
     return Found(heat, settings.mask(heat), rows, together)
 
 
-def _tell_guides(options: dict) -> None:
+def _tell_guides(running: Run) -> None:
     """Box Constraint moves a latent on its way; here predictions of one moment are compared."""
-    running = options["transformer_options"].get(RUN)
-    for item in running.installed if running else ():
+    for item in running.installed:
         if isinstance(item.edit, LatentGuide) and item.edit.report is not None:
             item.edit.report("nothing is moved for the mask: it compares predictions and draws no picture")
 

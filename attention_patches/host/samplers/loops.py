@@ -7,7 +7,7 @@ its own business. Latents are in the model's own space (`process_latent_in`), si
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,7 +65,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def picture_latent(model: Any, latent: dict[str, Any]) -> Tensor:
+def picture_latent(model: Any, latent: Mapping[str, Any]) -> Tensor:
     """The samples [B, C, ..., h, w] of a LATENT that holds one picture for each row, shaped as the model wants them.
 
     Raises BoxwrightError for an empty latent, a video, several latents in one, or values that are no numbers.

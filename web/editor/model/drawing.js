@@ -3,14 +3,13 @@
 // state = { boxes: [box], selection: [id], rest, nextId }. A box is what json.js reads, and an `id` that lives as
 // long as the editor. Later boxes lie on top of earlier ones.
 
-import { CLAMPED, drawingText, MAX_BOXES, MAX_PHRASE, MIN_SIZE, parseDrawing } from "./json.js";
+import { drawingText, MAX_BOXES, MAX_PHRASE, MIN_SIZE, parseDrawing, RANGES } from "./json.js";
 import { bounds, carried, clamp, holds, moved, resized, tidied, touches } from "./geometry.js";
 
 const MAX_STEPS = 100;
-const FRACTIONS = ["strength", "feather"];
 export const DEFAULTS = {
     strength: 1, negative: "", start: 0, end: 1, feather: undefined, color: undefined, enabled: true, locked: false,
-    hidden: false, opacity: 1, lora: "", lora_strength: 1, shape: undefined,
+    hidden: false, opacity: 1, lora: "", lora_strength: 1, shape: undefined, start_frame: undefined, end_frame: undefined,
 };
 
 /** The state of a text, nothing selected; ids from `firstId` on, so that no box takes another's. Throws Problem. */
@@ -179,7 +178,7 @@ export function carriedTo(state, from, to) {
 /** One box with other values: numbers are brought into their range, texts shortened, defaults taken out again. */
 export function set(state, ids, values) {
     return changed(state, ids, (box) => {
-        const next = { ...box };
+        const next = asShown(box, Object.keys(values));
         for (const [key, value] of Object.entries(values)) next[key] = legal(next, key, value);
         for (const key of Object.keys(DEFAULTS)) {
             if (next[key] === DEFAULTS[key] && !(key === "strength" && box[key] !== undefined)) delete next[key];
@@ -188,15 +187,25 @@ export function set(state, ids, values) {
     });
 }
 
+/** Every number that a text has out of its range kept as it is shown. The state itself where there is none. */
+export function mended(state) {
+    return state.boxes.some((box) => box.given) ? { ...state, boxes: state.boxes.map((box) => asShown(box)) } : state;
+}
+
+/** The box without what was given out of range under some keys (all of them where none are named). */
+function asShown({ given = {}, ...box }, keys = Object.keys(given)) {
+    const rest = Object.entries(given).filter(([key]) => !keys.includes(key));
+    return rest.length ? { ...box, given: Object.fromEntries(rest) } : box;
+}
+
 function legal(box, key, value) {
     if (value === undefined) return undefined;
-    if (key === "phrase" || key === "negative") return String(value).slice(0, MAX_PHRASE);
+    if (key === "phrase" || key === "negative") return String(value).slice(0, MAX_PHRASE).replace(/\p{Cs}$/u, ""); // no half of a pair
     if (["x", "y"].includes(key)) return clamp(value, 0, 1 - box[key === "x" ? "width" : "height"]);
     if (["width", "height"].includes(key)) return clamp(value, MIN_SIZE, 1 - box[key === "width" ? "x" : "y"]);
     if (key === "start") return clamp(value, 0, (box.end ?? 1) - 0.01);
     if (key === "end") return clamp(value, Math.min(1, (box.start ?? 0) + 0.01), 1);
-    if (FRACTIONS.includes(key)) return clamp(value, 0, 1);
-    if (key in CLAMPED) return clamp(value, ...CLAMPED[key]);
+    if (key in RANGES) return clamp(value, ...RANGES[key]);
     return value;
 }
 

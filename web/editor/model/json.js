@@ -11,13 +11,21 @@ export const MIN_SIZE = 0.001; // fraction of the image: the thinnest box the ed
 const MAX_DEPTH = 32;
 const ROUNDING = 1e-6; // how far a box may stick out of the image through rounding
 const COLOR = /^#[0-9a-f]{6}$/i;
-const CONTROL = /\p{Cc}/u;
+const CONTROL = /\p{Cc}|\p{Cs}/u;
+const HALF = /\p{Cs}/u; // of a pair that together is one character
 const MAX_NAME = 300; // characters of a LoRA's file
 const OPTIONAL = [
     "shape", "strength", "opacity", "negative", "start", "end", "feather", "lora", "lora_strength", "color", "enabled",
-    "locked", "hidden",
+    "locked", "hidden", "start_frame", "end_frame",
 ];
-export const CLAMPED = { opacity: [0, 1], lora_strength: [-10, 10] }; // numbers that are brought into their range
+// Numbers, and from where to where: a text's number outside is shown as the nearest inside, and kept as it is in the box's
+// `given` until somebody changes it. Python refuses it.
+const SHARE = [0, 1], FRAMES = [0, 1_000_000];
+export const RANGES = {
+    strength: SHARE, opacity: SHARE, start: SHARE, end: SHARE, feather: SHARE, lora_strength: [-10, 10],
+    start_frame: FRAMES, end_frame: FRAMES,
+};
+const WINDOWS = [["start", "end", 1, 0.01], ["start_frame", "end_frame", FRAMES[1] + 1, 1]]; // end where none is given; least length
 const KNOWN = ["phrase", "x", "y", "width", "height", ...OPTIONAL];
 
 /** What is wrong with a text, as a key of words.js and its values; never an Error that nobody expects. */
@@ -31,7 +39,8 @@ export class Problem extends Error {
 
 /**
  * The drawing in a text: {boxes, rest}. `rest` holds the outermost object's other keys. Throws Problem.
- * A box is {phrase, x, y, width, height, extra} in fractions of the image, and the optional keys that were there.
+ * A box is {phrase, x, y, width, height, extra} in fractions of the image, and the optional keys that were there; `given`
+ * holds those of its numbers that the text has otherwise, see RANGES.
  */
 export function parseDrawing(text) {
     if (typeof text !== "string") throw new Problem("notText");
@@ -72,7 +81,7 @@ function isShallow(data, levels) {
 function parsedBox(entry, index) {
     const number = index + 1;
     if (!isObject(entry)) throw new Problem("boxNotObject", { number });
-    if (typeof entry.phrase !== "string") throw new Problem("boxPhrase", { number });
+    if (typeof entry.phrase !== "string" || HALF.test(entry.phrase)) throw new Problem("boxPhrase", { number });
     if (entry.phrase.length > MAX_PHRASE) throw new Problem("boxPhraseLong", { number, limit: MAX_PHRASE });
     for (const key of ["x", "y", "width", "height"]) checkNumber(entry[key], key, number);
     checkInside(entry, number);
@@ -80,11 +89,20 @@ function parsedBox(entry, index) {
     for (const key of OPTIONAL) {
         if (entry[key] === undefined || entry[key] === null) continue;
         checkOptional(key, entry[key], number);
-        box[key] = key in CLAMPED ? Math.max(CLAMPED[key][0], Math.min(CLAMPED[key][1], entry[key])) : entry[key];
+        box[key] = key in RANGES ? Math.max(RANGES[key][0], Math.min(RANGES[key][1], entry[key])) : entry[key];
+        if (key in RANGES && Math.abs(box[key] - entry[key]) > ROUNDING) box.given = { ...box.given, [key]: entry[key] };
     }
-    if ((box.start ?? 0) >= (box.end ?? 1)) throw new Problem("boxWindow", { number });
+    for (const names of WINDOWS) settleWindow(box, number, ...names);
     box.extra = without(entry, KNOWN);
     return box;
+}
+
+/** Let a window that was brought into its range be open; one that is closed by what stands in the text is refused. */
+function settleWindow(box, number, first, last, open, least) {
+    const isEmpty = () => (box[first] ?? 0) >= (box[last] ?? open);
+    if (isEmpty() && box.given?.[first] !== undefined) box[first] = Math.max(0, (box[last] ?? open) - least);
+    if (isEmpty() && box.given?.[last] !== undefined) box[last] = Math.min(open, (box[first] ?? 0) + least);
+    if (isEmpty()) throw new Problem("boxWindow", { number });
 }
 
 function checkNumber(value, key, number) {
@@ -101,10 +119,10 @@ function checkOptional(key, value, number) {
     if (["enabled", "locked", "hidden"].includes(key)) {
         if (typeof value !== "boolean") throw new Problem("boxFlag", { number, key });
     } else if (key === "negative") {
-        if (typeof value !== "string") throw new Problem("boxNegative", { number });
+        if (typeof value !== "string" || HALF.test(value)) throw new Problem("boxNegative", { number });
         if (value.length > MAX_PHRASE) throw new Problem("boxPhraseLong", { number, limit: MAX_PHRASE });
     } else if (key === "lora") {
-        if (typeof value !== "string" || value.length > MAX_NAME || CONTROL.test(value)) throw new Problem("boxLora", { number });
+        if (typeof value !== "string" || value.length > MAX_NAME || CONTROL.test(value) || leadsOut(value)) throw new Problem("boxLora", { number });
     } else if (key === "shape") {
         const problem = shapeProblem(value);
         if (problem) throw new Problem(problem, { number });
@@ -112,13 +130,22 @@ function checkOptional(key, value, number) {
         if (typeof value !== "string" || !COLOR.test(value)) throw new Problem("boxColor", { number });
     } else {
         checkNumber(value, key, number);
-        if (!(key in CLAMPED) && (value < 0 || value > 1)) throw new Problem("boxRange", { number, key });
+        if (RANGES[key] === FRAMES && !Number.isInteger(value)) throw new Problem("boxFrames", { number, key });
     }
+}
+
+/** Whether the name of a LoRA is none below their folder; nodes/parts/checks.py asks the same. */
+function leadsOut(name) {
+    return name !== "" && (name.includes(":")
+        || name.trim().replaceAll("\\", "/").split("/").some((part) => ["", ".", ".."].includes(part)));
 }
 
 function boxObject(box) {
     const object = {};
-    for (const key of KNOWN) if (box[key] !== undefined) object[key] = box[key];
+    for (const key of KNOWN) {
+        const value = box.given?.[key] ?? box[key];
+        if (value !== undefined) object[key] = value;
+    }
     return { ...object, ...box.extra };
 }
 

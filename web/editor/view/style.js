@@ -27,7 +27,7 @@ export const STYLE = `
 .bw-button:hover { background: var(--bw-soft); }
 .bw-button:disabled { opacity: .35; cursor: default; background: transparent; }
 .bw-button.bw-first { border-color: var(--bw-line); background: var(--bw-soft); font-weight: 600; }
-.bw-button.bw-small { height: 22px; border-color: var(--bw-line); }
+.bw-button.bw-small { height: 24px; border-color: var(--bw-line); }
 .bw-holder { position: relative; }
 .bw-menu { position: absolute; z-index: 5; top: 30px; left: 0; display: flex; flex-direction: column; min-width: 190px; padding: 4px;
     border: 1px solid var(--bw-line); border-radius: 8px; background: var(--comfy-menu-bg, #222); box-shadow: 0 6px 20px #0006; }
@@ -63,7 +63,7 @@ export const STYLE = `
 .bw-list { display: flex; flex: 1 1 60px; flex-direction: column; min-height: 80px; }
 .bw-none { padding: 4px 2px; }
 .bw-head { display: flex; justify-content: space-between; padding: 0 2px 3px; font-weight: 600; }
-.bw-quiet { font-weight: 400; opacity: .65; margin: 0; }
+.bw-quiet { font-weight: 400; opacity: .8; margin: 0; }
 .bw-rows { flex: 1; min-height: 30px; margin: 0; padding: 0; overflow-y: auto; list-style: none; }
 .bw-row { position: relative; display: flex; align-items: center; gap: 4px; height: 28px; padding: 0 3px; border-radius: 6px; }
 .bw-row:hover { background: var(--bw-soft); }
@@ -73,12 +73,12 @@ export const STYLE = `
 .bw-row.bw-before::before, .bw-row.bw-after::before { content: ""; position: absolute; left: 0; right: 0; height: 2px; background: var(--bw-accent); }
 .bw-row.bw-before::before { top: -1px; }
 .bw-row.bw-after::before { bottom: -1px; }
-.bw-chip { flex: none; min-width: 24px; height: 20px; padding: 0 4px; border: 0; border-radius: 5px; font-weight: 700 !important; cursor: grab; touch-action: none; }
-.bw-phrase { flex: 1; min-width: 0; height: 22px; padding: 0 5px; border: 1px solid transparent; border-radius: 5px; background: transparent; user-select: text; }
+.bw-chip { flex: none; min-width: 24px; height: 24px; padding: 0 4px; border: 0; border-radius: 5px; font-weight: 700 !important; cursor: grab; touch-action: none; }
+.bw-phrase { flex: 1; min-width: 0; height: 24px; padding: 0 5px; border: 1px solid transparent; border-radius: 5px; background: transparent; user-select: text; }
 .bw-phrase:hover, .bw-phrase:focus { border-color: var(--bw-line); background: var(--comfy-input-bg, #222); }
 .bw-phrase.bw-flagged { text-decoration: underline dotted 1.5px; text-underline-offset: 3px; text-decoration-color: #e69f00; }
-.bw-icon { display: inline-flex; flex: none; align-items: center; justify-content: center; width: 22px; height: 22px; padding: 0; border: 0;
-    border-radius: 5px; background: transparent; opacity: .45; cursor: pointer; }
+.bw-icon { display: inline-flex; flex: none; align-items: center; justify-content: center; width: 24px; height: 24px; padding: 0; border: 0;
+    border-radius: 5px; background: transparent; opacity: .7; cursor: pointer; }
 .bw-icon:hover, .bw-icon[aria-pressed=true], .bw-icon:focus-visible { opacity: 1; background: var(--bw-soft); }
 .bw-inspector { flex: none; padding-top: 6px; border-top: 1px solid var(--bw-line); }
 .bw-fields { display: flex; flex-direction: column; gap: 5px; }
@@ -93,7 +93,8 @@ export const STYLE = `
     background: var(--comfy-input-bg, #222); user-select: text; appearance: textfield; }
 .bw-number::-webkit-inner-spin-button { display: none; }
 .bw-number { width: 100%; }
-.bw-field input[type=range] { flex: 1; min-width: 40px; accent-color: var(--bw-accent); }
+.bw-check { flex: none; width: 16px; height: 16px; }
+.bw-field input[type=range] { flex: 1; min-width: 40px; height: 24px; accent-color: var(--bw-accent); }
 .bw-field input[type=range] + .bw-number { flex: none; width: 52px; }
 .bw-text { flex: 1; }
 .bw-color { width: 34px; height: 24px; padding: 1px; border: 1px solid var(--bw-line); border-radius: 5px; background: transparent; }
@@ -111,6 +112,13 @@ export const STYLE = `
 .bw-trouble p { margin: 0; max-width: 46ch; overflow-wrap: anywhere; }
 .bw-actions { display: flex; gap: 8px; }
 .bw-actions .bw-button { border-color: var(--bw-line); }
+@media (pointer: coarse) { /* a finger needs more than the tip of a mouse */
+    .bw-row { height: 34px; }
+    .bw-chip, .bw-icon { min-width: 30px; height: 30px; }
+    .bw-button, .bw-button.bw-small, .bw-phrase, .bw-number, .bw-text, .bw-select, .bw-color, .bw-unit { height: 32px; }
+    .bw-item { min-height: 36px; }
+    .bw-check, .bw-item input[type=checkbox] { width: 20px; height: 20px; }
+}
 @container (max-width: 520px) {
     .bw-toolbar .bw-button:not(.bw-first) > span { display: none; }
     .bw-gap { margin: 0 1px; }

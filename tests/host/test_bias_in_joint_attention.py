@@ -1,0 +1,52 @@
+"""A bias on the text of a joint attention: what it costs in memory, and where one token differs from all others."""
+
+import pytest
+import tiny_models as tiny
+import torch
+from pack.attention_patches.core.types import Box
+from pack.attention_patches.host.install import install
+from pack.attention_patches.methods.rectified_attention import PUBLISHED
+from pack.attention_patches.methods.region_prompt import RegionPrompt
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+FAMILIES = ["flux", "zimage", "hidream"]  # text before the image, filled up too, and behind it
+SIZE = (16, 24)
+ONE_CELL = Box(0.01, 0.01, 0.04, 0.06)  # covers a part of the first of 8 x 12 tokens
+
+
+class Masks(TorchFunctionMode):
+    """Notes the bytes of every mask that is added to scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        mask = kwargs.get("attn_mask")
+        if func is scaled_dot_product_attention and mask is not None:
+            self.bytes.append(mask.untyped_storage().nbytes())
+        return func(*args, **kwargs)
+
+
+def run(family, method, areas):
+    layout = tiny.layout(areas=areas)
+    model = install(tiny.build(family), layout, method.edits(layout))
+    conditioning = tiny.conditioning(family, layout.prompt, layout.key)
+    return tiny.run(family, model, conditioning, noise=tiny.latent(family, SIZE), steps=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_confined_words_take_no_mask_of_tokens_by_tokens(family):
+    with Masks() as masks:
+        run(family, PUBLISHED, (Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 0.5)))
+    tokens = SIZE[0] * SIZE[1] // 4
+    assert len(masks.bytes) >= 3  # in none, in the one, in the other
+    assert max(masks.bytes) < tokens * tokens
+
+
+@pytest.mark.parametrize("method", [PUBLISHED, RegionPrompt()], ids=["rectified", "couple"])
+def test_a_single_token_may_differ_from_all_others(method):
+    one, more = (run("flux", method, (box,)) for box in (ONE_CELL, Box(0.0, 0.0, 0.5, 0.5)))
+    assert bool(torch.isfinite(one).all()) and not torch.equal(one, more)

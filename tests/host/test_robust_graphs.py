@@ -1,0 +1,101 @@
+"""Random graphs of our nodes through the host's real executor: each is drawn, or refused in one clear sentence of ours.
+
+They are made from the server's own object info (`random_graphs.py`), and are the same every time. In the suite 150, in
+all cache modes. BOXWRIGHT_FULL=1 draws 2400 more; BOXWRIGHT_GRAPHS=5000:300 those of the seeds from 5000 on.
+"""
+
+import os
+from collections import Counter
+
+import pytest
+import robust
+import torch
+from random_graphs import Graph, ours, pool
+
+EVERY = 50  # graphs after which an ordinary picture is drawn again
+MEMORY = 150  # MiB that 200 graphs may add to the process, which the host's own allocations and torch's caches make
+FULL = [(cache, 1000 + 600 * i, 600) for i, cache in enumerate(robust.CACHES)]
+SUITE = [("classic", 0, 50), ("lru", 50, 50), ("ram", 100, 30), ("none", 130, 20)]
+
+
+def chosen():
+    """(cache mode, first seed, how many) of each run."""
+    if wanted := os.environ.get("BOXWRIGHT_GRAPHS"):
+        first, count = map(int, wanted.split(":"))
+        return [(cache, first + i * count, count) for i, cache in enumerate(robust.CACHES)]
+    return SUITE + (FULL if os.environ.get("BOXWRIGHT_FULL") else [])
+
+
+@pytest.fixture(scope="module")
+def info(object_info):
+    return pool(object_info)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(toy, tmp_path_factory):
+    with robust.registered(toy, tmp_path_factory.mktemp("robust")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What a graph without anything of ours draws in a process that has drawn nothing else."""
+    return picture()
+
+
+def picture():
+    (found,) = robust.Host("none").run(robust.plain()).found
+    return found
+
+
+def faults_of(seed, graph, outcome):
+    """What is wrong with an outcome, in words."""
+    about = f"graph {seed} ({graph.subject}; {graph.wrong or 'nothing wrong on purpose'}), {outcome.where}"
+    if outcome.kind == "fault":
+        return [f"{about}: {outcome.words}"]
+    if outcome.kind == "refused" and not robust.well_said(outcome.words):
+        return [f"{about}: said badly: {outcome.words}"]
+    if outcome.kind == "refused by the host" and not graph.wrong and "ustom validation" not in outcome.words:
+        return [f"{about}: not as the object info says: {outcome.words}"]
+    return []
+
+
+def test_every_node_of_ours_is_the_subject_of_some_graph(info):
+    """And a graph of one seed is the same twice."""
+    subjects = {Graph(info, seed).subject for seed in range(400)}
+    assert subjects == set(ours(info))
+    assert Graph(info, 3).nodes == Graph(info, 3).nodes != Graph(info, 4).nodes
+
+
+@pytest.mark.parametrize("cache, first, count", chosen(), ids=lambda value: str(value))
+def test_random_graphs_are_drawn_or_refused(info, expected, cache, first, count):
+    host, kinds, faults = robust.Host(cache), Counter(), []
+    for seed in range(first, first + count):
+        graph = Graph(info, seed)
+        outcome = host.run(graph.nodes)
+        kinds[outcome.kind] += 1
+        faults += faults_of(seed, graph, outcome)
+        if (seed - first + 1) % EVERY == 0 and not torch.equal(picture(), expected):
+            faults.append(f"after graph {seed} a picture without our nodes is another one")
+    print(cache, first, dict(kinds))
+    assert not faults, "\n\n".join(faults)
+    assert torch.equal(picture(), expected)
+    assert kinds["drawn"] >= count // 5, kinds  # what is refused throughout says nothing
+
+
+def test_memory_stays_flat(info):
+    """Over 200 prompts (40 in the suite), once the same ones have been run: no more objects of ours, and of memory."""
+    host = robust.Host("lru")
+    graphs = [Graph(info, seed).nodes for seed in (5, 15, 18, 21, 31, 36, 46, 49)]
+
+    def rounds(count):
+        for number in range(count):
+            host.run(graphs[number % len(graphs)])
+            host.run(robust.plain(number))
+        return robust.alive(), robust.resident()
+
+    objects, before = rounds(16)
+    more, after = rounds(104 if os.environ.get("BOXWRIGHT_FULL") else 24)
+    print(f"objects {sum(objects.values())} -> {sum(more.values())}, {before:.0f} -> {after:.0f} MiB")
+    assert not more - objects, more - objects
+    assert after - before < MEMORY
