@@ -56,7 +56,7 @@ EVERY_HOST = (
     "recorder_in_graphs",
     "region_lora",
 )
-QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in ("layers", "pyproject", "release", "workflows")))
+QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in ("layers", "pyproject", "docs", "release", "workflows")))
 # Options of pytest whose next argument may look like a path and is none.
 VALUED = ("-k", "-m", "-c", "-p", "-o", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir", "--basetemp")
 # How many workers is said already, or they would hide what a test prints or asks.
