@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import without_orders
-from ..attention_patches.core.types import Layout
+from ..attention_patches.core.types import Layout, TokenMap
 from ..attention_patches.host.region_lora import text_encoders
 from ..attention_patches.host.text.conditioning import text_notes
 from ..attention_patches.host.text.layout import encode_layout, missing_phrases
@@ -82,6 +82,12 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
         return io.NodeOutput(positive, layout, negative, ui=ui.PreviewText("\n".join(report)))
 
 
+def _characters(tokens: TokenMap, first: int, last: int) -> str:
+    """What two columns of words and those between them stand for in the text."""
+    begin, end = tokens.spans[first], tokens.spans[last]
+    return tokens.text[begin[0] : end[1]] if begin and end else ""
+
+
 def ownership_report(layout: Layout, appended: list[str]) -> str:
     """Which words and columns of the conditioning each region owns, one line per region, and what was appended."""
     tokens = layout.prompt.tokens
@@ -89,7 +95,7 @@ def ownership_report(layout: Layout, appended: list[str]) -> str:
     for number, (region, row) in enumerate(zip(layout.regions, layout.columns.tolist(), strict=True), 1):
         runs = runs_of(row)
         columns = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-        words = ", ".join(tokens.text[tokens.spans[first][0] : tokens.spans[last][1]] for first, last in runs)
+        words = ", ".join(_characters(tokens, first, last) for first, last in runs)
         name = "column" if sum(row) == 1 else "columns"
         lines.append(
             f"{number}. {shortened(region.phrase, MAX_SHOWN)}: {name} {columns} ({shortened(words, MAX_SHOWN)})"

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import without_orders
 from ..attention_patches.core.token_alignment import Mode, alignment_report
-from ..attention_patches.core.types import BoxwrightError
+from ..attention_patches.core.types import BoxwrightError, StepWindow
 from ..attention_patches.host.prompt_to_prompt import edited, encode_prompts, paired_latent
 from ..attention_patches.host.text.conditioning import encode, text_notes
 from ..attention_patches.methods.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBlend, Prompts, PromptToPrompt
@@ -18,6 +18,7 @@ from .parts.phrases import parse_phrases, parse_windows, window_or_none
 from .reweight import parse_weights
 
 DEFAULT = PromptToPrompt()
+CROSS, SELF = DEFAULT.cross or StepWindow(0.0, 0.0), DEFAULT.self_attention or StepWindow(0.0, 0.0)
 FRACTION = "as a fraction of the noise schedule"
 
 
@@ -64,21 +65,21 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                     "over the old one's place), others are new; replace = always replaced, or an error; refine = "
                     "always new: only the common words keep their place.",
                 ),
-                _fraction("cross_start", DEFAULT.cross.start, f"When words begin to keep their places, {FRACTION}."),
+                _fraction("cross_start", CROSS.start, f"When words begin to keep their places, {FRACTION}."),
                 _fraction(
                     "cross_end",
-                    DEFAULT.cross.end,
+                    CROSS.end,
                     f"When they stop, {FRACTION}: higher = more like the source, 1 = until the last step. The same as "
                     "cross_start = never.",
                 ),
                 _fraction(
                     "self_start",
-                    DEFAULT.self_attention.start,
+                    SELF.start,
                     f"When the source's shapes begin to be kept, {FRACTION}.",
                 ),
                 _fraction(
                     "self_end",
-                    DEFAULT.self_attention.end,
+                    SELF.end,
                     f"When they stop to be, {FRACTION}: higher = outlines more like the source's; lower it to change "
                     "shapes. The same as self_start = never.",
                 ),

@@ -89,7 +89,8 @@ class BoxwrightPromptToRegions(io.ComfyNode):
         size = schema.given_size(width, height)
         name = (recognised(text) or ANY) if format == "auto" else format
         if name == ANY:
-            read = read_layout(text, *(size or (None, None)), "text")
+            across, down = size or (None, None)
+            read = read_layout(text, across, down, "text")
             document, lines = Document(read.regions), [f"{read.how}."]
         elif name == TEMPLATE:
             document = read_template(template, text, size)

@@ -106,6 +106,7 @@ class BoxwrightRegionConditioning(io.ComfyNode):
         region_texts=None,
     ) -> io.NodeOutput:  # fmt: skip
         settings = RegionConditioning(method, strength, base, base_strength, feather, StepWindow(start, end))
+        texts: Sequence[list | None]
         if region_texts is None:
             texts = host.encoded_phrases(clip, regions, negative=False)
         else:

@@ -109,8 +109,8 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             check_end(window, mode["dense_end"], "dense_end")
             weights = mode["cross_weight"], mode["self_weight"]
             own = takes_own_phrases(model)
-            method = DenseDiffusion(strength, *weights, own_phrases=own, overlap=overlap, window=window)
-            edits = ending(method.edits(layout), mode["dense_end"])
+            dense = DenseDiffusion(strength, *weights, own_phrases=own, overlap=overlap, window=window)
+            edits = ending(dense.edits(layout), mode["dense_end"])
         on = bool(edits)
         if bound["bound"] != "off" and strength > 0:
             check_end(window, bound["bound_end"], "bound_end")

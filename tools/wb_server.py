@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from templates import for_toy, written
@@ -97,11 +97,16 @@ def host_arguments(host: Host, base: Path, port: int, gpu: bool) -> list[str]:
 
 @contextlib.contextmanager
 def running_server(
-    python: Path, host: Host, port: int | None = None, extra: Sequence[str] = (), gpu: bool = False
+    python: Path,
+    host: Host,
+    port: int | None = None,
+    extra: Sequence[str] = (),
+    gpu: bool = False,
+    directory: Callable[[], contextlib.AbstractContextManager[Path]] = base_directory,
 ) -> Iterator[Server]:
-    """A started and answering server; it and its files are gone when the block ends."""
+    """A started and answering server on a base directory; it and its files are gone when the block ends."""
     port, log = free_port(port), log_file("server")
-    with base_directory() as base:
+    with directory() as base:
         command = [python, ROOT / "tools" / "host_main.py", host.path / "main.py"]
         command += [*host_arguments(host, base, port, gpu), *extra]
         with (

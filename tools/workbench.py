@@ -43,6 +43,8 @@ DEMO_FOLDER = ROOT / "demo"
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
 EVERY_HOST = (
     "host_names",
+    "archive",
+    "replacements",
     "adapter_contract",
     "contract_of_some_families",
     "contract_of_steps",
@@ -54,7 +56,7 @@ EVERY_HOST = (
     "recorder_in_graphs",
     "region_lora",
 )
-QUICK = ("tests/math", "tests/test_layers.py", "tests/test_pyproject.py")
+QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in ("layers", "pyproject", "docs", "release", "workflows")))
 # Options of pytest whose next argument may look like a path and is none.
 VALUED = ("-k", "-m", "-c", "-p", "-o", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir", "--basetemp")
 # How many workers is said already, or they would hide what a test prints or asks.

@@ -32,7 +32,8 @@ def fold(text: str) -> tuple[str, tuple[int, ...]]:
 
     Runs of white space become one space. The result may be longer or shorter than the text.
     """
-    folded, origins = [], []
+    folded: list[str] = []
+    origins: list[int] = []
     for index, character in enumerate(text):
         if character.isspace():
             units = "" if folded and folded[-1] == " " else " "
@@ -170,7 +171,7 @@ def align_pieces(text: str, pieces: Sequence[Piece]) -> list[Span]:
         if next_j > j:
             owning = sorted({piece for unit in owners[j:next_j] for piece in unit})
         else:
-            owning = owners[max(j - 1, 0)] if owners else ()  # dropped by the tokenizer
+            owning = list(owners[max(j - 1, 0)]) if owners else []  # dropped by the tokenizer
         for characters, speakers in word_by_word(origins[i:next_i], owning) if next_i > i else ():
             for piece in speakers:
                 first[piece] = min(first[piece], characters[0])
@@ -208,7 +209,8 @@ def spoken(pieces: Sequence[Piece]) -> tuple[str, list[tuple[int, ...]]]:
 
     Bytes of neighbouring tokens are joined before they are read: one character may be spread over several.
     """
-    said, owners = [], []
+    said: list[str] = []
+    owners: list[tuple[int, ...]] = []
     for piece_of_byte, raw in known_runs(pieces):
         if raw is None:
             said.append(UNKNOWN)
@@ -228,7 +230,8 @@ def spoken(pieces: Sequence[Piece]) -> tuple[str, list[tuple[int, ...]]]:
 
 def known_runs(pieces: Sequence[Piece]) -> Iterator[tuple[list[int], bytes | None]]:
     """The UTF-8 of every run of known tokens with the piece of each byte; an unknown token alone with None."""
-    run, raw = [], b""
+    run: list[int] = []
+    raw = b""
     for number, piece in enumerate(pieces):
         if piece is None:
             if raw:
@@ -287,8 +290,10 @@ def fill_spaces(spans: list[Span | None], length: int) -> list[Span]:
     """Gives tokens without characters what lies between their neighbours' spans, or what these share."""
     following = [length] * (len(spans) + 1)
     for index in range(len(spans) - 1, -1, -1):
-        following[index] = spans[index][0] if spans[index] else following[index + 1]
-    filled, end = [], 0
+        span = spans[index]
+        following[index] = span[0] if span else following[index + 1]
+    filled: list[Span] = []
+    end = 0
     for span, start in zip(spans, following[:-1], strict=True):
         filled.append(span or (min(end, start), max(end, start)))
         end = span[1] if span else end

@@ -92,8 +92,9 @@ def _side_by_side(extras: list[dict[str, Any]]) -> dict[str, Any]:
         values = [extra.get(name) for extra in extras]
         if not any(isinstance(value, Tensor) for value in values):
             continue
-        if all(isinstance(value, Tensor) and value.shape == (1, *values[0].shape[1:]) for value in values):
-            joined[name] = torch.cat(values)
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if len(tensors) == len(values) and all(one.shape == (1, *tensors[0].shape[1:]) for one in tensors):
+            joined[name] = torch.cat(tensors)
         else:
             raise BoxwrightError(
                 f'The text encoder gives "{name}" in different forms for these prompts, so that they cannot stand side '

@@ -142,10 +142,9 @@ class RegionConditioning:
 
     def _mask(self, region: Region) -> Tensor:
         """[H, W] in 0..1: painted masks in their own size."""
-        painted = not isinstance(region.area, Box)
-        return self._feathered(
-            region.area.float().cpu() if painted else coverage(region.area, (MASK_SIDE, MASK_SIDE)), region
-        )
+        area = region.area
+        painted = coverage(area, (MASK_SIDE, MASK_SIDE)) if isinstance(area, Box) else area.float().cpu()
+        return self._feathered(painted, region)
 
     def _feathered(self, mask: Tensor, region: Region) -> Tensor:
         feather = feather_of(region, self.feather)

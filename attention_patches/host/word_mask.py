@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import comfy.model_management
 import comfy.utils
@@ -33,7 +33,7 @@ class WordMask:
     def cut(self) -> DiffMask:
         """How the mask is cut from the heat."""
         base = self.base
-        method = "fixed" if self.threshold else "otsu"
+        method: Literal["fixed", "otsu"] = "fixed" if self.threshold else "otsu"
         return DiffMask(base.draws, base.noise_level, 1.0, base.blur, self.threshold, method, base.close, base.dilate)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class Plan:
             like = self.likes[:, p]
             after = like.gather(1, self.sources)
             before, now = (float((v[:, there].sum(1) / v.sum(1).clamp_min(1e-12)).mean()) for v in (like, after))
-            parts.append(f"{phrase[:40]} {before:.0%} → {now:.0%}")
+            parts.append(f"{phrase[:40]} {before:.0%} -> {now:.0%}")
         note = f" (blocks of {self.asked} would be too many)" if self.block != self.asked else ""
         return (
             f"1 evaluation; {changed:.0f} of {counted(n, 'block')} of {self.block} latent cells moved{note}; "
@@ -177,8 +178,12 @@ def owners(phrases: Sequence[Phrase], grid: tuple[int, int], view: View) -> np.n
 def _at_work(phrase: Phrase, progress: float) -> Phrase:
     """The phrase with those of its areas that are at work at a moment."""
     on = [i for i, window in enumerate(phrase.windows) if window.contains(progress) and phrase.strengths[i] > 0]
-    parts = (tuple(values[i] for i in on) for values in (phrase.areas, phrase.strengths, phrase.windows))
-    return Phrase(phrase.text, phrase.columns, *parts)
+
+    def those(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in on)
+
+    areas, strengths, windows = map(those, (phrase.areas, phrase.strengths, phrase.windows))
+    return Phrase(phrase.text, phrase.columns, areas, strengths, windows)
 
 
 def _cell(start: Start) -> int:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..core.grids import covered, visible_cells
-from ..core.seam import AttentionEdit, AttentionSite, ContextEdit
+from ..core.seam import AttentionEdit, AttentionKind, AttentionSite, ContextEdit
 from ..core.types import BoxwrightError, Layout, StepWindow, widest_window, window_of
 from .occlusion import occluded
 from .region_prompt import Overlap, opacities, regions_at_work
@@ -59,7 +59,9 @@ class DenseDiffusion:
         if not weights:
             return []
         window = widest_window(layout, self.window)
-        edits = [AttentionEdit("dense", "scores", self._modulate(w), window, kind) for kind, w in weights]
+        edits: list[AttentionEdit | ContextEdit] = [
+            AttentionEdit("dense", "scores", self._modulate(w), window, kind) for kind, w in weights
+        ]
         if not self.own_phrases:
             return edits
         return [*self._phrases(layout), *edits]
@@ -72,7 +74,7 @@ class DenseDiffusion:
                 own = partial(own_phrase, number=number, strength=strength)
                 yield ContextEdit("dense: phrases", own, window_of(region, self.window))
 
-    def _weights(self) -> list[tuple[str, float]]:
+    def _weights(self) -> list[tuple[AttentionKind, float]]:
         return [("image_text", self.cross_weight), ("image_image", self.self_weight)]
 
     def _modulate(self, weight: float) -> Callable[[Tensor, AttentionSite], Tensor]:

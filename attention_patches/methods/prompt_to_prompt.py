@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -285,6 +286,7 @@ def blend_mask(
     rows, (height, width) = shape[0], shape[-2:]
     mask = torch.ones(rows, 1, height, width)
     if blend.words:
+        assert maps is not None
         kept = _above(blend, maps, 0, blend.pooling, (height, width), count)
         if blend.subtract:
             kept = kept & ~_above(blend, maps, 1, 0, (height, width), count)
@@ -298,7 +300,7 @@ def _above(
     blend: LocalBlend, maps: dict[tuple[int, int], Tensor], kind: int, pooling: int, size: tuple[int, int], count: int
 ) -> Tensor:
     """Cells of the latent where the words of the source or of the row lie, bool [B, 1, h, w]."""
-    total = 0
+    total: Any = 0  # a tensor from the first grid on
     for grid, values in maps.items():
         image = values[kind].unflatten(-1, grid).unsqueeze(1)
         if pooling:

@@ -195,7 +195,7 @@ class AttentionRecord:
         self.tokens, self.recording, self.columns = records.tokens, records.recording, records.columns
         self.rows = rows
         self._schedule = tuple(schedule)
-        self._open: int | None = None
+        self._open: int | None = None  # moment; None = nothing is in `_sums`
         self._sums: dict[Grid, tuple[Tensor, float]] = {}
         self._means: dict[tuple[int, Grid], tuple[Tensor, float]] = {}
 
@@ -221,6 +221,8 @@ class AttentionRecord:
 
     def close(self) -> None:
         """The open moment's sums become float16 means, beside what an earlier visit left."""
+        if self._open is None:
+            return
         for grid, (sums, weight) in self._sums.items():
             mean = sums.cpu() / weight
             old, before = self._means.get((self._open, grid), (None, 0.0))
@@ -291,8 +293,8 @@ class AttentionRecord:
                 "The record is empty: no step of the run lay between start and end of the recorder, or another node "
                 "skipped the model there. Widen the window."
             )
-        images = [self._on_grid(size, values, moments) for size in (self.grids if grid is None else (grid,))]
-        images = [image for image in images if image is not None]
+        found = (self._on_grid(size, values, moments) for size in (self.grids if grid is None else (grid,)))
+        images = [image for image in found if image is not None]
         return torch.stack([resized(image, tuple(images[0].shape[-2:])) for image in images]).mean(dim=0)
 
     def _on_grid(self, grid: Grid, values: list[int], moments: Sequence[int]) -> Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class FeatureLoss:
 class DirectionLoss(FeatureLoss):
     """1 - the cosine between how the features have moved away from a source picture's, and `target`, a direction."""
 
-    source: Tensor | None = None  # [1, 3, H, W], the picture to move away from
+    source: Tensor = field(kw_only=True)  # [1, 3, H, W], the picture to move away from
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """[B, 3, h, w] -> [B]."""

@@ -26,7 +26,8 @@ def draw_arrangement(plan: Plan, regions: tuple[Region, ...]) -> Tensor:
     paper = draw_layout(regions, *size).expand(rows, -1, -1, -1)
     stays = torch.arange(height * width)
     down, across = (part(plan.sources, width) - part(stays, width) for part in (torch.floor_divide, torch.remainder))
-    before, after = [], []
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
     for number, phrase in enumerate(plan.phrases):
         like = plan.likes[:, number]
         for row, label, values in (

@@ -236,7 +236,7 @@ def from_masks(masks: Tensor) -> tuple[Region, ...]:
 
 def _refuse_empty_masks(regions: Sequence[Region]) -> None:
     for number, region in enumerate(regions, 1):
-        if not bool(region.area.any()):
+        if not isinstance(region.area, Box) and not bool(region.area.any()):
             raise BoxwrightError(
                 f'Mask {number} ("{shortened(region.phrase, 40)}") is empty: every pixel is 0. Paint it, or remove it '
                 "together with its line in phrases."

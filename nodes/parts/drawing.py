@@ -55,13 +55,19 @@ def region_colour(index: int) -> Colour:
     """RGB of region `index` (from 0); 64 and more distinct colours, the first seven told apart by everyone."""
     tint = TINTS[index // len(OKABE_ITO) % len(TINTS)]
     goal = 255 if tint > 0 else 0
-    parts = OKABE_ITO[index % len(OKABE_ITO)]
-    return tuple(math.floor(part + (goal - part) * abs(tint) + 0.5) for part in parts)  # the editor rounds halves up
+    red, green, blue = (
+        math.floor(part + (goal - part) * abs(tint) + 0.5)  # the editor rounds halves up
+        for part in OKABE_ITO[index % len(OKABE_ITO)]
+    )
+    return red, green, blue
 
 
 def _own_colour(region: Region, index: int) -> Colour:
     """The colour that the region asks for, else that of its index."""
-    return tuple(bytes.fromhex(region.color[1:])) if region.color else region_colour(index)
+    if not region.color:
+        return region_colour(index)
+    red, green, blue = bytes.fromhex(region.color[1:])
+    return red, green, blue
 
 
 def _paper(width: int, height: int, background: Tensor | None) -> Image.Image:

@@ -44,12 +44,18 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Format:
-    """One model's way to write a layout."""
+class Places:
+    """What a way to write a layout has places for."""
 
     name: str
     holds: frozenset[str]  # of "prompt", "background", "source" and PROMPT_KEYS
     styles: tuple[str, ...]  # keys of Document.style it has a place for
+
+
+@dataclass(frozen=True)
+class Format(Places):
+    """One model's way to write a layout."""
+
     write: Callable[[Document, tuple[int, int] | None], str]
     read: Callable[[str], Document]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...attention_patches.core.types import BoxwrightError, Region
@@ -33,19 +34,18 @@ TABLE = re.compile(r"\[\s*\{")
 def _write_flux3(document: Document, size: tuple[int, int] | None) -> str:
     if document.source is None:
         ids = _ids([region.extra.get("id") for region in document.regions])
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"id": name, "bbox": to_bbox(region.area), "desc": with_lettering(region)}
             for name, region in zip(ids, document.regions, strict=True)
         ]
         wanted = [(name, region.phrase, "") for name, region in zip(ids, document.regions, strict=True)]
         return f"{_cited(document.prompt, wanted)} {compact(rows)}"
     moves = _moves(document.source, document.regions)
-    ids = _ids([(new or old).extra.get("id") or (old and old.extra.get("id")) for old, new in moves])
+    ids = _ids([thing.extra.get("id") or (old and old.extra.get("id")) for thing, old, _ in moves])
     rows, wanted = [], []
-    for name, (old, new) in zip(ids, moves, strict=True):
+    for name, (thing, old, new) in zip(ids, moves, strict=True):
         src, tgt = (None if each is None else to_bbox(each.area) for each in (old, new))
         origin = None if old is None else _reference(old)
-        thing = new or old
         rows.append({"id": name, "from": origin, "src_bbox": src, "tgt_bbox": tgt, "desc": with_lettering(thing)})
         verb = "Add" if src is None else "Remove" if tgt is None else "" if src == tgt else "Move"
         wanted.append((name, thing.phrase, verb))
@@ -61,8 +61,8 @@ def _reference(region: Region) -> str:
     return origin
 
 
-def _moves(source: Sequence[Region], target: Sequence[Region]) -> list[tuple[Region | None, Region | None]]:
-    """(where it stands, where it shall stand) of each thing: the targets in order, then what has none.
+def _moves(source: Sequence[Region], target: Sequence[Region]) -> list[tuple[Region, Region | None, Region | None]]:
+    """(itself, where it stands, where it shall stand) of each thing: the targets in order, then what has none.
 
     A target is the thing of the source with its id, else with its words; of several, first the one at the same place.
     """
@@ -82,7 +82,7 @@ def _moves(source: Sequence[Region], target: Sequence[Region]) -> list[tuple[Reg
         for index, new in enumerate(target):
             box = thousandths(new.area)
             take(index, lambda old: alike(old, new) and (not same_place or thousandths(old.area) == box))  # noqa: B023
-    return [(pairs.get(index), new) for index, new in enumerate(target)] + [(old, None) for old in left]
+    return [(new, pairs.get(index), new) for index, new in enumerate(target)] + [(old, old, None) for old in left]
 
 
 def _key(region: Region) -> str:
@@ -186,9 +186,7 @@ def _read_flux3(text: str) -> Document:
             regions.append(Region(phrase, from_bbox(tgt, f"{where}: tgt_bbox"), extra=dict(extra)))
         if src is not None:
             old = Region(phrase, from_bbox(src, f"{where}: src_bbox"), extra=extra | {"from": origin})
-            if _reference(old) == FIRST_REFERENCE:
-                del old.extra["from"]
-            source.append(old)
+            source.append(replace(old, extra=extra) if _reference(old) == FIRST_REFERENCE else old)
     _check_citations(caption, names)
     named = Document(tuple(regions), tuple(source) if edit[0] else None, caption)
     plain = Document(_without_ids(regions), _without_ids(source) if edit[0] else None, uncited(caption))

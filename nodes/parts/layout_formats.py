@@ -9,7 +9,7 @@ from typing import Any
 
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, counted, shortened, shown
-from .layout_document import MAX_TEXT_FIELD, PROMPT_KEYS, Document, Format, checked_style
+from .layout_document import MAX_TEXT_FIELD, PROMPT_KEYS, Document, Places, checked_style
 from .layout_flux3 import FLUX3
 from .layout_ideogram import IDEOGRAM, STYLE_KEYS
 from .layout_ming import CANVAS_KEYS, MING
@@ -42,7 +42,7 @@ def written(
     return form.write(document, size), boxed + notes
 
 
-def left_out(document: Document, form: Format, leave_out: bool) -> tuple[str, ...]:
+def left_out(document: Document, form: Places, leave_out: bool) -> tuple[str, ...]:
     """Notes on what the format has no place for. Raises BoxwrightError for that, unless `leave_out`; and for what no
     format can hold: no region at all, or too many."""
     if not document.regions and not document.source:
@@ -91,7 +91,7 @@ def _some(texts: Sequence[str]) -> str:
     return "; ".join(texts[:3]) + more
 
 
-def _unheld(document: Document, form: Format) -> Iterable[tuple[str, bool]]:
+def _unheld(document: Document, form: Places) -> Iterable[tuple[str, bool]]:
     """What the format has no place for: (words, whether it matters)."""
     if document.background and "background" not in form.holds:
         yield "the background text", True

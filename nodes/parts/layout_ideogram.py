@@ -66,7 +66,7 @@ def _read_ideogram(text: str) -> Document:
     data = load_json(text, "text")
     layout = data.get("compositional_deconstruction") if isinstance(data, dict) else None
     elements = layout.get("elements") if isinstance(layout, dict) else None
-    if not isinstance(elements, list):
+    if not isinstance(layout, dict) or not isinstance(elements, list):
         raise BoxwrightError(
             "text is no Ideogram 4 caption: it must be an object with compositional_deconstruction, in which elements "
             "is a list."
@@ -88,7 +88,7 @@ def _read_ideogram(text: str) -> Document:
             continue
         notes += foreign_keys(element, ("type", "bbox", "text", "desc", "color_palette"), where)
         phrase = element["desc"] if element["desc"] else element.get("text")
-        extra = {}
+        extra: dict[str, Any] = {}
         if element.get("text"):
             extra["text"] = checked_text(element["text"], f"{where}: text")
         if element.get("color_palette"):

@@ -245,7 +245,8 @@ def _entry(entry: Any, number: int, name: str) -> Raw:
 
 
 def _numbers(values: Sequence[Any], where: str) -> tuple[float, float, float, float]:
-    return tuple(number_of(value, where) for value in values)
+    a, b, c, d = (number_of(value, where) for value in values)
+    return a, b, c, d
 
 
 def _phrase_of(entry: Mapping[str, Any], where: str) -> str:

@@ -70,7 +70,7 @@ def ming_box(coordinates: Any, where: str) -> Box:
     """The box of "cx: ..., cy: ..., w: ..., h: ...", cut where it reaches over the edge by rounding."""
     found = COORDINATES.fullmatch(coordinates) if isinstance(coordinates, str) and len(coordinates) <= 200 else None
     try:
-        cx, cy, w, h = (float(digits) for digits in found.groups()) if found else ()
+        cx, cy, w, h = map(float, found.groups() if found else ())
     except ValueError:
         raise BoxwrightError(
             f'{where}: coordinates must look like "cx: 0.500, cy: 0.250, w: 0.700, h: 0.160"; they are '

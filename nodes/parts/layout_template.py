@@ -14,7 +14,7 @@ from typing import Any
 
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, check_size, checked_phrase, clipped_box, shortened
-from .layout_document import OVERHANG, Document, Format
+from .layout_document import OVERHANG, Document, Places
 
 MAX_TEMPLATE = 20_000  # characters
 MAX_LINES = 200  # of the template
@@ -67,10 +67,10 @@ def write_template(template: str, document: Document, size: tuple[int, int] | No
     return "\n".join(lines)
 
 
-def template_format(template: str) -> Format:
+def template_format(template: str) -> Places:
     """What the template has places for."""
     names = {piece.name for pieces in _lines(template) for piece in pieces}
-    return Format("The template", frozenset(names), (), None, None)
+    return Places("The template", frozenset(names), ())
 
 
 def read_template(template: str, text: str, size: tuple[int, int] | None) -> Document:
@@ -129,7 +129,7 @@ def _lines(template: str) -> list[list[Piece]]:
 
 def _check_how(piece: Piece, written: str) -> None:
     if piece.name in SIDES:
-        good = piece.how in ("", "px", "pxc", "%") or re.fullmatch(r"[1-9]\d{0,4}|\.[1-6]", piece.how)
+        good = bool(re.fullmatch(r"|px|pxc|%|[1-9]\d{0,4}|\.[1-6]", piece.how))
         allowed = "a number (0 to that), .3 (fraction with 3 digits), %, px (pixels) or pxc (pixels from the centre)"
     else:
         good = piece.how == "" or (piece.how == "json" and piece.name in WORDS)
@@ -255,13 +255,13 @@ def _region(values: Mapping[str, Any], number: int, size: tuple[int, int] | None
             piece, value = values[name]
             factor, shift = _scale(piece, size)
             sides[name] = (value - shift) / factor
-    spans = [_span(sides, *names) for names in (("x", "x1", "x2", "cx", "w"), ("y", "y1", "y2", "cy", "h"))]
-    if None in spans:
+    across, down = _span(sides, "x", "x1", "x2", "cx", "w"), _span(sides, "y", "y1", "y2", "cy", "h")
+    if across is None or down is None:
         raise BoxwrightError(
             "The template does not say where a box ends: a line needs two numbers each way, as {x1} and {x2}, or {x} "
             "and {w}, or {cx} and {w}."
         )
-    (x, width), (y, height) = spans
+    (x, width), (y, height) = across, down
     where = f"Region {number} of the text"
     check_size(width, height, where)
     if min(x, y) < -OVERHANG or max(x + width, y + height) > 1.0 + OVERHANG:
@@ -276,7 +276,9 @@ def _region(values: Mapping[str, Any], number: int, size: tuple[int, int] | None
     return Region(phrase, clipped_box(x, y, width, height, where), extra=extra)
 
 
-def _span(sides: Mapping[str, float], start: str, low: str, high: str, middle: str, length: str):
+def _span(
+    sides: Mapping[str, float], start: str, low: str, high: str, middle: str, length: str
+) -> tuple[float, float] | None:
     """(start, length) from whichever two of the numbers were given; None where they do not say."""
     begin = sides.get(start, sides.get(low))
     if begin is not None and high in sides:

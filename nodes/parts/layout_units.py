@@ -101,6 +101,7 @@ def _plain(number: float) -> float | int:
 def _sides(raw: Raw, order: str, size: tuple[int | None, int | None]) -> tuple[float, float, float, float]:
     """left, top, width, height in fractions."""
     across, down = (UNITS[raw.unit] or side for side in size)
+    assert across is not None and down is not None  # pixels of a picture of unknown size have been refused
     a, b, c, d = raw.numbers
     if order == "xyxy":
         left, top, width, height = a, b, c - a, d - b

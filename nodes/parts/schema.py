@@ -109,7 +109,7 @@ def feather_input(default: float) -> io.Input:
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node with its inputs checked against its schema: the host checks what is typed in, not what is wired."""
 
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
+    def execute(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
         return node.execute.__func__(cls, **_all_checked(cls.define_schema().inputs, inputs))
 
     return type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__})
@@ -136,7 +136,7 @@ def _option(entry: io.DynamicCombo.Input, value: Any) -> io.DynamicCombo.Option:
     return options[checks.one_of(key, entry.id, list(options))]
 
 
-def _all_checked(entries: Iterable[io.Input], inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _all_checked(entries: Iterable[io.Input], inputs: Any) -> dict[str, Any]:
     """Copies of inputs as the schema wants them, those of a dynamic combo's option too. Raises BoxwrightError."""
     result = dict(inputs)
     for entry in entries:

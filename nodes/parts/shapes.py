@@ -162,7 +162,7 @@ def _kept(region: Region) -> tuple[Mapping[str, Any] | None, Box] | None:
     """What outline_of says of a region that is no mask from elsewhere, else None."""
     if isinstance(region.area, Box):
         return None, region.area
-    kept = {key: region.extra.get(key) for key in ("shape", *BOX_KEYS)}
+    kept: dict[str, Any] = {key: region.extra.get(key) for key in ("shape", *BOX_KEYS)}
     if isinstance(kept["shape"], Mapping) and tuple(region.area.shape) == GRID:
         box = Box(*(kept[key] for key in BOX_KEYS))
         if torch.equal(rasterized(kept["shape"], box, GRID), region.area.to("cpu", torch.float32)):
@@ -185,10 +185,10 @@ def bounding_box(region: Region) -> Box:
 
 def covered_pixels(region: Region, height: int, width: int) -> Tensor:
     """How much of each pixel of a picture the region covers, float32 [height, width]; as sharp as the picture."""
-    shape, box = _kept(region) or (None, None)
-    if shape is None or shape["kind"] == "paint":
+    kept = _kept(region)
+    if kept is None or kept[0] is None or kept[0]["kind"] == "paint":
         return coverage(region.area, (height, width))
-    return rasterized(shape, box, (height, width))
+    return rasterized(*kept, (height, width))
 
 
 def paint_of(mask: Tensor) -> tuple[dict[str, Any], Box]:

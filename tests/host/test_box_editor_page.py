@@ -240,20 +240,6 @@ def test_the_graph_is_dragged_through_the_editor(bench, hand):
     assert bench.boxes() == [ONE]
 
 
-def test_every_control_has_a_name(bench):
-    bench.load(editor_node([ONE, TWO]))
-    bench.click(0.35, 0.35)
-    bench.button("view").click()
-    nameless = bench.part(":is(button, input, select, canvas)").evaluate_all("""(all) => all
-        .filter((each) => !(each.getAttribute("aria-label") || each.textContent.trim() || each.labels?.length))
-        .map((each) => each.outerHTML)""")
-    assert nameless == []
-    assert "2 boxes" in bench.part("canvas").get_attribute("aria-label")
-    bench.part("canvas").focus()
-    bench.press("Tab")
-    assert bench.part(".bw-speech").inner_text() == "Box 2 of 2: blue star"
-
-
 # The life of a node
 
 

@@ -18,6 +18,8 @@ QUERIES = {
     "regional prompter": "BoxwrightRegionPrompt",
     "area": "BoxwrightRegionConditioning",
     "per region lora": "BoxwrightRegionConditioning",
+    "regional lora": "BoxwrightRegionLora",
+    "lora mask": "BoxwrightRegionLora",
     "inpaint": "BoxwrightRePaint",
     "inspect attention": "BoxwrightAttentionHeatmap",
     "attention map": "BoxwrightAttentionHeatmap",

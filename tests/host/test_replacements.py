@@ -90,8 +90,6 @@ def test_a_replacement_that_would_lose_something_is_named(replacement, words):
 def test_the_host_leads_a_saved_workflow_to_todays_node(manager, monkeypatch):
     monkeypatch.setattr(replacements, "REPLACEMENTS", (REGIONS,))
     asyncio.run(replacements.register())
-    asyncio.run(replacements.register())  # as when the pack is loaded again
-    assert len(manager.as_dict()["BoxwrightOldRegions"]) == 1
     prompt = {
         "1": {
             "class_type": "BoxwrightOldRegions",

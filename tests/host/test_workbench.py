@@ -451,7 +451,7 @@ def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
     assert workbench.test(fake_environment(tmp_path), host, options_of("--quick"), []) == 0
     assert capfd.readouterr().out.splitlines()[-2:] == [
         "== pytest",
-        f"pytest tests/math tests/test_layers.py tests/test_pyproject.py {WORKERS} {host.path}",
+        f"pytest tests/math tests/test_layers.py tests/test_pyproject.py tests/test_docs.py {WORKERS} {host.path}",
     ]
 
 

@@ -275,7 +275,7 @@ def _block(call: ModelCall, chunk: Chunk, place: Place, cache: BiasCache) -> Blo
             block.mixes.append(item)
             continue
         if edit.where is everywhere or edit.where(block.site(item, everything)):
-            stage = edit.stage
+            stage: str = edit.stage
             if stage == "bias":
                 stage = "text_bias" if edit.kind == "image_text" else "image_bias"
             elif item.graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -21,12 +21,15 @@ class IncompatiblePatchError(BoxwrightError):
     """Another patch on the same model changed the attention so that an edit can no longer be placed."""
 
 
+E = TypeVar("E", bound="AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix")
+
+
 @dataclass(frozen=True)
-class Installed:
+class Installed(Generic[E]):
     """One edit, and the layout whose rows it changes."""
 
     layout: Layout
-    edit: AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
+    edit: E
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
 
 
@@ -85,7 +88,7 @@ class ModelCall:
     # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
     pictures: tuple[tuple[int, int], ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)  # what else the model is given, by the host's names
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[Any, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # attention calls met so far, by kind
 
     def counted(self, kind: str) -> int:

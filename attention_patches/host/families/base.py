@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -16,7 +16,9 @@ from .beside import Beside
 class Family(Protocol):
     """Models that one kind of adapter fits."""
 
-    name: str  # what users call them
+    @property
+    def name(self) -> str:
+        """What users call them."""
 
     def supports(self, base_model: Any) -> bool: ...
 
@@ -27,21 +29,44 @@ class Family(Protocol):
 class Adapter(Protocol):
     """How edits reach the attention of one model, and what it can do. Immutable; notes of a call go into the call."""
 
-    name: str
-    # separate = image tokens attend to the text in an attention of its own, and `ModelCall.further` may stand behind
-    # the text; joint = one attention holds text and image.
-    text: Literal["separate", "joint"]
-    gradients: bool  # whether autograd passes the model here; then the next two can be asked
-    guided: tuple[str, ...] | None  # names of the layers whose maps guides read, in order; None = all of a grid
-    factors: tuple[int, ...]  # latent cells per token side at every attention grid, finest first
-    # How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused there.
-    # Then `prepared`, `alone` and `turned` are never asked.
-    beside: Beside | None
-    # Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes something
-    # else of it, other embeddings cannot stand in for it: edits of it and further texts are refused.
-    own_text: bool
-    frame: int  # pictures that a frame of a film's latent makes, but for the first, which makes one
-    bottleneck: bool  # whether it is a UNet, in whose middle H-Space Edit acts
+    # Read only: an adapter is frozen.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def text(self) -> Literal["separate", "joint"]:
+        """separate = image tokens attend to the text in an attention of its own, and `ModelCall.further` may stand
+        behind the text; joint = one attention holds text and image."""
+
+    @property
+    def gradients(self) -> bool:
+        """Whether autograd passes the model here; then the next two can be asked."""
+
+    @property
+    def guided(self) -> tuple[str, ...] | None:
+        """Names of the layers whose maps guides read, in order; None = all of a grid."""
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Latent cells per token side at every attention grid, finest first."""
+
+    @property
+    def beside(self) -> Beside | None:
+        """How further texts stand beside the own one in a joint attention; None = they cannot, and mixes are refused
+        there. Then `prepared`, `alone` and `turned` are never asked."""
+
+    @property
+    def own_text(self) -> bool:
+        """Whether the conditioning's embedding is what image tokens read. Where the model reads more, or makes
+        something else of it, other embeddings cannot stand in for it: edits of it and further texts are refused."""
+
+    @property
+    def frame(self) -> int:
+        """Pictures that a frame of a film's latent makes, but for the first, which makes one."""
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether it is a UNet, in whose middle H-Space Edit acts."""
 
     def last_layer(self, level: int) -> str:
         """Name of the last layer on a grid that guides read, in the order the model runs them."""
@@ -72,3 +97,16 @@ class Adapter(Protocol):
 
     def finish(self, call: ModelCall) -> None:
         """After the model call; raises IncompatiblePatchError if an edit found no place."""
+
+
+class NoTextsBeside:
+    """The part of an adapter whose `beside` is None: no text of an attention call stands beside another."""
+
+    def alone(self, call: ModelCall, attention: AttentionCall) -> Tensor | None:
+        return None
+
+    def turned(self, call: ModelCall, attention: AttentionCall, place: Place) -> AttentionCall:
+        return attention
+
+    def prepared(self, call: ModelCall) -> AbstractContextManager:
+        return nullcontext()

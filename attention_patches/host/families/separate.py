@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
+from .base import NoTextsBeside
 from .blocks import changed, is_exactly, note_reached, note_replaced, patch_of, refuse_lost, tokens_of
 
 Inputs = Mapping[str, Any]  # what the host gives the model besides latent, time and text
@@ -112,7 +113,7 @@ FAMILIES = (
 
 
 @dataclass(frozen=True)
-class SeparateAdapter:
+class SeparateAdapter(NoTextsBeside):
     """One model of the table."""
 
     family: SeparateFamily

@@ -17,6 +17,7 @@ from ...core.seam import AttentionKind
 from ..attention.call import AttentionCall
 from ..attention.calls import Chunk, IncompatiblePatchError, ModelCall, Place, Replaced, names_of
 from ..attention.saveable import saveable
+from .base import NoTextsBeside
 
 # UNets without a text prompt: their cross-attention reads an image embedding.
 _IMAGE_CONDITIONED = (comfy.model_base.SVD_img2vid, comfy.model_base.Stable_Zero123)
@@ -71,7 +72,7 @@ FAMILY = UNets()
 
 
 @dataclass(frozen=True)
-class UNetAdapter:
+class UNetAdapter(NoTextsBeside):
     """One UNet."""
 
     name: str

@@ -112,8 +112,9 @@ def originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(rows: list[Gradient]) -> Gradient:
-    fields = [torch.cat([getattr(row, name) for row in rows]) for name in ("values", "total", "per_phrase")]
-    return Gradient(*fields, rows[0].phrases, rows[0].notes)
+    names = ("values", "total", "per_phrase")
+    values, total, per_phrase = (torch.cat([getattr(row, name) for row in rows]) for name in names)
+    return Gradient(values, total, per_phrase, rows[0].phrases, rows[0].notes)
 
 
 def entry_of_rows(entry: dict[str, Any], rows: slice, batch: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ChangedLayer:
     def __init__(self, module: torch.nn.Module, changes: Sequence[tuple[int, LayerChange]]) -> None:
         self.module, self.shape = module, LayerShape.of(module)
         self.changes = changes  # (number of the LoRA, what it does here)
-        self._ready: dict[Any, tuple[Any, ...]] = {}
+        self._ready: dict[Any, Ready] = {}
 
     def changed(self, x: Tensor, out: Tensor, placed: PlaceWeights) -> Tensor:
         """`out`, which the layer made of x, with the changes; in place where no autograd graph is."""

@@ -164,7 +164,8 @@ class Weights:
 def tokens_of(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
     """Of a joint family: the grid of image tokens, where they begin behind the text, and how many follow that text."""
     (patch,) = adapter.factors
-    grid = tuple(-(-side // patch) for side in call.latent)
+    height, width = call.latent
+    grid = -(-height // patch), -(-width // patch)
     multiple = getattr(adapter, "multiple", 1)
 
     def filled(count: int) -> int:

@@ -36,6 +36,9 @@ _TEXT = re.compile(
 _JOINT = re.compile(r"^(single_blocks|layers)\.")
 
 
+Streams = tuple[tuple[re.Pattern[str], Stream], ...]
+
+
 def check_known(network: Any) -> None:
     """Raises UnsupportedModelError for a network whose layers have no place that we know."""
     if not isinstance(network, UNetModel) and type(network) not in KNOWN:
@@ -50,11 +53,12 @@ def check_known(network: Any) -> None:
 def stream_of(name: str, network: Any) -> Stream:
     """Of a layer by its name in the diffusion model."""
     if isinstance(network, UNetModel):
-        of_unet = ((_KEYS, "keys"), (_SPREAD, "spread"), (_UNET_WHOLE, "whole"))
+        of_unet: Streams = ((_KEYS, "keys"), (_SPREAD, "spread"), (_UNET_WHOLE, "whole"))
         return next((stream for pattern, stream in of_unet if pattern.search(name)), "image")
     if isinstance(network, NextDiT) and name == "final_layer.linear":
         return "joint"  # the text is cut off behind it
-    for pattern, stream in ((_WHOLE, "whole"), (_TEXT, "text"), (_JOINT, "joint")):
+    of_others: Streams = ((_WHOLE, "whole"), (_TEXT, "text"), (_JOINT, "joint"))
+    for pattern, stream in of_others:
         if pattern.search(name):
             return stream
     return "image"

@@ -251,7 +251,7 @@ class Run:
         """The rows of one conditioning entry with the edits that act now; None for an entry without."""
         entry, extra = self.entries.get(key), inputs["transformer_options"].get(self.EXTRA, NOTHING)
         heard = self._aside(inputs) or key in self.heard
-        return entry and entry.chunk(rows, progress, self.image, extra, key, heard)
+        return None if entry is None else entry.chunk(rows, progress, self.image, extra, key, heard)
 
     def _rows_with_equal_texts(self, t: Tensor, inputs: dict[str, Any]) -> list[slice]:
         """Which conditioning entries of a call go together: one attention has one number of text tokens."""

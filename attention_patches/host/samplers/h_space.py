@@ -128,8 +128,9 @@ def _measure(
     seen: dict[Any, Tensor] = {}
     result = executor(model, conds, x, timestep, _with_patch(options, _keep(seen)), *args, **kw)
     sides = [_combined(index, entries, seen, x, timestep) for index, entries in enumerate(conds)]
-    if all(side is not None for side in sides):
-        (source, known), (target, known_too) = sides
+    known_sides = [side for side in sides if side is not None]
+    if len(known_sides) == len(sides):
+        (source, known), (target, known_too) = known_sides
         found[_window(options["transformer_options"])] = source, torch.where(known & known_too, target, source)
     return result
 
@@ -156,7 +157,8 @@ def _combined(
             raise IncompatiblePatchError(_PARTS.format(f"{x.shape[0]} pictures", rows))
     plain = [part.mult[:, :1] for entry, part in parts if "default" not in entry]
     rest = (1.0 - sum(plain)).clamp_min(0.0) if plain else torch.ones_like(x[:, :1])  # what is left to a default
-    total, weights = 0.0, 0.0
+    total: Any = 0.0  # tensors from the first part on
+    weights: Any = 0.0
     for entry, part in parts:
         h = seen[index, entry["uuid"]]
         weight = interpolate(rest if "default" in entry else part.mult[:, :1], size=h.shape[-2:], mode="area").to(h)

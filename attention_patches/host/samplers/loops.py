@@ -7,7 +7,7 @@ its own business. Latents are in the model's own space (`process_latent_in`), si
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,7 +65,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def picture_latent(model: Any, latent: dict[str, Any]) -> Tensor:
+def picture_latent(model: Any, latent: Mapping[str, Any]) -> Tensor:
     """The samples [B, C, ..., h, w] of a LATENT that holds one picture for each row, shaped as the model wants them.
 
     Raises BoxwrightError for an empty latent, a video, several latents in one, or values that are no numbers.
@@ -204,6 +204,9 @@ def run(
     the evaluations of the network (rows of its batches, so that each picture and each prompt counts).
     """
     tally = Tally()
+    if "negative" not in conds and model.model_options.get("disable_cfg1_optimization"):
+        # A patch on this model (Self-Attention Guidance) reads what a negative prompt predicts, at any guidance.
+        conds = {**conds, "negative": conds["positive"]}
 
     def counted(model_k: Any, x: Tensor, steps: Tensor, extra_args: dict, **rest: Any) -> Tensor:
         tally.watch(extra_args["model_options"])

@@ -11,6 +11,7 @@ import comfy.sd1_clip
 import torch
 
 from ...core.marks import EMPHASIS, notes_on, without_orders
+from ...core.tokens import Span
 from ...core.types import BoxwrightError, EncodedText, TokenMap, TokenRole
 from .reader import PromptReader, Stream
 
@@ -123,7 +124,9 @@ def columns_of(
     reader: PromptReader, prompt: str, tokens: dict[str, list], groups: Sequence[tuple[str, ...]]
 ) -> TokenMap:
     """What token streams stand for, one group behind the other; those of a group share their columns."""
-    text, spans, roles, filled_with_end = None, [], [], False
+    text, filled_with_end = None, False
+    spans: list[Span | None] = []
+    roles: list[TokenRole] = []
     for keys in groups:
         streams = [reader.read(prompt, key) for key in keys]
         for key, stream in zip(keys, streams, strict=True):
@@ -142,7 +145,7 @@ def columns_of(
         spans += streams[0].spans[:length]
         roles += streams[0].roles[:length]
         filled_with_end |= any(stream.filled_with_end for stream in streams)
-    return TokenMap(text, tuple(spans), tuple(roles), filled_with_end)
+    return TokenMap(text or "", tuple(spans), tuple(roles), filled_with_end)
 
 
 def check_same_tokens(reader: PromptReader, key: str, stream: Stream, tokens: dict[str, list]) -> None:
@@ -156,21 +159,26 @@ def check_same_tokens(reader: PromptReader, key: str, stream: Stream, tokens: di
         raise reader.unsupported("its tokenizer gives other tokens the second time")
 
 
+def _characters(stream: Stream, span: Span | None) -> str:
+    return stream.text[slice(*span)] if span else ""
+
+
 def check_embeddings(reader: PromptReader, key: str, stream: Stream) -> None:
     """Refuses textual inversions of another width: the host leaves them out and moves all later words to the left."""
+    vectors: list[tuple[Any, Span | None]]
     vectors = [(token, span) for token, span in zip(stream.ids, stream.spans, strict=True) if torch.is_tensor(token)]
     if not vectors:
         return
     module = getattr(reader.encoder, key, None) or getattr(reader.encoder, f"clip_{key}", None)
     if module is None:
-        (a, b) = vectors[0][1]
-        raise BoxwrightError(f'This text encoder reads no embeddings: remove "{stream.text[a:b]}" from the prompt.')
+        name = _characters(stream, vectors[0][1])
+        raise BoxwrightError(f'This text encoder reads no embeddings: remove "{name}" from the prompt.')
     width = module.transformer.get_input_embeddings().embedding_dim
-    for vector, (a, b) in vectors:
+    for vector, span in vectors:
         if vector.shape[-1] != width:
             raise BoxwrightError(
-                f'"{stream.text[a:b]}" has {vector.shape[-1]} values per token and the text encoder "{key}" takes '
-                f"{width}; remove it from the prompt, or use an embedding made for this model."
+                f'"{_characters(stream, span)}" has {vector.shape[-1]} values per token and the text encoder "{key}" '
+                f"takes {width}; remove it from the prompt, or use an embedding made for this model."
             )
 
 

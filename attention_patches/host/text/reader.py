@@ -58,12 +58,12 @@ class Listening:
         self.vocabulary = vocabulary
         self.heard = heard
 
-    def __call__(self, text: str, *args, **kwargs):
+    def __call__(self, text: str, *args: Any, **kwargs: Any) -> Any:
         out = self.vocabulary(text, *args, **kwargs)
         self.heard.append(Heard(text, tuple(out["input_ids"])))
         return out
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.vocabulary, name)
 
 
@@ -118,8 +118,9 @@ class PromptReader:
 
     def hear(self, text: str) -> dict[str, list]:
         """The host's tokens of `text` with their groups; what the vocabularies were given is in `self.heard`."""
-        for heard in (*self.heard.values(), self.absent):
+        for heard in self.heard.values():
             heard.clear()
+        self.absent.clear()
         return self.listener.tokenize(text, return_word_ids=True)
 
     def prompt_within(self, text: str, prompt: str, template: list[str]) -> Span:
@@ -160,7 +161,7 @@ def listening_copy(inner: SDTokenizer, heard: list[Heard], absent: list[str]) ->
     listener = copy.copy(inner)
     listener.tokenizer = Listening(inner.tokenizer, heard)
 
-    def find_embedding(rest: str):
+    def find_embedding(rest: str) -> Any:
         found = inner._try_get_embedding(rest)
         # `rest` is the name with everything after it; the last result is what of that is left over.
         name = "".join(rest.split())
