@@ -78,6 +78,7 @@ TITLES = {
     "loss_guidance": "3.2 Draw towards a colour (Loss Guidance)",
     "prompt_fit": "3.3 A prompt that fits a picture (Prompt Fit)",
     "region_strength": "3.4 A strength for every region (Region Strength)",
+    "prompt_fit_and_lora": "3.5 A prompt and a LoRA that fit a picture (Prompt Fit)",
 }
 PICTURE = 512  # pixels each way
 

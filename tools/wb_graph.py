@@ -12,6 +12,8 @@ NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
 # INT widgets of these names get the control even when the node does not ask for it.
 SEEDS = {"seed", "noise_seed"}
+# Nodes of the host whose last widgets are not the same in all hosts: those that are not saved have their defaults.
+OPEN_ENDED = {"TrainLoraNode"}
 # Options that give a widget an upload button, which is saved as one more value.
 UPLOADS = {"image_upload", "video_upload", "audio_upload", "animated_image_upload"}
 
@@ -81,6 +83,9 @@ def widget_values(node: dict, info: dict) -> dict:
         if position < len(saved):
             values[name] = saved[position]
             waiting[:0] = _inputs_of_choice(name, kind, options, saved[position])
+        elif node["type"] in OPEN_ENDED:
+            values[name] = options["default"] if "default" in options else options["options"][0]
+            continue
         position += 1 + _extra_values(name, kind, options)
     if position != len(saved):
         raise Failure(

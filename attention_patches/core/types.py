@@ -128,7 +128,7 @@ class Moment(float):
         moment.until = until
         return moment
 
-    def __getnewargs__(self) -> tuple[float, float]:
+    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]  # float takes one, this two
         """For copies: options of a run hold moments, and other packs may copy them deeply."""
         return float(self), self.until
 

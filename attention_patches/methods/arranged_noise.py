@@ -133,7 +133,7 @@ class Plan:
             like = self.likes[:, p]
             after = like.gather(1, self.sources)
             before, now = (float((v[:, there].sum(1) / v.sum(1).clamp_min(1e-12)).mean()) for v in (like, after))
-            parts.append(f"{phrase[:40]} {before:.0%} → {now:.0%}")
+            parts.append(f"{phrase[:40]} {before:.0%} -> {now:.0%}")
         note = f" (blocks of {self.asked} would be too many)" if self.block != self.asked else ""
         return (
             f"1 evaluation; {changed:.0f} of {counted(n, 'block')} of {self.block} latent cells moved{note}; "

@@ -13,7 +13,8 @@ def progress_reporter(node_id: str | None) -> Callable[[str], None] | None:
     server = getattr(PromptServer, "instance", None)
     if server is None or node_id is None:
         return None
-    return lambda line: server.send_progress_text(line, node_id)
+    # Without a name the host tells every page, and another one has a node of that number, too.
+    return lambda line: server.send_progress_text(line, node_id, server.client_id)
 
 
 def reporter_of(node: type[io.ComfyNode]) -> Callable[[str], None] | None:

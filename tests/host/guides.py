@@ -8,12 +8,14 @@ from comfy.patcher_extension import WrappersMP
 from pack.attention_patches.core.seam import AttentionLoss, LatentGuide
 from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.attention.calls import Installed
+from pack.attention_patches.host.guidance import prediction
 from pack.attention_patches.host.guidance.gradient import loss_gradient
 from pack.attention_patches.host.install import install
 
 UNETS = ["sd15", "sd2", "sdxl"]
 SIGMA = 5.0
 FLOW_SIGMA = 0.8
+STEP = 0.002  # of noise, for a difference that is neither rounding nor a curve
 
 
 def left_mass(maps, site):
@@ -58,6 +60,25 @@ def gradients(family, model, layout, guide=GUIDE, early_exit=True, batch=2, then
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", spy)
     run(family, patched, layout, steps=2, last_step=1, noise=tiny.latent(family, size, batch))
     return found
+
+
+def slopes(family, model, layout, monkeypatch):
+    """How much the loss of a guide in the ordinary pass grows along a random direction of the noise, and by how much
+    its gradient says it does."""
+    noise, found, original = tiny.latent(family, (8, 12)), [], prediction.differentiate
+    direction = tiny.latent(family, (8, 12), seed=17)
+    patched = install(model, layout, [replace(GUIDE, moves="prediction")])
+
+    def spy(base_model, loss, latent, *args, **kwargs):
+        found.append((latent.detach().clone(), original(base_model, loss, latent, *args, **kwargs)))
+        return found[-1][1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "differentiate", spy)
+        for part in (-STEP, 0.0, STEP):
+            run(family, patched, layout, steps=1, noise=noise + part * direction)
+    (before, less), (_, here), (after, more) = found
+    return float((more.total - less.total).sum()), float((here.values * (after - before)).sum())
 
 
 def relative(a, b):

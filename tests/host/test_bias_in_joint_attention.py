@@ -1,9 +1,12 @@
 """A bias on the text of a joint attention: what it costs in memory, and where one token differs from all others."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_models as tiny
 import torch
 from pack.attention_patches.core.types import Box
+from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_prompt import RegionPrompt
@@ -12,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 FAMILIES = ["flux", "zimage", "hidream"]  # text before the image, filled up too, and behind it
 SIZE = (16, 24)
+HALVES = (Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 0.5))
 ONE_CELL = Box(0.01, 0.01, 0.04, 0.06)  # covers a part of the first of 8 x 12 tokens
 
 
@@ -37,16 +41,31 @@ def run(family, method, areas):
     return tiny.run(family, model, conditioning, noise=tiny.latent(family, SIZE), steps=1)
 
 
+@pytest.fixture
+def as_if_large(monkeypatch):
+    monkeypatch.setattr(attend, "SORTED_FROM", 0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_confined_words_take_no_mask_of_tokens_by_tokens(family):
+def test_confined_words_take_no_mask_of_tokens_by_tokens(family, as_if_large):
     with Masks() as masks:
-        run(family, PUBLISHED, (Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 0.5)))
+        run(family, PUBLISHED, HALVES)
     tokens = SIZE[0] * SIZE[1] // 4
     assert len(masks.bytes) >= 3  # in none, in the one, in the other
     assert max(masks.bytes) < tokens * tokens
 
 
 @pytest.mark.parametrize("method", [PUBLISHED, RegionPrompt()], ids=["rectified", "couple"])
-def test_a_single_token_may_differ_from_all_others(method):
+def test_a_single_token_may_differ_from_all_others(method, as_if_large):
     one, more = (run("flux", method, (box,)) for box in (ONE_CELL, Box(0.0, 0.0, 0.5, 0.5)))
     assert bool(torch.isfinite(one).all()) and not torch.equal(one, more)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("feather", [0.0, 0.3], ids=["hard", "feathered"])
+def test_a_row_for_those_alike_is_the_mask(family, feather, monkeypatch):
+    found = []
+    for least in (0, 2**40):
+        monkeypatch.setattr(attend, "SORTED_FROM", least)
+        found.append(run(family, replace(PUBLISHED, feather=feather), HALVES))
+    torch.testing.assert_close(*found, rtol=0, atol=2e-4 * float(found[1].abs().max()))

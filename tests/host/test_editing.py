@@ -8,6 +8,7 @@ import comfy.samplers
 import pytest
 import tiny_models
 import torch
+from comfy_extras import nodes_sag
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.recorder import recorded
@@ -156,6 +157,15 @@ def test_a_model_with_edits_is_measured_however_many_draws_share_a_batch(models,
     assert not torch.allclose(together.heat, plain.heat, atol=1e-2)
     with pytest.raises(BoxwrightError, match="record is empty"):
         records.latest.map_of("w1")
+
+
+def test_a_patch_that_reads_the_negative_prediction_finds_one(models):
+    """Self-Attention Guidance, in a run that has one prompt only."""
+    model = nodes_sag.SelfAttentionGuidance.execute(models["sd15"], 0.0, 2.0)[0]
+    latent = pictures("sd15", size=(16, 24))
+    sigmas = torch.tensor([2.0, 1.0, 0.0])
+    guided, plain = (invert_latent(each, latent, prompt("sd15", 1), sigmas) for each in (model, models["sd15"]))
+    close(guided.trajectory.states[-1], plain.trajectory.states[-1], 2e-3)
 
 
 def test_the_mask_follows_its_seed_and_prompts(models):

@@ -7,6 +7,7 @@ import pytest
 import tiny_models as tiny
 import torch
 from coupling import NO_BASE, WHOLE, close, cond_and_uncond, coupled, run
+from guides import slopes
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import Box, StepWindow
 from pack.attention_patches.host.attention import attend
@@ -361,11 +362,19 @@ def test_probabilities_that_readers_see_are_those_of_the_attention(models, layou
 
 @every_family
 @pytest.mark.parametrize("mode", ["boxdiff", "fast"])
-def test_gradients_pass_through_the_couple(models, layout, family, mode):
+def test_a_guide_moves_the_picture_beside_the_couple(models, layout, family, mode):
     edits = [*RegionPrompt().edits(layout), *preset("standard", mode).guides(layout)]
     guided = run(family, install(models[family], layout, edits), layout, steps=2)
     unguided = run(family, coupled(models[family], layout, RegionPrompt()), layout, steps=2)
     assert guided.isfinite().all() and not torch.allclose(guided, unguided, atol=1e-4)
+
+
+@every_family
+def test_gradients_pass_through_the_couple(models, layout, family, monkeypatch):
+    """The loss grows as its gradient says, by what the couple passes on, too."""
+    model = install(models[family], layout, RegionPrompt().edits(layout))
+    grown, expected = slopes(family, model, layout, monkeypatch)
+    assert expected == pytest.approx(grown, rel=0.03)
 
 
 @every_family

@@ -9,6 +9,7 @@ import torch
 from comfy.ldm.modules import attention
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
 from coupling import NO_BASE, WHOLE, close, cond_and_uncond, coupled, run
+from guides import slopes
 from pack.attention_patches.core.grids import coverage
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import Box, StepWindow, UnsupportedModelError
@@ -407,11 +408,19 @@ def test_the_couple_stands_on_what_other_edits_make_of_the_prompt(models, layout
 
 @every_family
 @pytest.mark.parametrize("mode", ["boxdiff", "fast"])
-def test_gradients_pass_through_the_couple(models, layout, family, mode):
+def test_a_guide_moves_the_picture_beside_the_couple(models, layout, family, mode):
     edits = [*RegionPrompt().edits(layout), *BoundedAttention().edits(layout), *preset("standard", mode).guides(layout)]
     guided = run(family, install(models[family], layout, edits), layout, steps=2)
     unguided = run(family, coupled(models[family], layout, RegionPrompt()), layout, steps=2)
     assert guided.isfinite().all() and not torch.allclose(guided, unguided, atol=1e-4)
+
+
+@every_family
+def test_gradients_pass_through_the_couple(models, layout, family, monkeypatch):
+    """The loss grows as its gradient says, by what the couple passes on, too."""
+    model = install(models[family], layout, [*RegionPrompt().edits(layout), *BoundedAttention().edits(layout)])
+    grown, expected = slopes(family, model, layout, monkeypatch)
+    assert expected == pytest.approx(grown, rel=0.03)
 
 
 def test_half_precision(layout):

@@ -57,6 +57,16 @@ INFO = {
             }
         }
     },
+    "TrainLoraNode": {
+        "input": {
+            "required": {
+                "steps": ["INT", {"default": 16}],
+                "seed": ["INT", {"default": 0}],
+                "algorithm": ["COMBO", {"options": ["LoRA", "LoHa"]}],
+                "bucket_mode": ["BOOLEAN", {"default": False}],
+            }
+        }
+    },
     "Rename": {"input": {"required": {"model": ["MODEL"], "n": ["INT", {"control_after_generate": True}]}}},
 }
 
@@ -176,6 +186,14 @@ def test_titles_are_kept_for_messages():
 def test_values_that_do_not_fit_the_node_are_refused_not_shifted(values):
     with pytest.raises(Failure, match=f'node 9 .*"Sample".* {len(values)} saved .* takes 5'):
         convert([LOAD, sampler(5, values)], [[5, 1, 0, 9, 0, "MODEL"]])
+
+
+def test_the_last_widgets_of_a_node_that_hosts_differ_in_keep_their_defaults():
+    graph = convert([node(1, "TrainLoraNode", values=[3, 4, "fixed"]), node(2, "TrainLoraNode", values=[3])])
+    assert graph["1"]["inputs"] == {"steps": 3, "seed": 4, "algorithm": "LoRA", "bucket_mode": False}
+    assert graph["2"]["inputs"]["seed"] == 0
+    with pytest.raises(Failure, match="has 6 saved .* takes 5"):
+        convert([node(1, "TrainLoraNode", values=[3, 4, "fixed", "LoHa", True, "more"])])
 
 
 def test_an_unknown_node_is_named():

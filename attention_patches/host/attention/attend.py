@@ -18,11 +18,12 @@ from .outside_blocks import outside_blocks
 from .saveable import saveable
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
+SORTED_FROM = 16 * 2**20  # bytes of a mask of tokens by tokens; smaller ones cost less than queries in groups
 
 
 def attend(rows: AttentionCall, block: Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
-    if block.coupled or block.sorted:
+    if block.coupled or (block.sorted and _mask_bytes(rows) >= SORTED_FROM):
         return _attend_in_company(rows, block)
     if not block.edited:
         return rows.fused()
@@ -36,6 +37,10 @@ def attend(rows: AttentionCall, block: Block) -> Tensor:
         else:
             outputs.append(queries.exact(block.bias(queries, part)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=rows.out_axis)
+
+
+def _mask_bytes(rows: AttentionCall) -> int:
+    return rows.shape[1] * rows.shape[2] * rows.q.element_size()
 
 
 def _attend_in_company(rows: AttentionCall, block: Block) -> Tensor:

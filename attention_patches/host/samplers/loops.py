@@ -204,6 +204,9 @@ def run(
     the evaluations of the network (rows of its batches, so that each picture and each prompt counts).
     """
     tally = Tally()
+    if "negative" not in conds and model.model_options.get("disable_cfg1_optimization"):
+        # A patch on this model (Self-Attention Guidance) reads what a negative prompt predicts, at any guidance.
+        conds = {**conds, "negative": conds["positive"]}
 
     def counted(model_k: Any, x: Tensor, steps: Tensor, extra_args: dict, **rest: Any) -> Tensor:
         tally.watch(extra_args["model_options"])

@@ -98,7 +98,8 @@ export const STYLE = `
 .bw-field input[type=range] + .bw-number { flex: none; width: 52px; }
 .bw-text { flex: 1; }
 .bw-color { width: 34px; height: 24px; padding: 1px; border: 1px solid var(--bw-line); border-radius: 5px; background: transparent; }
-.bw-status { display: flex; flex: none; justify-content: space-between; gap: 10px; min-height: 16px; opacity: .85; white-space: nowrap; }
+.bw-status .bw-button { flex: none; height: 24px; border-color: var(--bw-line); }
+.bw-status { display: flex; flex: none; align-items: center; justify-content: space-between; gap: 10px; min-height: 16px; opacity: .85; white-space: nowrap; }
 .bw-status span { overflow: hidden; text-overflow: ellipsis; }
 .bw-status span:first-child { flex: none; }
 .bw-warning { color: var(--bw-warn, #f0b04a); }
