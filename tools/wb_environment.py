@@ -31,7 +31,7 @@ HOSTS = {"0.16.3": "1.0.0", "0.18.2": "1.4.0", "0.24.1": "2.3.1", "0.30.0": "2.6
 DEFAULT_HOST = "0.30.0"
 # One release of all three: a mixed set fails at import.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-TOOLS = ("pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.5", "playwright==1.65.2")
+TOOLS = ("pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.5", "mypy==2.4.1", "playwright==1.65.2")
 # The host starts without these (nor does it need its templates, a gigabyte): docs, and what a few nodes of it import.
 # torch is pinned above.
 LEFT_OUT = {

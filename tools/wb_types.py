@@ -11,9 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mypy import build, main
-from mypy.errors import CompileError
-from mypy.modulefinder import BuildSource
+try:
+    from mypy import build, main
+    from mypy.errors import CompileError
+    from mypy.modulefinder import BuildSource
+except ModuleNotFoundError:
+    sys.exit(f'types: there is no mypy beside "{sys.executable}"; install it there, or leave --python out')
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("attention_patches", "nodes")
@@ -32,6 +35,7 @@ def module_name(path: Path) -> str:
 
 def check(root: Path, cache: str) -> list[str]:
     """mypy's findings, a line each."""
+    os.makedirs(cache, exist_ok=True)
     arguments = ["--config-file", str(root / "pyproject.toml"), "--cache-dir", cache, "-c", "pass"]
     _, options = main.process_options(arguments)
     os.chdir(cache)  # the working directory is searched for modules, and our nodes/ is not the host's `nodes`
@@ -44,7 +48,6 @@ def check(root: Path, cache: str) -> list[str]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         place = sys.argv[1] if len(sys.argv) > 1 else folder
-        os.makedirs(place, exist_ok=True)
         found = check(ROOT, place)
         os.chdir(ROOT)
     print("\n".join(found) or "no findings")

@@ -56,7 +56,8 @@ EVERY_HOST = (
     "recorder_in_graphs",
     "region_lora",
 )
-QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in ("layers", "pyproject", "docs", "release", "workflows")))
+QUICK_FILES = ("layers", "pyproject", "docs", "release", "types", "workflows")
+QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in QUICK_FILES))
 # Options of pytest whose next argument may look like a path and is none.
 VALUED = ("-k", "-m", "-c", "-p", "-o", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir", "--basetemp")
 # How many workers is said already, or they would hide what a test prints or asks.
@@ -226,6 +227,7 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
     checks = [
         ("ruff", [beside(python, "ruff"), "check", "."], environment),
         ("ruff format", [beside(python, "ruff"), "format", "--check", "--quiet", "."], environment),
+        ("types", [python, ROOT / "tools" / "wb_types.py", cache_directory() / "types"], environment),
     ]
     web_tests = sorted((ROOT / "tests" / "web").glob("*.mjs"))
     if web_tests:

@@ -1,0 +1,198 @@
+"""Runs that end before their time, and runs on several devices: afterwards everything is as it was.
+
+Every patch and every sampler of ours is interrupted in each of its model evaluations, and runs out of memory in an
+attention and in a gradient.
+"""
+
+import contextlib
+import copy
+
+import comfy.model_management
+import comfy.multigpu
+import comfy.samplers
+import pytest
+import test_on_a_device as methods
+import tiny_models as tiny
+import together
+import torch
+from pack.attention_patches.core.types import BoxwrightError
+from robust import well_said
+from together import OURS
+
+SAMPLERS = ("region conditioning", "repaint", "ilvr", "blended latents", "diff edit", "direct inversion")
+GRADIENTS = ("Box Constraint: boxdiff", "Box Constraint: fast", "Loss Guidance: direct", "Loss Guidance: through model")
+OUT_OF_MEMORY = torch.OutOfMemoryError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.build("sd15")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """A picture without anything of ours."""
+    return together.draw(model)
+
+
+def runs():
+    """Name -> what draws with it on a model."""
+    patches = {name: lambda model, name=name: together.draw(model, (name,)) for name in OURS}
+    samplers = {name: lambda model, name=name: methods.EVERY[name]("sd15", model, together.STEPS) for name in SAMPLERS}
+    return {**patches, **samplers}
+
+
+RUNS = runs()
+every_run = pytest.mark.parametrize("name", RUNS)
+
+
+def check_left_as_it_was(model, expected):
+    network = model.model.diffusion_model
+    assert not any(module._forward_hooks for module in network.modules())
+    assert not any("forward" in vars(module) for module in network.modules())
+    assert not getattr(comfy.model_management, "in_training", False)
+    assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled()
+    assert not comfy.model_management.processing_interrupted()
+    assert torch.equal(together.draw(model), expected), "a picture without anything of ours is another one"
+
+
+@contextlib.contextmanager
+def at_evaluation(model, number, act):
+    """Call `act` in the model evaluation of this number (from 1), before its second block; counts them all."""
+    counts = []
+
+    def count(*args):
+        counts.append(1)
+        if len(counts) == number:
+            act()
+
+    handle = model.model.diffusion_model.input_blocks[1].register_forward_pre_hook(count)
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+@every_run
+def test_interrupted_in_any_evaluation(model, expected, name):
+    with at_evaluation(model, 0, None) as evaluations:
+        whole = RUNS[name](model)
+    assert not torch.equal(whole, expected) or name in together.WATCHES
+    for number in range(1, len(evaluations) + 1):
+        with at_evaluation(model, number, comfy.model_management.interrupt_current_processing):
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                RUNS[name](model)
+        check_left_as_it_was(model, expected)
+    assert torch.equal(RUNS[name](model), whole), "the next run differs from one that was not interrupted"
+
+
+def failing(number):
+    """An attention of another pack that runs out of memory in its call of this number (from 1), once; its calls."""
+    calls = []
+
+    def attention(func, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            raise OUT_OF_MEMORY("emulated")
+        return func(*args, **kwargs)
+
+    return attention, calls
+
+
+def with_attention(model, attention):
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = attention
+    return model
+
+
+@every_run
+def test_out_of_memory_in_an_attention(model, expected, name):
+    """The host's own error goes on to the host, or a gradient is taken anew and the picture is the same."""
+    attention, calls = failing(0)
+    whole = RUNS[name](with_attention(model, attention))
+    count = len(calls)
+    for number in sorted({1, 2, count // 3, count // 2, 2 * count // 3, count}):
+        try:
+            again = RUNS[name](with_attention(model, failing(number)[0]))
+        except OUT_OF_MEMORY as error:
+            assert "emulated" in str(error)
+        else:
+            assert name in GRADIENTS, "memory ran out, and nobody said so"
+            torch.testing.assert_close(again, whole, rtol=0, atol=2e-3 * float(whole.abs().max()))
+        check_left_as_it_was(model, expected)
+    assert torch.equal(RUNS[name](with_attention(model, failing(0)[0])), whole)
+
+
+@pytest.mark.parametrize("name, number", [*((name, 1) for name in GRADIENTS), *((name, 2) for name in GRADIENTS[2:])])
+def test_out_of_memory_on_the_way_back(model, expected, name, number, monkeypatch):
+    """Of a gradient that is taken in a pass of its own, by a row at a time then; of one of the ordinary pass, never."""
+    whole, original, calls = RUNS[name](model), torch.autograd.grad, []
+
+    def grad(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            raise OUT_OF_MEMORY("emulated")
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", grad)
+        if name == "Box Constraint: fast":
+            with pytest.raises(OUT_OF_MEMORY, match="emulated"):
+                RUNS[name](model)
+        else:
+            again = RUNS[name](model)
+            torch.testing.assert_close(again, whole, rtol=0, atol=2e-3 * float(whole.abs().max()))
+    assert len(calls) >= number
+    check_left_as_it_was(model, expected)
+    assert torch.equal(RUNS[name](model), whole)
+
+
+# --- the host's split of a run over several devices ---
+
+
+@pytest.fixture
+def split(model, monkeypatch):
+    """The model as the host's MultiGPU CFG Split leaves it on two devices, both of them the processor."""
+    if not hasattr(comfy.multigpu, "create_multigpu_deepclones"):
+        pytest.skip("this host does not split runs")
+    second = torch.device("cpu:1")
+    monkeypatch.setattr(
+        comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: [torch.device("cpu"), second]
+    )
+    base = copy.copy(model)
+    base.cached_patcher_init = (lambda: tiny.build("sd15"), ())
+    two = comfy.multigpu.create_multigpu_deepclones(base, 2)
+    assert len(two.get_additional_models_with_key("multigpu")) == 1
+    return two
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """How often a run was split."""
+    if not hasattr(comfy.samplers, "_calc_cond_batch_multigpu"):
+        pytest.skip("this host does not split runs")
+    original, seen = comfy.samplers._calc_cond_batch_multigpu, []
+
+    def spy(*args):
+        seen.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(comfy.samplers, "_calc_cond_batch_multigpu", spy)
+    return seen
+
+
+REFUSED_ON_SEVERAL = ("Region LoRA",)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_on_two_devices(model, expected, split, parts, name):
+    """The prompt on one and the negative prompt on the other: the same picture, or a refusal that names the node."""
+    try:
+        out = RUNS[name](split)
+    except BoxwrightError as error:
+        assert name in REFUSED_ON_SEVERAL and well_said(str(error)) and "several GPUs" in str(error)
+    else:
+        assert name not in REFUSED_ON_SEVERAL and parts, "the run was not split"
+        whole = RUNS[name](model)
+        torch.testing.assert_close(out, whole, rtol=0, atol=2e-3 * float(whole.abs().max()))
+    check_left_as_it_was(model, expected)
