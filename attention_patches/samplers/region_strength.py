@@ -40,8 +40,8 @@ class RegionStrength:
         """
         if len(regions) != len(strengths):
             raise BoxwrightError(
-                f"There are {counted(len(strengths), 'strength')} for {counted(len(regions), 'region')}. Write one for "
-                "each, in order, or none."
+                f"strengths has {counted(len(strengths), 'strength')} for {counted(len(regions), 'region')}. Write one "
+                "for each, in order, or none."
             )
         found = torch.full(size, self.background)
         for region, strength in zip(regions, strengths, strict=True):

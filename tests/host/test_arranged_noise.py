@@ -309,6 +309,12 @@ def test_sigmas_without_a_step_are_refused(models, layout):
             arrange(models["sd15"], positive, layout, ArrangedNoise(), drawn, latent, sigmas)
 
 
+def test_a_scheduler_that_makes_no_number_is_named(models, layout):
+    """kl_optimal, of one step."""
+    with pytest.raises(BoxwrightError, match="first sigma of this run is nan.*another scheduler"):
+        run("sd15", arranged(models["sd15"], layout), layout, scheduler="kl_optimal", steps=1)
+
+
 def test_an_empty_latent_made_for_another_model_fits_as_the_hosts_sampler_makes_it_fit(models, layout):
     """Empty Latent Image makes cells of 8 pixels, and says so; this model has cells of 32."""
     family, model = "hunyuan_image", models["hunyuan_image"]

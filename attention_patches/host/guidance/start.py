@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.seam import AttentionSite, NoiseEdit, Start
+from ...core.types import BoxwrightError
 from ..attention.calls import Extra, Installed
 from ..run.entries import row_period
 from ..run.run import Run
@@ -76,6 +77,11 @@ def _edited(
     mask: Tensor | None,
 ) -> tuple[Tensor, str]:
     comfy.model_management.throw_exception_if_processing_interrupted()
+    if not bool(sigmas[0].isfinite()):
+        raise BoxwrightError(
+            f"The noise cannot be arranged: the first sigma of this run is {float(sigmas[0]):g}, which is no noise "
+            "level. Choose another scheduler, or more steps."
+        )
     model = run.guider.inner_model
     clean = torch.zeros_like(noise) if latent_image is None else latent_image
     x = model.model_sampling.noise_scaling(sigmas[0], noise, clean, sampler.max_denoise(run.guider, sigmas))
