@@ -127,14 +127,14 @@ class Phrase:
 def constrained_phrases(layout: Layout, window: StepWindow = ALWAYS) -> tuple[Phrase, ...]:
     """The layout's phrases with a strength above 0; regions that own the same columns are one phrase.
 
-    `window` is that of regions without one of their own. Articles are left out of a phrase that has other words.
+    `window` is that of regions without one of their own. The article that a phrase begins with is left out if other
+    words follow.
     """
     tokens = layout.prompt.tokens
-    articles = {c for c, span in enumerate(tokens.spans) if span and tokens.text[slice(*span)].casefold() in ARTICLES}
     found: dict[tuple[int, ...], list[int]] = {}
     for number, (region, owned) in enumerate(zip(layout.regions, layout.columns, strict=True)):
         words = [c for c in owned.nonzero().flatten().tolist() if tokens.roles[c] == "word"]
-        words = [c for c in words if c not in articles] or words
+        words = [c for c in words if c - 1 in words or not _is_article(tokens, c)] or words
         if region.strength > 0 and words:
             found.setdefault(tuple(words), []).append(number)
     return tuple(
@@ -147,6 +147,15 @@ def constrained_phrases(layout: Layout, window: StepWindow = ALWAYS) -> tuple[Ph
         )
         for columns, numbers in found.items()
     )
+
+
+def _is_article(tokens: TokenMap, column: int) -> bool:
+    """Whether a token is a whole word, and an article: that of "an anvil" is, the first piece of the anvil is not."""
+    span = tokens.spans[column]
+    if span is None or tokens.text[slice(*span)].strip().casefold() not in ARTICLES:
+        return False
+    around = tokens.text[max(span[0] - 1, 0) : span[0]] + tokens.text[span[1] : span[1] + 1]
+    return not any(map(str.isalnum, around))
 
 
 def small_boxes(layout: Layout, grid: tuple[int, int], view: View = WHOLE_IMAGE) -> list[str]:

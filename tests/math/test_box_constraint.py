@@ -323,6 +323,20 @@ def test_articles_of_a_phrase_do_not_count_unless_it_is_nothing_else():
     assert [phrase.columns for phrase in constrained_phrases(alone)] == [(1,), (4,)]
 
 
+@pytest.mark.parametrize("words, spans, kept", [
+    (["an", "an", "vil"], [(0, 2), (3, 5), (5, 8)], (2, 3)),  # "an anvil", its second word in two pieces
+    (["letter", "A"], [(0, 6), (7, 8)], (1, 2)),
+    (["a", "the", "sis"], [(0, 1), (2, 5), (5, 8)], (2, 3)),
+])  # fmt: skip
+def test_pieces_of_words_and_names_are_no_articles(words, spans, kept):
+    text = "".join(word if i and spans[i][0] == spans[i - 1][1] else f" {word}" for i, word in enumerate(words)).strip()
+    made = oracles.layout([oracles.LEFT], [list(range(1, len(words) + 1))], ["w"] * len(words), T)
+    others = made.prompt.tokens.spans[len(words) + 1 :]
+    tokens = replace(made.prompt.tokens, text=text, spans=(None, *spans, *others))
+    made = replace(made, prompt=replace(made.prompt, tokens=tokens))
+    assert [phrase.columns for phrase in constrained_phrases(made)] == [kept]
+
+
 def test_attend_excite_asks_for_the_worst_phrase_anywhere():
     maps = torch.zeros(1, T, 4, 4)
     maps[0, 2, 3, 3] = 10.0
