@@ -15,12 +15,16 @@ from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.prompt_to_prompt import edited
+from pack.attention_patches.host.samplers.diff_mask import measure
+from pack.attention_patches.host.samplers.flow_edit import FlowEditing, edit_by_flow
+from pack.attention_patches.host.samplers.loops import schedule
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
 from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt
 from pack.attention_patches.methods.rectified_attention import PUBLISHED, RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
+from pack.attention_patches.samplers.diff_mask import DiffMask
 from test_prompt_to_prompt_runs import conditioning as side_by_side
 from test_prompt_to_prompt_runs import prompts_of
 
@@ -463,6 +467,26 @@ def test_guides_beside_other_guidance(models, layout, kind):
     edits = [*BOUND.edits(layout), GUIDE]
     pictures = [run(install(model, layout, part), layout, noise=noise) for part in (edits, edits[:-1])]
     apart(*pictures)
+
+
+@SELF
+@pytest.mark.parametrize("kind", ["difference mask", "flow edit"])
+def test_predictions_beside_a_run_know_the_pass_of_perturbed_attention(models, layout, method, kind):
+    """They are asked without the sampler's guider; the host's other guidance runs beside each of them, too."""
+
+    def found(model):
+        source, other = tiny.conditioning("sd15", layout.prompt, layout.key), tiny.conditioning("sd15", tiny.text(seed=4))
+        negative, noise = tiny.conditioning("sd15", tiny.text(seed=2)), tiny.latent("sd15", size=(8, 12))
+        if kind == "difference mask":
+            settings = DiffMask(draws=2, noise_level=0.9)
+            return measure(model, noise, source, other, settings, 3, mode="cfg", negative=negative, cfg=4.0).heat
+        settings = FlowEditing("FlowEdit", source_cfg=1.5)
+        sigmas = schedule(model, "normal", 2, 0.9)
+        return edit_by_flow(model, noise, source, other, negative, settings, 4.0, sigmas, None, 1)[0]
+
+    edits = method.edits(layout)
+    guided = nodes_pag.PerturbedAttentionGuidance.execute(install(models["sd15"], layout, edits), 3.0)[0]
+    apart(found(guided), found(nodes_pag.PerturbedAttentionGuidance.execute(models["sd15"], 3.0)[0]))
 
 
 # --- samplers that enlarge the latent ---

@@ -55,6 +55,7 @@ class Run:
         self.installed = installed
         self.met: set[Any] = set()  # uuids of the entries that the model was run on
         self.heard: set[Any] = set()  # those that readers have heard in the prediction under way
+        self.evaluated: set[Any] = set()  # those that it has run, but for gradients
         self.cache = BiasCache()
         self.areas = areas_of(guider.conds)  # of every entry, with edits or not
         self.layers: LiveLayers | None = None
@@ -118,9 +119,13 @@ class Run:
         And readers hear each conditioning once in a prediction, when it is first evaluated. What other nodes evaluate
         it for in the same prediction, to compare or to steer, is no part of the run's own.
         """
-        self.sees(x)
-        self.heard = set()
+        self.begins(x)
         return executor(x, *args, **kwargs)
+
+    def begins(self, x: Tensor) -> None:
+        """A prediction at x, by whoever asks for one without the sampler's guider too."""
+        self.sees(x)
+        self.heard, self.evaluated = set(), set()
 
     def apply_model(
         self,
@@ -209,9 +214,11 @@ class Run:
             or Chunk(slice(i * size, (i + 1) * size), (), context.shape[1], (0, 0))
             for i, key in enumerate(uuids)
         )
-        again = all(key in self.heard for key, entry in zip(uuids, entries, strict=True) if entry)
+        again = all(key in self.evaluated for key, entry in zip(uuids, entries, strict=True) if entry)
         if not self._aside(inputs):
             self.heard.update(uuids)
+        if not self._aside(inputs) or self.EXTRA not in inputs["transformer_options"]:
+            self.evaluated.update(uuids)
         if not any(chunk.edits for chunk in chunks):
             return None
         texts = max(map(texts_of, chunks), key=lambda own: sum(text.shape[1] for text in own))

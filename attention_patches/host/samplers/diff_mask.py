@@ -78,7 +78,7 @@ def measure(
             noises = [torch.randn(picture.shape[1:], generator=generator)[None].to(picture) for _ in range(count)]
             batch = torch.cat([noised(picture, level, noise.expand_as) for noise in noises])
             if running is not None:
-                running.sees(batch)  # draws are rows of their own
+                running.begins(batch)  # draws are rows of their own
             from_source, from_target = predict(batch, batch.new_full((batch.shape[0],), sigma))
             maps = settings.of_draw(from_source, from_target).unflatten(0, (count, -1))
             if bool(maps.amax() <= SAME * from_source.abs().amax()):

@@ -166,7 +166,11 @@ def _prompts(guider: Any, settings: FlowEditing, extra_args: dict) -> Prompts:
             "use CFG Guider."
         )
 
+    running: Run | None = options["transformer_options"].get(RUN)
+
     def source(x: Tensor, sigma: float) -> Tensor:
+        if running is not None:
+            running.begins(x)
         return comfy.samplers.sampling_function(
             guider.inner_model, x, x.new_full((x.shape[0],), sigma), empty if guided else None, shown,
             settings.source_cfg if guided else 1.0, model_options=aside, seed=seed,
