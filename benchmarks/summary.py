@@ -64,7 +64,7 @@ def loaded(file: Path) -> dict[str, Any]:
     rows = before.get("rows", {})
     named = {name: {"title": COLUMNS[name], "of": SHAPES[name].title} for name in _every_column()}
     return {
-        "columns": {name: before.get("columns", {}).get(name, about) for name, about in named.items()},
+        "columns": named | before.get("columns", {}),
         "rows": {
             method.name: {"nodes": method.nodes, "cells": {}, **rows.get(method.name, {})}
             | {"loop": method.patch is None or not method.measured}

@@ -58,7 +58,7 @@ class BoxwrightBoxConstraint(io.ComfyNode):
                     tooltip="gentle = small moves, least change to the picture; standard; strict = several moves per "
                     "step, at twice to three times the cost; published = the papers' numbers, which bound nothing and "
                     "can leave blotches (boxdiff and attend_excite only); fill = objects fill their boxes, made for "
-                    "noise that Arranged Noise has put in order (not in fast).",
+                    "noise that Arranged Noise has put in order (boxdiff only).",
                 ),
                 Settings.Input(
                     "settings",

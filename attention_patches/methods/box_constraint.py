@@ -10,8 +10,8 @@ more than half (the code rounds edges); refinement recomputes every term afterwa
 `fast` moves the prediction instead of the latent, with the gradient of the ordinary forward: the loss guidance of iLGD
 (arXiv 2405.14101) without its injection into the attention, and with the losses of BoxDiff.
 
-In every preset but `published` and those of `fast` a pull is left where the published losses level off (`leak`): where
-maps are decided, as in small pictures, a phrase that is far from its box has no gradient there.
+In every preset but `strict`, `published` and those of `fast` a pull is left where the published losses level off
+(`leak`): where maps are decided, as in small pictures, a phrase that is far from its box has no gradient there.
 """
 
 from __future__ import annotations
@@ -286,7 +286,12 @@ def by_hand(settings: BoxConstraint, mode: Mode) -> BoxConstraint:
 
 
 def preset(name: str, mode: Mode) -> BoxConstraint:
-    """The numbers of a preset for a mode. Raises BoxwrightError where no paper has published any."""
+    """The numbers of a preset for a mode. Raises BoxwrightError where the mode has no such preset."""
+    if name == "fill" and mode == "attend_excite":
+        raise BoxwrightError(
+            'The mode "attend_excite" has no preset "fill": it looks at no boxes that could be filled. Choose another '
+            'preset, or the mode "boxdiff".'
+        )
     if mode != "fast":
         chosen = replace(PRESETS[name], mode=mode)
         return chosen if mode == "boxdiff" else replace(chosen, two_grid_weight=1.0)  # BoxDiff's own, for its losses

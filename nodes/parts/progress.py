@@ -13,8 +13,13 @@ def progress_reporter(node_id: str | None) -> Callable[[str], None] | None:
     server = getattr(PromptServer, "instance", None)
     if server is None or node_id is None:
         return None
-    # Without a name the host tells every page, and another one has a node of that number, too.
-    return lambda line: server.send_progress_text(line, node_id, server.client_id)
+
+    def report(line: str) -> None:
+        # Without a name the host tells every page, and another one has a node of that number, too.
+        if server.client_id is not None:
+            server.send_progress_text(line, node_id, server.client_id)
+
+    return report
 
 
 def reporter_of(node: type[io.ComfyNode]) -> Callable[[str], None] | None:

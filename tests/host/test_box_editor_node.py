@@ -17,6 +17,7 @@ from pack.attention_patches.core.types import Box, Region
 from pack.nodes import box_editor
 from pack.nodes.box_editor import BoxwrightBoxEditor
 from pack.nodes.parts import drawing, regions_json
+from pack.nodes.parts.progress import progress_reporter
 from pack.nodes.parts.sized_regions import prompt_of, size_of
 from test_regions import run_graph
 
@@ -188,6 +189,9 @@ def test_only_the_browser_that_pressed_run_is_told(monkeypatch, client, told):
     monkeypatch.setattr(box_editor.PromptServer, "instance", server, raising=False)
     box_editor.tell_browser("1", {}, "There is no box.")
     assert heard == told
+    server.send_progress_text = lambda line, node, client: heard.append(client)
+    progress_reporter("1")("half done")
+    assert heard == 2 * told
 
 
 def test_an_editor_whose_boxes_nobody_takes_may_be_empty(monkeypatch, tmp_path):

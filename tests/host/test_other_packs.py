@@ -475,7 +475,10 @@ def test_predictions_beside_a_run_know_the_pass_of_perturbed_attention(models, l
     """They are asked without the sampler's guider; the host's other guidance runs beside each of them, too."""
 
     def found(model):
-        source, other = tiny.conditioning("sd15", layout.prompt, layout.key), tiny.conditioning("sd15", tiny.text(seed=4))
+        source, other = (
+            tiny.conditioning("sd15", layout.prompt, layout.key),
+            tiny.conditioning("sd15", tiny.text(seed=4)),
+        )
         negative, noise = tiny.conditioning("sd15", tiny.text(seed=2)), tiny.latent("sd15", size=(8, 12))
         if kind == "difference mask":
             settings = DiffMask(draws=2, noise_level=0.9)

@@ -424,6 +424,8 @@ def test_no_preset_of_the_fast_mode_claims_to_be_published():
         preset("published", "fast")
     with pytest.raises(BoxwrightError, match='"fill".*moves of the latent'):
         preset("fill", "fast")
+    with pytest.raises(BoxwrightError, match='"fill".*no boxes'):
+        preset("fill", "attend_excite")
 
 
 def test_the_geometry_of_a_grid_is_worked_out_once_for_a_run(monkeypatch):

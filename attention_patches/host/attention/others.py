@@ -61,13 +61,14 @@ def _only_adds(patch: Attention, own: AttentionCall, options: dict[str, Any], ca
     One that stays for the run is asked until it was seen to add something: before, it may not have begun yet. One that
     is put there for a call is asked in every step.
     """
-    found, key = call.others.found, ("adds", place.layer, place.text is None)
+    lasting = id(patch) in call.others.lasting
+    found, key = call.others.found, ("adds", place.layer, place.text is None, id(patch) if lasting else None)
     asked = (*key, call.progress)
     if key in found:
         return True
     if asked not in found:
         found[asked], works = _adds_to_the_attention(patch, own, options)
-        if found[asked] and works and id(patch) in call.others.lasting:
+        if found[asked] and works and lasting:
             found[key] = True
     return found[asked]
 
