@@ -40,7 +40,7 @@ def plain_weights(family):
 
 def without_recipe(monkeypatch):
     @contextlib.contextmanager
-    def plainly(module):
+    def plainly(module, **_):
         with torch.inference_mode(False), torch.enable_grad():
             yield
 
