@@ -198,6 +198,7 @@ def test_painting_on_a_box_keeps_its_fields_and_makes_it_paint(bench):
     choose(bench, "eraser")
     for y in (0.12, 0.18, 0.24, 0.3, 0.36, 0.4):
         bench.drag((0.0, y), (0.9, y))
+    bench.shot("erased")
     assert bench.boxes() == [], "nothing is left of it"
     bench.undo()
     assert len(bench.boxes()) == 1

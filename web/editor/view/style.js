@@ -41,10 +41,10 @@ export const STYLE = `
 .bw-main { position: relative; display: flex; flex: 1; flex-direction: column; gap: 6px; min-height: 0; }
 .bw-stage { position: relative; flex: 1 1 0; min-height: 120px; overflow: hidden; border-radius: 8px; background: var(--bw-soft); }
 .bw-canvas { position: absolute; inset: 0; width: 100%; height: 100%; touch-action: none; outline-offset: -2px !important; }
-.bw-tool { position: absolute; z-index: 1; top: 6px; left: 6px; right: 6px; display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px;
+.bw-tool { position: absolute; z-index: 1; top: 6px; left: 6px; right: 6px; display: flex; align-items: center; gap: 4px 12px;
     width: fit-content; margin: 0 auto; padding: 4px 10px; border: 1px solid var(--bw-line); border-radius: 8px; background: var(--comfy-menu-bg, #222);
     opacity: .94; pointer-events: none; }
-.bw-tool .bw-field { pointer-events: auto; }
+.bw-tool .bw-field { flex: none; pointer-events: auto; } /* beside the words, not below: what lies under it cannot be drawn on */
 .bw-tool .bw-field input[type=range] { width: 90px; }
 .bw-tool.bw-away { opacity: .2; }
 .bw-tool[hidden], .bw-tool [hidden] { display: none; }
@@ -103,7 +103,7 @@ export const STYLE = `
 .bw-status span { overflow: hidden; text-overflow: ellipsis; }
 .bw-status span:first-child { flex: none; }
 .bw-warning { color: var(--bw-warn, #f0b04a); }
-.bw-editor.bw-light .bw-warning { color: #8a5200; }
+.bw-editor.bw-light .bw-warning { color: #693c00; }
 .bw-speech { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .bw-notice { position: absolute; z-index: 6; left: 50%; bottom: 34px; translate: -50%; max-width: min(60ch, 90%); padding: 8px 12px;
     border: 1px solid var(--bw-warn, #f0b04a); border-radius: 8px; background: var(--comfy-menu-bg, #222); box-shadow: 0 6px 20px #0006; }
@@ -123,6 +123,7 @@ export const STYLE = `
 @container (max-width: 520px) {
     .bw-toolbar .bw-button:not(.bw-first) > span { display: none; }
     .bw-gap { margin: 0 1px; }
+    .bw-tool { flex-wrap: wrap; }
 }
 @container (max-width: 639px) and (max-height: 480px) {
     .bw-editor:not([data-panel=on]) .bw-side { display: none; }
