@@ -114,7 +114,7 @@ def our_nodes():
     found = {}
     for path in sorted(NODES.glob("*.py")):
         if path.stem != "__init__":
-            for cls in importlib.import_module(f"pack.nodes.{path.stem}").NODES:
+            for cls in getattr(importlib.import_module(f"pack.nodes.{path.stem}"), "NODES", ()):
                 found[cls.GET_SCHEMA().node_id] = guarded(cls)
     return found
 
