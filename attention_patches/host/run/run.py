@@ -1,4 +1,4 @@
-"""One run of a sampler with edits: which rows of which model call carry what.
+"""One run of a sampler with edits: which rows of which model call carry what. One file, since its wrappers share notes.
 
 Everything with state is made when a run starts, lives in the options of that run and is gone with it.
 """
