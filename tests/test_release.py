@@ -173,7 +173,7 @@ def wrong_order(root):
     (a_picture_of("docs/icon.png", 500, 500), "500 x 500"),
     (a_picture_of("docs/icon.png", 400, 300), "400 x 300"),
     (a_picture_of("docs/banner.png", 1260, 400), "21 : 9"),
-    (without("example_workflows/1.2 Words kept in their boxes (Rectified Attention).jpg"), "1.2 Words .* has no picture"),
+    (without("example_workflows/2.7 Fill a mask (RePaint, Blended Latents).jpg"), "2.7 Fill .* has no picture"),
     (edit("CHANGELOG.md", "## Unreleased", "## 0.9.0 (2026-01-02)"), "newest section 0.9.0"),
     (edit("CHANGELOG.md", "## Unreleased", "## Next"), '"## Next" is not'),
     (wrong_order, "not the first section"),
