@@ -22,6 +22,7 @@ SETTINGS = {
     "Comfy.Workflow.Persist": False,
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.Minimap.Visible": False,
+    "Comfy.RightSidePanel.IsOpen": False,  # a test that opened it leaves it so for those behind it
 }
 NODE = "BoxwrightBoxEditor"
 SIZE = (760, 700)
