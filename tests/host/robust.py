@@ -19,7 +19,7 @@ import random_graphs
 import safetensors.torch
 import tiny_loras
 import torch
-from execution import CacheType
+from graph_runs import Given, Silent, Toy, caches
 from pack.attention_patches.core.types import BoxwrightError
 from pack.nodes.parts.schema import guarded
 from test_clip_loss import vision_of
@@ -29,40 +29,13 @@ EXTRAS = (
     "custom_sampler", "mask", "freelunch", "pag", "sag", "hypertile", "tomesd", "easycache", "model_advanced",
     "model_downscale", "differential_diffusion", "primitive",
 )  # fmt: skip
-CACHES = {
-    "classic": (CacheType.CLASSIC, {}),
-    "lru": (CacheType.LRU, {"lru": 10}),
-    "none": (CacheType.NONE, {}),
-    "ram": (CacheType.RAM_PRESSURE, {"ram": 0.0, "ram_inactive": 0.0}),
-}
+CACHES = caches(lru=10)
 
 
-class RobustToy:
-    """The toy's model, text encoder and VAE, without reading the file again."""
-
-    RETURN_TYPES, FUNCTION = ("MODEL", "CLIP", "VAE"), "load"
-    parts: tuple = ()
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    def load(self):
-        return self.parts
-
-
-class RobustVision:
+class Vision(Given):
     """A tiny random CLIP_VISION."""
 
-    RETURN_TYPES, FUNCTION = ("CLIP_VISION",), "load"
-    parts: tuple = ()
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    def load(self):
-        return self.parts
+    RETURN_TYPES = ("CLIP_VISION",)
 
 
 class Look:
@@ -82,15 +55,6 @@ class Look:
     def keep(self, value):
         self.found.append(value)
         return ()
-
-
-class Silent:
-    """The server that an executor talks to, where nobody listens."""
-
-    client_id = last_node_id = None
-
-    def send_sync(self, *args):
-        pass
 
 
 class Executor(execution.PromptExecutor):
@@ -138,8 +102,8 @@ def registered(toy, folder):
     file = tiny_loras.tensors(toy[0], only=("attn2",), size=0.05)
     safetensors.torch.save_file(file, str(loras / random_graphs.LORA))
     vision = vision_of(folder)
-    kept, added = dict(nodes.NODE_CLASS_MAPPINGS), {"RobustToy": RobustToy, "RobustVision": RobustVision, "Look": Look}
-    RobustToy.parts, RobustVision.parts = toy, (vision,)
+    kept, added = dict(nodes.NODE_CLASS_MAPPINGS), {"RobustToy": Toy, "RobustVision": Vision, "Look": Look}
+    Toy.parts, Vision.parts = toy, (vision,)
     folder_paths.folder_names_and_paths["loras"] = ([str(loras), *paths[0]], paths[1])
     folder_paths.filename_list_cache.pop("loras", None)
     nodes.NODE_CLASS_MAPPINGS.update(host_nodes() | our_nodes() | added)
@@ -150,7 +114,7 @@ def registered(toy, folder):
         nodes.NODE_CLASS_MAPPINGS.update(kept)
         folder_paths.folder_names_and_paths["loras"] = paths
         folder_paths.filename_list_cache.pop("loras", None)
-        RobustToy.parts = RobustVision.parts = ()
+        Toy.parts = Vision.parts = ()
 
 
 @dataclass

@@ -156,6 +156,15 @@ def wire(bench, origin, output, target, name):
             bench.press("Escape")  # a search may have opened where the wire was dropped
 
 
+def built(bench, places, wires):
+    """An empty canvas with these nodes and wires put on it. -> the nodes' numbers by title."""
+    begin(bench)
+    numbers = {title: place(bench, title, at) for title, at in places.items()}
+    for origin, output, target, name in wires:
+        wire(bench, numbers[origin], output, numbers[target], name)
+    return numbers
+
+
 def draw(bench, number):
     """Two boxes with their words, and the prompt."""
     bench.settled(number)
@@ -195,10 +204,7 @@ def run_small(bench, number):
 
 @pytest.mark.every_version
 def test_two_things_in_two_boxes_by_mouse_take_seven_nodes_eleven_wires_and_no_number(bench):
-    begin(bench)
-    numbers = {title: place(bench, title, at) for title, at in PLACES.items()}
-    for origin, output, target, name in WIRES:
-        wire(bench, numbers[origin], output, numbers[target], name)
+    numbers = built(bench, PLACES, WIRES)
     draw(bench, numbers["Box Editor"])
     bench.shot("newcomer")
     assert counted(bench) == {"nodes": 7, "wires": 11, "changed": ["regions_json"]}, "boxes and their words, no number"
@@ -207,10 +213,7 @@ def test_two_things_in_two_boxes_by_mouse_take_seven_nodes_eleven_wires_and_no_n
 
 @pytest.mark.every_version
 def test_with_the_blueprint_they_take_five_nodes_nine_wires_and_no_number(bench):
-    begin(bench)
-    numbers = {title: place(bench, title, at) for title, at in PLACES_OF_THE_FACE.items()}
-    for origin, output, target, name in WIRES_OF_THE_FACE:
-        wire(bench, numbers[origin], output, numbers[target], name)
+    numbers = built(bench, PLACES_OF_THE_FACE, WIRES_OF_THE_FACE)
     draw(bench, face(bench))
     bench.shot("newcomer_blueprint")
     assert counted(bench) == {"nodes": 5, "wires": 9, "changed": ["regions_json"]}

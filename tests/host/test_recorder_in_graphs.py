@@ -8,35 +8,16 @@ import nodes
 import pytest
 import torch
 from comfy_execution.graph_utils import GraphBuilder
-from execution import CacheType
+from graph_runs import Silent, Toy, caches
 from pack.attention_patches.methods.recorder import Records
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
 from pack.nodes.mask_from_word import BoxwrightMaskFromWord
 
-CACHES = {
-    "classic": (CacheType.CLASSIC, {}),
-    "lru": (CacheType.LRU, {"lru": 50}),
-    "none": (CacheType.NONE, {}),
-    "ram": (CacheType.RAM_PRESSURE, {"ram": 0.0, "ram_inactive": 0.0}),
-}
+CACHES = caches(lru=50)
 every_cache = pytest.mark.parametrize("cache", CACHES)
 PROMPT = "a red circle and a blue star"
 SETTINGS = dict(phrases="", resolutions="middle", moments=1, start=0.0, end=1.0, budget_mb=64)
-
-
-class Toy:
-    """The toy's model, text encoder and VAE, without reading the file again."""
-
-    RETURN_TYPES, FUNCTION = ("MODEL", "CLIP", "VAE"), "load"
-    parts: tuple = ()
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    def load(self):
-        return self.parts
 
 
 class Collect:
@@ -96,15 +77,6 @@ class Expanded:
             settings = sampler(seed)["inputs"] | dict(model=model, positive=positive, negative=negative)
             latent = graph.node("KSampler", **settings | {"latent_image": latent}).out(0)
         return {"result": (graph.node("VAEDecode", samples=latent, vae=vae).out(0),), "expand": graph.finalize()}
-
-
-class Silent:
-    """The server that an executor talks to, where nobody listens."""
-
-    client_id = last_node_id = None
-
-    def send_sync(self, *args):
-        pass
 
 
 class Twice:

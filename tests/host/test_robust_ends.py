@@ -155,8 +155,6 @@ def test_out_of_memory_on_the_way_back(model, expected, name, number, monkeypatc
 @pytest.fixture
 def split(model, monkeypatch):
     """The model as the host's MultiGPU CFG Split leaves it on two devices, both of them the processor."""
-    if not hasattr(comfy.multigpu, "create_multigpu_deepclones"):
-        pytest.skip("this host does not split runs")
     second = torch.device("cpu:1")
     monkeypatch.setattr(
         comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: [torch.device("cpu"), second]
@@ -171,8 +169,6 @@ def split(model, monkeypatch):
 @pytest.fixture
 def parts(monkeypatch):
     """How often a run was split."""
-    if not hasattr(comfy.samplers, "_calc_cond_batch_multigpu"):
-        pytest.skip("this host does not split runs")
     original, seen = comfy.samplers._calc_cond_batch_multigpu, []
 
     def spy(*args):
