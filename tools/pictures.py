@@ -17,10 +17,10 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import templates
-from wb_common import ROOT, Failure
+from wb_common import ROOT, Failure, exit_status
 from wb_demo import execute, load_workflow, save_pictures
 from wb_graph import to_api
+from wb_templates import TOY_BATCH, boxes_of, for_toy, template
 
 HELP, OVERVIEW = ROOT / "web" / "docs", ROOT / "docs" / "overview.jpg"
 SIDE, GAP = 240, 8  # pixels of a tile, and between two
@@ -234,7 +234,7 @@ COLUMNS = (
 
 def templates_graph(stem: str, info: dict) -> dict:
     """An example workflow for the toy model, as an API graph."""
-    return to_api(templates.for_toy(load_workflow(templates.template(stem))), info)
+    return to_api(for_toy(load_workflow(template(stem))), info)
 
 
 def only(graph: dict, kind: str) -> str:
@@ -307,11 +307,11 @@ def tiles_of(server, page: Page, info: dict, folder: Path) -> list:
     graph = page.graph(info) if callable(page.graph) else templates_graph(page.graph, info)
     for each in graph.values():
         each["inputs"] |= page.settings.get(each["class_type"], {})
-    boxes = templates.boxes_of(graph)
+    boxes = boxes_of(graph)
     compared = boxes and {*COMPARED} <= {*page.tiles}
     for each in graph.values():
         if "batch_size" in each["inputs"]:
-            each["inputs"]["batch_size"] = templates.TOY_BATCH if compared else 1
+            each["inputs"]["batch_size"] = TOY_BATCH if compared else 1
     prompt = next((each["inputs"]["prompt"] for each in graph.values() if "image_opacity" in each["inputs"]), "")
     graph = tapped(graph, page.tiles, info)
     outputs = execute(server, graph)
@@ -326,7 +326,7 @@ def tiles_of(server, page: Page, info: dict, folder: Path) -> list:
         if tile == "prompt":
             made.append(written(prompt, [box["phrase"] for box in boxes]))
         elif tile == "template":
-            made.append(Image.open(templates.template(page.graph).with_suffix(".jpg")).convert("RGB"))
+            made.append(Image.open(template(page.graph).with_suffix(".jpg")).convert("RGB"))
         elif tile == "crops":
             made.extend(crops(Image.open(drawn["tile0"][0]).convert("RGB")))
         elif tile.startswith("words:"):
@@ -460,12 +460,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="draw them even where they are there")
     parser.add_argument("names", nargs="*", help="README, or ids of nodes; none = all")
     options = parser.parse_args()
-    try:
-        draw(options.names, options.again)
-    except (Failure, subprocess.SubprocessError) as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: draw(options.names, options.again), Failure, subprocess.SubprocessError)
 
 
 if __name__ == "__main__":

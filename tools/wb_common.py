@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Not resolved: a pack linked into custom_nodes must still find the ComfyUI around the link.
@@ -150,3 +150,13 @@ def run_logged(command: list, log: Path, **options) -> int:
 def remove_tree(path: Path) -> None:
     """Delete a directory; a file that cannot be deleted (Windows, still open) is left for the system to clear."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def exit_status(work: Callable[[], None], *problems: type[Exception]) -> int:
+    """Do a tool's work: 0, or 1 and one line where one of these stopped it."""
+    try:
+        work()
+    except problems as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0

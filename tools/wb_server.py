@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from templates import for_toy, written
 from wb_common import ROOT, WINDOWS, Failure, child, clean_environment, last_lines, log_file, remove_tree
 from wb_demo import load_workflow
 from wb_environment import Host
 from wb_http import Server
+from wb_templates import for_toy, written
 
 LOOPBACK = "127.0.0.1"
 START_LIMIT = 240  # seconds; a cold start on a slow disk imports some gigabytes

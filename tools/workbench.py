@@ -29,13 +29,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from templates import for_toy, template
 from wb_browser import apt_install, browser_environment
 from wb_common import ROOT, WINDOWS, Failure, Stopped, cache_directory, child, clean_environment, stage, stop_on_signals
 from wb_demo import clear, execute, load_workflow, save_pictures
 from wb_environment import HOSTS, Host, choose_host, environment_for, fetch_host
 from wb_graph import to_api
 from wb_server import running_server
+from wb_templates import for_toy, template
 
 DEMO_WORKFLOW = template("arranged_noise")
 DEMO_FOLDER = ROOT / "demo"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from browser import box, editor_node, open_bench, run
 from PIL import Image
-from templates import for_toy, template
 from toyworld import scorer
 from wb_demo import load_workflow
+from wb_templates import for_toy, template
 
 ROOT = Path(__file__).resolve().parents[2]
 NEAR = 0.008

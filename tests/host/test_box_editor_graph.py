@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from browser import box, editor_node, run
-from templates import LORAS
 from test_box_editor_page import node, pixel
+from wb_templates import LORAS
 
 ROOT = Path(__file__).resolve().parents[2]
 NEAR = 0.006

@@ -13,7 +13,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-import templates
+import wb_templates as templates
 from wb_common import Failure
 from wb_demo import execute, load_workflow, save_pictures
 from wb_graph import NOTES, OPEN_ENDED, declared_inputs, to_api, widget_values
@@ -150,7 +150,7 @@ def test_words_for_users_lead_back_to_those_of_the_toy():
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_template_has_a_title_and_a_picture(path):
-    assert path.stem in templates.TITLES.values(), f"give {path.stem} a title in tools/templates.py, and run it"
+    assert path.stem in templates.TITLES.values(), f"give {path.stem} a title: tools/wb_templates.py, then templates.py"
     picture = path.with_suffix(".jpg")
     assert picture.is_file(), f"python tools/templates.py --pictures {path.stem}"
     assert Image.open(picture).size == (templates.PICTURE, templates.PICTURE)

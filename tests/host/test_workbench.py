@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 sys.path.append(str(TOOLS))
 
-import templates
 import wb_environment
 import wb_server
+import wb_templates
 import workbench
 from wb_common import Failure, last_lines
 from wb_environment import HOSTS, built_once, choose_host, host_at, host_requirements, unpack_host
@@ -191,7 +191,7 @@ def test_the_model_and_the_packs_are_linked_and_cleared_away(tmp_path):
     (root / "tests" / "toyworld" / "companion").mkdir(parents=True)
     (root / "tests" / "toyworld" / "toyworld.safetensors").write_bytes(b"weights")
     (root / "example_workflows").mkdir()
-    loader = {"type": "CheckpointLoaderSimple", "widgets_values": [templates.USUAL]}
+    loader = {"type": "CheckpointLoaderSimple", "widgets_values": [wb_templates.USUAL]}
     (root / "example_workflows" / "one.json").write_text(json.dumps({"nodes": [loader], "links": []}))
     with wb_server.base_directory(root) as base:
         assert (base / "custom_nodes" / "boxwright" / "tests").is_dir()
