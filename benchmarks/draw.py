@@ -229,7 +229,7 @@ def _measure(name: str) -> str | None:
 
 
 def _plain(words: str) -> str:
-    return words.replace("**", "").replace("`", "")
+    return words.replace("*", "").replace("`", "")
 
 
 def _number(cell: str) -> float | None:

@@ -18,7 +18,7 @@ NODES = {page.stem: page.read_text("utf-8") for page in sorted(HELP.glob("*.md")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 HELP_BYTES = 2_000_000  # of all help pages with their pictures
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-SCREENSHOTS = {"BoxwrightBoxEditor.png"}  # made by hand
+SCREENSHOTS = {"BoxwrightBoxEditor.png"}  # by tools/editor_picture.py
 
 
 def outside_code(text):
