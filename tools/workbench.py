@@ -51,6 +51,8 @@ EVERY_HOST = (
     "contract_beside_others",
     "gradient",
     "guidance",
+    "guidance_latent",
+    "guidance_prediction",
     "layout_prompt",
     "attention_recorder",
     "recorder_in_graphs",

@@ -22,7 +22,7 @@ from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
-from test_guidance import Control
+from tiny_control import Control
 
 WHOLE, DEFAULT = Box(0.0, 0.0, 1.0, 1.0), RegionLora()
 EARLY = {"steps": 4, "last_step": 1}  # a step that ends before the windows of these tests begin
