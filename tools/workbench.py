@@ -57,6 +57,7 @@ EVERY_HOST = (
     "attention_recorder",
     "recorder_in_graphs",
     "region_lora",
+    "region_lora_places",
 )
 QUICK_FILES = ("layers", "pyproject", "docs", "release", "types", "workflows")
 QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in QUICK_FILES))
