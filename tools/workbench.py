@@ -47,14 +47,20 @@ EVERY_HOST = (
     "replacements",
     "adapter_contract",
     "contract_of_some_families",
+    "contract_of_frames",
+    "contract_of_places",
+    "contract_of_texts",
     "contract_of_steps",
     "contract_beside_others",
     "gradient",
     "guidance",
+    "guidance_latent",
+    "guidance_prediction",
     "layout_prompt",
     "attention_recorder",
     "recorder_in_graphs",
     "region_lora",
+    "region_lora_places",
 )
 QUICK_FILES = ("layers", "pyproject", "docs", "release", "types", "workflows")
 QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in QUICK_FILES))

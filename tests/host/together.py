@@ -35,10 +35,10 @@ from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
 from pack.attention_patches.samplers.color_loss import ColorLoss
 from pack.attention_patches.samplers.h_space import HSpace
-from test_guidance import Control
+from region_loras import with_loras
 from test_prompt_to_prompt_runs import conditioning as side_by_side
 from test_prompt_to_prompt_runs import prompts_of
-from test_region_lora import with_loras
+from tiny_control import Control
 
 P2P = "Prompt to Prompt"
 SIZE, LARGER = (8, 12), (16, 24)  # of the latent; SAG blurs with a kernel that wants more room
