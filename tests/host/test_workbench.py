@@ -395,6 +395,18 @@ def tree(tmp_path, monkeypatch):
 WORKERS = "-n 2 --dist loadgroup"
 
 
+def checks(tree, host):
+    """The lines of what is run before pytest, with a fake environment."""
+    return [
+        "== ruff",
+        f"ruff check . {host.path}",
+        "== ruff format",
+        f"ruff format --check --quiet . {host.path}",
+        "== types",
+        f"python {tree / 'tools' / 'wb_types.py'} {workbench.cache_directory() / 'types'} {host.path}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -412,7 +424,7 @@ def test_paths_and_words_choose(tree, tmp_path, capfd, arguments, expected):
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
     assert workbench.test(fake_environment(tmp_path), host, options_of(), arguments) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines == ["== ruff", f"ruff check . {host.path}", "== pytest", f"pytest {expected} {host.path}"]
+    assert lines == [*checks(tree, host), "== pytest", f"pytest {expected} {host.path}"]
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [({}, 0), ({"ruff": 1}, 1), ({"pytest": 1}, 1), ({"pytest": 5}, 5)])
@@ -423,8 +435,7 @@ def test_all_tests_run_on_the_oldest_host_first_and_end_with_pytest(tree, tmp_pa
     with_extra = " ".join([WORKERS, *extra])
     old = tmp_path / "old"
     assert capfd.readouterr().out.splitlines() == [
-        "== ruff",
-        f"ruff check . {host.path}",
+        *checks(tree, host),
         f"== pytest on ComfyUI {workbench.OLDEST_HOST} (pinned)",
         f"pytest tests/host/test_b.py -k not every_sampler {with_extra} {old}",
         "== pytest",
@@ -448,10 +459,11 @@ def test_the_oldest_host_itself_runs_once(tree, tmp_path, capfd):
 
 def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
     host = host_at(fake_host.make(tmp_path / "host"), "--comfyui")
+    files = [f"tests/test_{name}.py" for name in ("layers", "pyproject", "docs", "release", "types", "workflows")]
     assert workbench.test(fake_environment(tmp_path), host, options_of("--quick"), []) == 0
     assert capfd.readouterr().out.splitlines()[-2:] == [
         "== pytest",
-        f"pytest tests/math tests/test_layers.py tests/test_pyproject.py tests/test_docs.py {WORKERS} {host.path}",
+        f"pytest tests/math {' '.join(files)} {WORKERS} {host.path}",
     ]
 
 
