@@ -478,9 +478,8 @@ def test_undo_of_other_nodes_leaves_the_drawing_alone(bench):
     bench.page.evaluate("""() => {
         const note = LiteGraph.createNode("Note");
         app.graph.add(note);
-        const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-        (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
     }""")
+    bench.remember()
     bench.undo()
     assert bench.text() == drawn
     bench.undo()

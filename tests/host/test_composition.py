@@ -55,15 +55,22 @@ def cell(name, column):
     # The other alone, in the same company: with the prompts and rows of both.
     others = run((column,), None, side_by_side) if ours else run((), column, side_by_side)
     if name in WATCHES:
-        assert not far(latent, others[0]), "what only watches has changed the picture"
-        return WATCHED if torch.equal(latent, others[0]) else ROUNDED, None
+        return watched(latent, others[0]), None
     assert far(latent, others[0]), f"{name} does nothing beside {column}"
     if column not in (*WATCHES, *together.NO_TRACE):
         alone = run((name,), None if ours else column, side_by_side, acts=False)
         assert far(latent, alone[0]), f"{column} does nothing beside {name}"
     if name in PROMPT_ONLY and column not in (P2P, "Region LoRA", "Arranged Noise", "Box Constraint: boxdiff"):
         assert not far(negative, others[1]), f"{name} beside {column} changes the negative prompt's rows"
-    return (WATCHED if column in WATCHES else BOTH), None
+    if column in WATCHES:
+        return watched(latent, run((name,), None, side_by_side)[0]), None
+    return BOTH, None
+
+
+def watched(latent, without):
+    """How near a picture that is watched is to the same one unwatched."""
+    assert not far(latent, without), "what only watches has changed the picture"
+    return WATCHED if torch.equal(latent, without) else ROUNDED
 
 
 @functools.cache

@@ -1,6 +1,9 @@
 """Nodes that had other ids: the host's own manager turns what workflows have saved into today's nodes."""
 
 import asyncio
+import importlib.util
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nodes as host_nodes
@@ -11,6 +14,7 @@ from comfy_api.latest import io
 from pack.nodes import replacements
 from schemas import WIDGETS, golden
 
+NODES = Path(__file__).resolve().parents[2] / "nodes"
 REGIONS = io.NodeReplace(
     old_node_id="BoxwrightOldRegions",
     new_node_id="BoxwrightRegions",
@@ -33,6 +37,19 @@ def manager(monkeypatch):
     known = host_nodes.NODE_CLASS_MAPPINGS | dict.fromkeys(golden(), object)
     monkeypatch.setattr(host_nodes, "NODE_CLASS_MAPPINGS", known)
     return manager
+
+
+@pytest.fixture
+def loaded():
+    """The nodes as the host imports them, with their extension, beside those of all other tests."""
+    before, name = set(sys.modules), "pack.nodes_as_loaded"
+    spec = importlib.util.spec_from_file_location(name, NODES / "__init__.py", submodule_search_locations=[str(NODES)])
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for each in set(sys.modules) - before:
+        if each.startswith(name):
+            del sys.modules[each]
 
 
 def faults(entries, contracts):
@@ -87,9 +104,9 @@ def test_a_replacement_that_would_lose_something_is_named(replacement, words):
     assert found == [] if words is None else words in found[0]
 
 
-def test_the_host_leads_a_saved_workflow_to_todays_node(manager, monkeypatch):
-    monkeypatch.setattr(replacements, "REPLACEMENTS", (REGIONS,))
-    asyncio.run(replacements.register())
+def test_the_host_leads_a_saved_workflow_to_todays_node(manager, loaded, monkeypatch):
+    monkeypatch.setattr(loaded.replacements, "REPLACEMENTS", (REGIONS,))
+    asyncio.run(loaded.BoxwrightExtension().on_load())  # as the host does, once it has the nodes
     prompt = {
         "1": {
             "class_type": "BoxwrightOldRegions",

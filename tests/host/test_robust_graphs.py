@@ -12,6 +12,7 @@ import robust
 import torch
 from random_graphs import Graph, ours, pool
 
+TRIES = 2000  # seeds in which to find a graph of each node that can be drawn
 EVERY = 50  # graphs after which an ordinary picture is drawn again
 MEMORY = 150  # MiB that 200 graphs may add to the process, which the host's own allocations and torch's caches make
 FULL = [(cache, 1000 + 600 * i, 600) for i, cache in enumerate(robust.CACHES)]
@@ -48,11 +49,22 @@ def picture():
     return found
 
 
+def tensors(value):
+    """The tensors in what reached the end of a graph."""
+    if isinstance(value, torch.Tensor):
+        return [value.values()] if value.is_sparse else [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [tensor for each in value for tensor in tensors(each)] if isinstance(value, (tuple, list)) else []
+
+
 def faults_of(seed, graph, outcome):
     """What is wrong with an outcome, in words."""
     about = f"graph {seed} ({graph.subject}; {graph.wrong or 'nothing wrong on purpose'}), {outcome.where}"
     if outcome.kind == "fault":
         return [f"{about}: {outcome.words}"]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors(outcome.found)):
+        return [f"{about}: drawn, and not finite"]
     if outcome.kind == "refused" and not robust.well_said(outcome.words):
         return [f"{about}: said badly: {outcome.words}"]
     if outcome.kind == "refused by the host" and not graph.wrong and "ustom validation" not in outcome.words:
@@ -65,6 +77,18 @@ def test_every_node_of_ours_is_the_subject_of_some_graph(info):
     subjects = {Graph(info, seed).subject for seed in range(400)}
     assert subjects == set(ours(info))
     assert Graph(info, 3).nodes == Graph(info, 3).nodes != Graph(info, 4).nodes
+
+
+def test_every_node_of_ours_is_drawn_in_some_graph(info):
+    """Where nothing is wrong on purpose: a node that refuses whatever it gets would pass the test below."""
+    host, missing = robust.Host("classic"), set(ours(info))
+    for seed in range(TRIES):
+        graph = Graph(info, seed)
+        if graph.subject in missing and not graph.wrong and host.run(graph.nodes).kind == "drawn":
+            missing.remove(graph.subject)
+        if not missing:
+            break
+    assert not missing
 
 
 @pytest.mark.parametrize("cache, first, count", chosen(), ids=lambda value: str(value))

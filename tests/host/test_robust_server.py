@@ -5,6 +5,7 @@ import struct
 import time
 import uuid
 
+import numpy as np
 import pytest
 import robust
 import test_wrong_input as graphs
@@ -27,11 +28,11 @@ class Listening:
         self.name, self.events, self.lines = uuid.uuid4().hex, [], []
         self.socket = server.events(self.name)
 
-    def hear(self, seconds):
-        """Take what has come, for a while."""
+    def hear(self, seconds, always=False):
+        """Take what comes, until the prompt is done or the time is over; or for all of the time."""
         self.socket._socket.settimeout(0.2)
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.done():
+        while time.monotonic() < end and (always or not self.done()):
             try:
                 _, kind, payload = self.socket._frame()
             except TimeoutError:
@@ -52,14 +53,21 @@ def test_two_clients_hear_of_their_own(server):
         ids = [server.queue(arranged(900 + number), client.name) for number, client in enumerate((one, two))]
         for client in (one, two):
             client.hear(120)
-        two.hear(0.5)
+        for client in (one, two):
+            client.hear(0.5, always=True)  # what was meant for the other
     for client, own in ((one, ids[0]), (two, ids[1])):
         named = {event["data"]["prompt_id"] for event in client.events if "prompt_id" in event["data"]}
         assert named == {own}, "a client has heard of another's prompt"
         said = [line for name, line in client.lines if name == "method" and "moved" in line]
         assert len(said) == 1, said
-    pictures = [server.get_json(f"/history/{own}")[own]["outputs"]["show"]["images"] for own in ids]
-    assert pictures[0] != pictures[1]
+    shown = [server.get_json(f"/history/{own}")[own]["outputs"]["show"]["images"] for own in ids]
+    pictures = [graphs.pictures_of(server, each) for each in shown]
+    assert not np.array_equal(*pictures)
+    for number, picture in enumerate(pictures):  # once more with nobody beside, and not from the cache
+        again = arranged(900 + number)
+        again["show"]["inputs"]["images"] = ["other", 0]
+        again["other"] = {**again["decode"], "_meta": {"title": "decoded anew"}}
+        assert np.array_equal(graphs.draw(server, again), picture)
 
 
 # --- an executor with what another has kept ---

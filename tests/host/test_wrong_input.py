@@ -118,7 +118,11 @@ def painted(value):
 
 def draw(server, graph):
     """The pictures of a graph that works, uint8 [n, height, width, 3]."""
-    shown = execute(server, graph)["show"]["images"]
+    return pictures_of(server, execute(server, graph)["show"]["images"])
+
+
+def pictures_of(server, shown):
+    """What a node showed, uint8 [n, height, width, 3]."""
     return np.stack([np.asarray(Image.open(io.BytesIO(server.get("/view", **picture)))) for picture in shown])
 
 

@@ -41,6 +41,7 @@ from test_prompt_to_prompt_runs import prompts_of
 from tiny_control import Control
 
 P2P = "Prompt to Prompt"
+RECORDS = "what the recorder of a test has"
 SIZE, LARGER = (8, 12), (16, 24)  # of the latent; SAG blurs with a kernel that wants more room
 STEPS = 2
 LAYOUT = tiny.layout()
@@ -70,6 +71,13 @@ def region_lora(model):
     return with_loras(model, LAYOUT, [file], RegionLora())
 
 
+def recorder(model):
+    records = Records(LAYOUT.prompt.tokens, Recording())
+    patched = recorded(model, LAYOUT, records)
+    patched.set_attachments(RECORDS, records)
+    return patched
+
+
 def plain(seed):
     return tiny.conditioning("sd15", tiny.text(seed=seed), seed=seed)
 
@@ -88,7 +96,7 @@ OURS = {
     "Arranged Noise": lambda model: install(model, LAYOUT, ArrangedNoise().edits(LAYOUT)),
     "Region LoRA": region_lora,
     "H-Space Edit": h_space,
-    "Attention Recorder": lambda model: recorded(model, LAYOUT, Records(LAYOUT.prompt.tokens, Recording())),
+    "Attention Recorder": recorder,
     P2P: lambda model: edited(model, PROMPTS, PromptToPrompt(ALWAYS, ALWAYS)),
 }
 WATCHES = ("Attention Recorder",)  # changes nothing
@@ -201,4 +209,8 @@ def draw(model, names=(), column=None, seen=None, steps=STEPS, side_by_side=None
     noise = tiny.latent("sd15", size, 1).repeat(batch, 1, 1, 1) if same_noise else tiny.latent("sd15", size, batch)
     torch.manual_seed(0)
     steps = 4 if column == "EasyCache" else steps
-    return tiny.run("sd15", model, positive, noise=noise, steps=steps)
+    latent = tiny.run("sd15", model, positive, noise=noise, steps=steps)
+    if "Attention Recorder" in names:
+        seen_by_it = model.get_attachment(RECORDS).latest.map_of("w1")
+        assert seen_by_it.shape[0] == batch and float(seen_by_it.min()) >= 0 and float(seen_by_it.std()) > 1e-4
+    return latent
