@@ -171,7 +171,8 @@ def node(cls, *values):
 
 # What each thing of the host's makes of a MODEL and a positive prompt.
 HOSTS = {
-    "FreeU": node(nodes_freelunch.FreeU_V2, 1.3, 1.4, 0.9, 0.2),
+    "FreeU": node(nodes_freelunch.FreeU, 1.1, 1.2, 0.9, 0.2),
+    "FreeU_V2": node(nodes_freelunch.FreeU_V2, 1.3, 1.4, 0.9, 0.2),
     "PAG": node(nodes_pag.PerturbedAttentionGuidance, 3.0),
     "SAG": node(nodes_sag.SelfAttentionGuidance, 1.0, 2.0),
     "HyperTile": node(nodes_hypertile.HyperTile, 32, 1, 0, False),

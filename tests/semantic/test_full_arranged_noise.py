@@ -14,10 +14,12 @@ PARTS = {
     "standard": STANDARD.guides,
     "fill": FILL.guides,
     "couple": RegionPrompt().edits,
+    "couple that confines no words": RegionPrompt(confine_end=0.0).edits,
 }
 COMBINATIONS = [
     ("noise",), ("noise", "standard"), ("noise", "fill"), ("standard",), ("fill",), ("couple",), ("noise", "couple"),
-    ("noise", "fill", "couple"), ("standard", "couple"),
+    ("noise", "fill", "couple"), ("standard", "couple"), ("noise", "fill", "couple that confines no words"),
+    ("fill", "couple that confines no words"),
 ]  # fmt: skip
 
 
