@@ -180,6 +180,20 @@ def test_background_in_the_box_has_nothing_after_the_reading(models, monkeypatch
     near(found, run("sd15", both, whole, steps=2))
 
 
+@pytest.mark.parametrize("family, only", [("sd3", ["context_block"]), ("flux", ["txt_attn", "txt_mlp"])])
+def test_words_keep_the_lora_of_their_region(models, halves, made, family, only):
+    """In models that read text and image together, in every row of a batch: of those layers nothing is taken back."""
+    model, noise = models[family], tiny.latent(family, batch=2)
+    own = files(model, 0.3, only)
+    found, expected = (
+        run(family, with_loras(model, halves, own, method), halves, noise=noise, steps=3)
+        for method in (SUBJECT, RegionLora())
+    )
+    assert made[0].mean() < 0.98
+    near(found, expected, 1e-5)
+    assert not torch.allclose(found, run(family, model, halves, noise=noise, steps=3), rtol=0, atol=1e-3)
+
+
 def test_a_batch_that_another_node_takes_apart_is_refused(models, halves):
     """Whose masks its parts would have, no one says."""
     patched, calls = with_loras(models["sd15"], halves, files(models["sd15"]), SUBJECT), []
