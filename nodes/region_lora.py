@@ -8,10 +8,11 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.types import MAX_LORA, MAX_REGIONS, BoxwrightError, Layout, StepWindow
 from ..attention_patches.host.region_lora import with_loras, without_place
-from ..attention_patches.methods.region_lora import RegionLora
+from ..attention_patches.methods.region_lora import Masks, RegionLora
 from ..attention_patches.methods.region_prompt import Overlap
 from .parts import lora_files, schema
 from .parts.checks import counted, shortened
+from .parts.progress import reporter_of
 
 FROM_LAYOUT = "as the layout says"
 DEFAULT = RegionLora()
@@ -74,20 +75,58 @@ class BoxwrightRegionLora(io.ComfyNode):
                 ),
                 schema.feather_input(DEFAULT.feather),
                 *schema.window_inputs(DEFAULT.window),
+                io.Combo.Input(
+                    "masks",
+                    options=list(get_args(Masks)),
+                    default=DEFAULT.masks,
+                    optional=True,
+                    tooltip="boxes = a LoRA counts in all of its region as drawn. subject = at first too; then only "
+                    "where in it the region's words are seen, so that background inside a box keeps the base model.",
+                ),
+                io.Float.Input(
+                    "subject_after",
+                    default=DEFAULT.subject_after,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    optional=True,
+                    tooltip="For masks subject: how much of the noise schedule is read first, from the first step in "
+                    "which the LoRAs count. Longer = surer masks, but more is painted by then.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The patched model."),
                 io.String.Output("notes", tooltip="Which LoRA is whose, and what of it has no effect here."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, layout, lora, lora_strength, region, overlap, feather, start, end) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        layout,
+        lora,
+        lora_strength,
+        region,
+        overlap,
+        feather,
+        start,
+        end,
+        masks=DEFAULT.masks,
+        subject_after=DEFAULT.subject_after,
+    ) -> io.NodeOutput:
         named = lora == FROM_LAYOUT
         chosen = of_layout(layout, lora_strength) if named else of_widgets(layout, lora, lora_strength, region)
-        settings = RegionLora(overlap, feather, StepWindow(start, end))
-        patched, loras = with_loras(model, layout, settings, chosen)
-        report = "\n".join(notes(model, layout, chosen, loras, named))
+        settings = RegionLora(overlap, feather, StepWindow(start, end), masks, subject_after)
+        patched, loras = with_loras(model, layout, settings, chosen, reporter_of(cls))
+        lines = notes(model, layout, chosen, loras, named)
+        if masks == "subject":
+            lines.append(
+                f"Masks follow the subject: for {subject_after:g} of the schedule every region holds as drawn, then "
+                "where in it its words are seen. The node says how much of it that is."
+            )
+        report = "\n".join(lines)
         return io.NodeOutput(patched, report, ui=ui.PreviewText(report))
 
 

@@ -138,7 +138,8 @@ class LayerEdit:
     name: str
     changes: tuple[Any, ...]  # one for each unit, the same object for the same change: what the host applies
     strengths: tuple[float, ...]  # one for each unit, any sign
-    # shares(site) -> float32 [units, h * w] on any grid, of the site alone: at least 0, at most 1 in sum over the units
+    # shares(site) -> float32 [units, h * w] on any grid, or [B, units, h * w] for each picture of the batch: of the
+    # site alone, the same all through a step, at least 0, at most 1 in sum over the units
     shares: Callable[[AttentionSite], Tensor]
     # words(site) -> float32 [units, T]: the share for the layout's own text columns; 0 = not the unit's word
     words: Callable[[AttentionSite], Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.types import Layout
@@ -12,15 +12,22 @@ from .layers.lora import Lora, lora_for, read_file, text_encoder_with
 from .layers.streams import stream_of
 
 
-def with_loras(model: Any, layout: Layout, settings: RegionLora, chosen: Mapping[int, tuple[str, str, float]]) -> tuple:
+def with_loras(
+    model: Any,
+    layout: Layout,
+    settings: RegionLora,
+    chosen: Mapping[int, tuple[str, str, float]],
+    report: Callable[[str], None] | None = None,
+) -> tuple:
     """(a clone of the MODEL, the LoRAs by name): regions from 0 -> (name, path, strength) of a file.
 
-    A file is read once for all of its regions. Raises BoxwrightError for a file that is no LoRA for this model.
+    A file is read once for all of its regions; `report` is told what masks do that follow the subject. Raises
+    BoxwrightError for a file that is no LoRA for this model.
     """
     paths = dict((name, path) for name, path, _ in chosen.values())
     loras = {name: lora_for(model, read_file(path, name), name) for name, path in paths.items()}
     placed = {number: (loras[name], strength) for number, (name, _, strength) in chosen.items()}
-    return install(model, layout, settings.edits(layout, placed)), loras
+    return install(model, layout, settings.edits(layout, placed, report)), loras
 
 
 def text_encoders(clip: Any, chosen: Mapping[int, tuple[str, str, float]]) -> dict[int, Any]:

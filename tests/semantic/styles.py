@@ -15,6 +15,7 @@ from pack.attention_patches.host.region_prompt import RegionConditioning
 from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
+from scipy import ndimage
 from toyworld import sampling, scorer
 from toyworld.scorer import MIN_AREA, box_mask
 from toyworld.train_loras import STYLES, file_of
@@ -66,9 +67,9 @@ def coupled(clip, case, layout):
     return RegionPrompt().edits(layout, [text[0][0] for text in sentences(clip, case)])
 
 
-def in_regions(model, layout, case, files):
+def in_regions(model, layout, case, files, **options):
     loras = {number: (lora_for(model, files[style], style), 1.0) for number, style in enumerate(case.styles)}
-    return install(model, layout, RegionLora().edits(layout, loras))
+    return install(model, layout, RegionLora(**options).edits(layout, loras))
 
 
 def everywhere(model, files):
@@ -100,6 +101,8 @@ def plans(toy, case, positive, layout, files):
         "Region LoRA": lambda: (in_regions(model, layout, case, files), positive),
         "couple, both LoRAs everywhere": lambda: (install(everywhere(model, files), layout, couple), positive),
         "couple + Region LoRA": lambda: (install(in_regions(model, layout, case, files), layout, couple), positive),
+        COUPLE: lambda: (install(model, layout, couple), positive),
+        FOLLOWED: lambda: (install(in_regions(model, layout, case, files, masks="subject"), layout, couple), positive),
         "the host's hooks, a pass for each": lambda: hooked(toy, case, positive, layout, files),
     }
 
@@ -109,6 +112,7 @@ NAMES = (
     "couple, both LoRAs everywhere", "couple + Region LoRA",
     "the host's hooks, a pass for each",
 )  # fmt: skip
+COUPLE, FOLLOWED = "couple, no LoRA", "couple + Region LoRA, masks subject"
 HEAD = "| | boxes filled | own style | the other's | plain | strange pixels | s per picture |"
 
 
@@ -143,6 +147,19 @@ def score(toy, name, cases, seeds, steps=20):
         "seconds": (time.process_time() - start) / len(strange),
         "images": images,
     }
+
+
+def changed_background(before, after, boxes):
+    """Mean change of the pixels in the boxes that show no object in either picture [h, w, 3]: all of it, and without
+    the change of their common tone."""
+    objects = np.zeros(before.shape[:2], dtype=bool)
+    for image in (before, after):
+        for item in scorer.find_objects(image):
+            objects |= item.mask
+    objects = ndimage.binary_dilation(objects, iterations=6)  # soft rims
+    inside = np.any([box_mask(box, objects.shape) for box in boxes], axis=0) & ~objects
+    change = (np.asarray(after) - np.asarray(before))[inside]
+    return [float(np.abs(each).max(axis=1).mean()) for each in (change, change - np.median(change, axis=0))]
 
 
 def line(name, found):

@@ -173,12 +173,14 @@ class LiveLayers:
             ("terms", id(self), call.grid, call.latent, call.offsets, call.image, attention.q.device),
             call.progress,
             lambda: self.weights.shares(call, call.grid),
-            lambda shares: [self._terms(one, attention.q) for one in shares],
+            lambda shares: self._terms_by_rows(shares, len(call.offsets), attention.q),
         )
+        by_row = any(weight is not None and len(weight) > 1 for one in terms for _, _, weight in one)
+        expected = call.rows * (len(call.offsets) if by_row else len(terms))
+        if (by_row or len(terms) > 1) and rows != expected:
+            raise wrong_tokens("of a cross-attention", attention.q.shape, f"{expected} rows")
         if len(terms) == 1:
             return self._of_rows(attention, pending, attend, terms[0], all_queries)
-        if rows != call.rows * len(terms):
-            raise wrong_tokens("of a cross-attention", attention.q.shape, f"{call.rows * len(terms)} rows")
         out = self._of_rows(attention, pending, attend, terms[0], True)
         for entry, own in enumerate(terms[1:], 1):  # crops differ, and with them who reads what
             part = slice(entry * call.rows, (entry + 1) * call.rows)
@@ -193,6 +195,8 @@ class LiveLayers:
         everything = all_queries or torch.is_grad_enabled()
         for strengths, where, weight in terms:
             variant = attention if strengths is None else self._with(attention, pending, strengths)
+            if weight is not None and axis == 2:
+                weight = weight[:, None]  # beside the heads
             if where is None or everything:
                 part = attend(variant) if weight is None else attend(variant) * weight.to(attention.q.dtype)
                 out = part if out is None else out + part
@@ -200,7 +204,7 @@ class LiveLayers:
             part = attend(variant.chosen(where))
             if out is None:
                 out = part.new_zeros([attention.shape[1] if n == axis else size for n, size in enumerate(part.shape)])
-            own = weight.index_select(0, where).to(part.dtype)
+            own = weight.index_select(-2, where).to(part.dtype)
             out.index_add_(axis, where, part * own)
         return out
 
@@ -214,20 +218,25 @@ class LiveLayers:
             v = layer.changed(x, v.clone(), PlaceWeights(strengths.to(v.dtype)))
         return replace(attention, k=k, v=v)
 
+    def _terms_by_rows(self, shares: Tensor, entries: int, like: Tensor) -> list[list[Any]]:
+        """Shares [lead, N, units]: terms that are one for all rows, of each entry, or of all rows with their own."""
+        parts = [shares] if len(shares) > entries else shares[:, None]
+        return [self._terms(part, like) for part in parts]
+
     def _terms(self, shares: Tensor, like: Tensor) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-        """Shares [N, units] as a sum over sets of units: (strengths [1, 1, LoRAs], places, weights [N, 1]) of each.
+        """Shares [R, N, units] as a sum over sets of units: strengths [1, 1, LoRAs], places, weights [R, N, 1] of each.
 
         A place with shares of several units, or part of one, reads each set's keys with that set's share. Within an
         item units exclude each other; those of different items (a chain of nodes) may be at one place together.
         """
-        found: dict[frozenset[int], Tensor] = {frozenset(): torch.ones(shares.shape[0])}
+        found: dict[frozenset[int], Tensor] = {frozenset(): torch.ones(shares.shape[:2])}
         first = 0
         for count in self.weights.units:
-            own = shares[:, first : first + count]
-            rest = (1.0 - own.sum(dim=1)).clamp(0.0, 1.0)
+            own = shares[..., first : first + count]
+            rest = (1.0 - own.sum(dim=-1)).clamp(0.0, 1.0)
             split: dict[frozenset[int], Tensor] = {}
             for units, weight in found.items():
-                for unit, share in [(None, rest), *((first + n, own[:, n]) for n in range(count))]:
+                for unit, share in [(None, rest), *((first + n, own[..., n]) for n in range(count))]:
                     if bool((weight * share).any()):
                         split[units if unit is None else units | {unit}] = weight * share
             found, first = split, first + count
@@ -239,8 +248,8 @@ class LiveLayers:
                 made.append(
                     (
                         None if strengths is None else strengths.to(like.device, copy=True),
-                        None if alone else weight.nonzero()[:, 0].to(like.device, copy=True),
-                        None if alone else weight[:, None].to(like.device, copy=True),
+                        None if alone else weight.any(dim=0).nonzero()[:, 0].to(like.device, copy=True),
+                        None if alone else weight[..., None].to(like.device, copy=True),
                     )
                 )
         return made

@@ -57,42 +57,56 @@ class Weights:
     def active(self, progress: float) -> bool:
         return any(item.edit.window.contains(progress) for item in self.items)
 
-    # What follows is of the shape [entries or 1, ..., LoRAs] (1 = the same for all) and None where all of it is 0.
+    # What follows is of the shape [lead, ..., LoRAs] and None where all of it is 0. lead = 1 where it is the same for
+    # all, the number of entries where their crops differ, entries * rows where pictures of a batch differ.
 
     def of_pixels(self, call: LayerCall, grid: Size, like: Tensor) -> PlaceWeights | None:
-        """[entries or 1, h, w, LoRAs] of a convolution's output."""
+        """[lead, h, w, LoRAs] of a convolution's output."""
         return self._kept(call, ("pixels", grid), lambda: self._image(call, grid).unflatten(1, grid), like)
 
     def of_image(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> PlaceWeights | None:
-        """[entries or 1, length, LoRAs] of image tokens; what is behind them has no place in the picture."""
+        """[lead, length, LoRAs] of image tokens; what is behind them has no place in the picture."""
         key = ("image", grid, length)
         return self._kept(call, key, lambda: self._sequence(call, grid, 0, length), like)
 
     def of_text(self, call: LayerCall, grid: Size, length: int, like: Tensor) -> PlaceWeights | None:
-        """[entries or 1, length, LoRAs] of text tokens."""
+        """[lead, length, LoRAs] of text tokens."""
         return self._kept(call, ("text", grid, length), lambda: self._text(call, grid, length), like)
 
     def of_joint(self, call: LayerCall, grid: Size, start: int, length: int, like: Tensor) -> PlaceWeights | None:
-        """[entries or 1, length, LoRAs] of text tokens and, from `start`, image tokens."""
+        """[lead, length, LoRAs] of text tokens and, from `start`, image tokens."""
         return self._kept(call, ("joint", grid, start, length), lambda: self._sequence(call, grid, start, length), like)
 
     def of_whole(self, call: LayerCall, like: Tensor) -> PlaceWeights | None:
-        """[entries or 1, (1,) LoRAs] of what has no place: as much as every place of the picture has of a LoRA."""
+        """[lead, (1,) LoRAs] of what has no place: as much as every place of the picture has of a LoRA."""
         axes = (slice(None), 0) if like.ndim == 2 else slice(None)
         key = ("whole", call.latent, like.ndim)
         return self._kept(call, key, lambda: self._common(call, call.latent)[axes], like)
 
     def shares(self, call: LayerCall, grid: Size) -> Tensor:
-        """[entries or 1, h * w, units] on the CPU."""
+        """[lead, h * w, units] on the CPU."""
         crops = call.offsets[:1] if len(set(call.offsets)) == 1 else call.offsets
         view = self._extent(call, grid)
         found = []
         for y, x in crops:
             place = View(x / call.image[1], y / call.image[0], view[1] / call.image[1], view[0] / call.image[0])
-            found.append(torch.cat([self._of_item(item, call, grid, place) for item in self.items]).t())
-        return torch.stack(found)
+            items = [self._of_item(item, call, grid, place) for item in self.items]
+            rows = {len(shares) for shares in items if shares.ndim == 3}
+            if rows - {call.rows}:
+                raise IncompatiblePatchError(
+                    f"The subjects of {max(rows)} pictures are known, and the model is run on {call.rows}: another "
+                    'node runs it on parts of the batch. Remove that node, or choose masks "boxes".'
+                )
+            if rows:
+                items = [shares.expand(call.rows, -1, -1) for shares in items]
+            joined = torch.cat(items, dim=-2).transpose(-1, -2)
+            found.append(joined[0] if rows == {1} else joined)
+        if found[0].ndim == 2:
+            return torch.stack(found)
+        return torch.cat(found if len(found) > 1 else found * len(call.offsets))
 
     def _of_item(self, item: Installed, call: LayerCall, grid: Size, view: View) -> Tensor:
+        """[units, h * w] or [rows, units, h * w]."""
         if not item.edit.window.contains(call.progress):
             return torch.zeros(len(item.edit.changes), grid[0] * grid[1])
         return item.edit.shares(self._site(item, call, grid, view))
@@ -114,16 +128,16 @@ class Weights:
         return call.latent  # a patch resized the features: they still show the whole latent
 
     def _image(self, call: LayerCall, grid: Size) -> Tensor:
-        """[entries or 1, h * w, LoRAs]."""
+        """[lead, h * w, LoRAs]."""
         return self.shares(call, grid) @ self.strengths
 
     def _common(self, call: LayerCall, grid: Size) -> Tensor:
-        """[entries or 1, 1, LoRAs]: what all places have, 0 where a LoRA is nowhere in some."""
+        """[lead, 1, LoRAs]: what all places have, 0 where a LoRA is nowhere in some."""
         image = self._image(call, grid)
         return image.amin(1, keepdim=True).clamp_min(0.0) + image.amax(1, keepdim=True).clamp_max(0.0)
 
     def _sequence(self, call: LayerCall, grid: Size, start: int, length: int) -> Tensor:
-        """[entries or 1, length, LoRAs]: text up to `start`, then the image frame by frame, then what has no place."""
+        """[lead, length, LoRAs]: text up to `start`, then the image frame by frame, then what has no place."""
         parts = [self._text(call, grid, start)] if start else []
         parts.append(self._image(call, grid).repeat(1, call.frames, 1))
         behind = length - sum(part.shape[1] for part in parts)
@@ -132,8 +146,10 @@ class Weights:
         return torch.cat([part.expand(entries, -1, -1) for part in parts], dim=1)
 
     def _text(self, call: LayerCall, grid: Size, length: int) -> Tensor:
-        """[entries, length, LoRAs]: each region's LoRA at its own words; elsewhere as much as all places have of it."""
-        common = self._common(call, grid).expand(len(call.offsets), length, -1).clone()
+        """[lead, length, LoRAs]: each region's LoRA at its own words; elsewhere as much as all places have of it."""
+        common = self._common(call, grid)
+        each = max(1, len(common) // len(call.offsets))  # rows of an entry
+        common = common.expand(len(call.offsets) * each, length, -1).clone()
         for entry, (owned, start) in enumerate(zip(call.owned, call.texts, strict=True)):
             words = torch.zeros(length, sum(self.units))
             unit = 0
@@ -143,7 +159,8 @@ class Weights:
                     words[start : start + own.shape[0], unit : unit + count] = own
                 unit += count
             theirs = (words @ (self.strengths != 0).float()) > 0
-            common[entry] = torch.where(theirs, words @ self.strengths, common[entry])
+            own = slice(entry * each, (entry + 1) * each)
+            common[own] = torch.where(theirs, words @ self.strengths, common[own])
         return common if len(common) > 1 and not all(torch.equal(one, common[0]) for one in common) else common[:1]
 
     def _kept(self, call: LayerCall, key: Any, work_out: Any, like: Tensor) -> PlaceWeights | None:
@@ -155,7 +172,9 @@ class Weights:
             if not bool(weights.any()):
                 return None
             with torch.inference_mode(False), torch.no_grad():  # autograd may not save what was made in inference mode
-                rows = weights if weights.shape[0] == 1 else weights.repeat_interleave(call.rows, dim=0)
+                lead = weights.shape[0]
+                alone = lead in (1, call.rows * len(call.offsets))
+                rows = weights if alone else weights.repeat_interleave(call.rows, dim=0)
                 return PlaceWeights.of(rows.to(device=like.device, dtype=like.dtype, copy=True))
 
         return self.cache.once(key, call.progress, work_out, here)
