@@ -20,7 +20,7 @@ from pathlib import Path
 from wb_common import ROOT, Failure, exit_status
 from wb_demo import execute, load_workflow, save_pictures
 from wb_graph import to_api
-from wb_templates import TOY_BATCH, boxes_of, for_toy, template
+from wb_templates import TOY_BATCH, boxes_of, for_toy, seeded, template
 
 HELP, OVERVIEW = ROOT / "web" / "docs", ROOT / "docs" / "overview.jpg"
 SIDE, GAP = 240, 8  # pixels of a tile, and between two
@@ -173,6 +173,19 @@ def settled(info: dict) -> dict:
     return graph
 
 
+def recoloured(info: dict) -> dict:
+    """The template of Loss Guidance with a box around one thing, and white around it."""
+    graph = templates_graph("loss_guidance", info)
+    graph[only(graph, "BoxwrightColorLoss")]["inputs"]["colors"] = "#1a48d8"
+    box = {"phrase": "red circle", "x": 0.28, "y": 0.6, "width": 0.34, "height": 0.34}
+    regions = {"type": "boxwright.regions", "version": 1, "regions": [box]}
+    graph[only(graph, "BoxwrightRegions")]["inputs"]["regions_json"] = json.dumps(regions)
+    for each in graph.values():
+        if "red circle" in each["inputs"].get("text", ""):
+            each["inputs"]["text"] = "a red circle and a green square on a white background"
+    return graph
+
+
 def looked_at(info: dict) -> dict:
     """A picture for CLIP to look at; the crops are cut by `crops`."""
     return templates_graph("diff_edit", info)
@@ -214,9 +227,7 @@ PAGES = {
     "BoxwrightHSpace": Page("h_space", ("unpatched", "patched")),
     "BoxwrightPromptFit": Page("prompt_fit", ("latent:8", "unpatched", "patched", "PromptFit.plot")),
     "BoxwrightLossGuidance": Page("loss_guidance", BOXES),
-    "BoxwrightColorLoss": Page(
-        "loss_guidance", ("unpatched", "patched"), {"BoxwrightColorLoss": {"colors": "#e0a020, #702090"}}
-    ),
+    "BoxwrightColorLoss": Page(recoloured, ("boxes", "unpatched", "patched")),
     "BoxwrightClipLoss": Page(looked_at, ("picture", "crops")),
 }  # fmt: skip
 # Of the README: tiles of the pages' pictures by their places; the drawing above, what came out below.
@@ -233,8 +244,8 @@ COLUMNS = (
 
 
 def templates_graph(stem: str, info: dict) -> dict:
-    """An example workflow for the toy model, as an API graph."""
-    return to_api(for_toy(load_workflow(template(stem))), info)
+    """An example workflow for the toy model, as an API graph, on the seed of its picture."""
+    return seeded(to_api(for_toy(load_workflow(template(stem))), info), stem)
 
 
 def only(graph: dict, kind: str) -> str:

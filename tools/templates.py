@@ -23,6 +23,7 @@ from wb_environment import host_at
 from wb_graph import to_api
 from wb_server import running_server
 from wb_templates import (
+    BEFORE,
     FOLDER,
     PICTURE,
     TOY_BATCH,
@@ -30,6 +31,7 @@ from wb_templates import (
     checkpoints,
     for_toy,
     for_users,
+    seeded,
     stem_of,
     template,
     written,
@@ -59,7 +61,8 @@ def bring_into_shape() -> list[str]:
 def draw_pictures(names: list[str], again: bool = False) -> None:
     """The picture of each template that lacks one: what the workflow draws on the toy, and in the corner without.
 
-    Where there are boxes, of four pictures of one batch the one whose objects lie best in them.
+    Where it changes a picture, that one stands in the corner, and an arrow goes from it. Where there are boxes, of four
+    pictures of one batch the one whose objects lie best in them.
     """
     paths = [path for path in sorted(FOLDER.glob("*.json")) if not names or {stem_of(path), path.stem} & {*names}]
     lacking = [path for path in paths if again or not path.with_suffix(".jpg").exists()]
@@ -68,30 +71,54 @@ def draw_pictures(names: list[str], again: bool = False) -> None:
     with running_server(Path(sys.executable), host_at(Path(os.environ["COMFYUI_PATH"]), "COMFYUI_PATH")) as server:
         info = server.get_json("/object_info")
         for path in lacking:
-            graph = to_api(for_toy(load_workflow(path)), info)
+            stem = stem_of(path)
+            graph = seeded(to_api(for_toy(load_workflow(path)), info), stem)
             boxes = boxes_of(graph)
             for node in graph.values():
                 if "batch_size" in node["inputs"]:
                     node["inputs"]["batch_size"] = TOY_BATCH if boxes else 1
+            small = "unpatched"
+            if stem in BEFORE:
+                small, graph = "before", _with_the_picture_before(graph, BEFORE[stem])
             with tempfile.TemporaryDirectory() as folder:
                 drawn = save_pictures(server, graph, execute(server, graph), Path(folder))
                 best = _best(drawn, boxes)
-                _compose(drawn["patched"][best], drawn["unpatched"][best], boxes, path.with_suffix(".jpg"))
+                _compose(drawn["patched"][best], drawn[small][best], boxes, path.with_suffix(".jpg"), stem in BEFORE)
             print(f"{path.stem}.jpg", flush=True)
 
 
+def _with_the_picture_before(graph: dict, latent: str) -> dict:
+    """The graph that saves what it draws and the picture of a latent, and nothing else."""
+    graph = {
+        number: node
+        for number, node in graph.items()
+        if node["class_type"] not in ("PreviewImage", "MaskPreview")
+        and not node["inputs"].get("filename_prefix", "").endswith("/unpatched")
+    }
+    (load,) = [number for number, node in graph.items() if node["class_type"] == "CheckpointLoaderSimple"]
+    for number, kind, inputs in (
+        ("before", "VAEDecode", {"samples": [latent, 0], "vae": [load, 2]}),
+        ("saved", "SaveImage", {"images": ["before", 0], "filename_prefix": "boxwright/before"}),
+    ):
+        graph[number] = {"class_type": kind, "inputs": inputs, "_meta": {"title": "The picture before"}}
+    return graph
+
+
 def _best(drawn: dict[str, list[Path]], boxes: list[dict]) -> int:
-    """Which picture of the batch has its objects in the boxes; the last one where there are none."""
+    """Which picture of the batch has its objects in the boxes, all of them; the last one where there are none."""
     if not boxes or len(drawn["patched"]) != len(drawn["unpatched"]):
         return -1
     import contact_sheet  # here, since it needs the packages of the tests
 
     scores = contact_sheet.score(contact_sheet.import_scorer(), boxes, drawn)["patched"]
-    means = [sum(found.iou for found in score.objects) / len(boxes) for score in scores]
-    return means.index(max(means))
+    lying = [
+        sum(found.iou for found in score.objects) * min(found.inside_mass for found in score.objects)
+        for score in scores
+    ]
+    return lying.index(max(lying))
 
 
-def _compose(patched: Path, unpatched: Path, boxes: list[dict], goal: Path) -> None:
+def _compose(patched: Path, small_one: Path, boxes: list[dict], goal: Path, arrow: bool) -> None:
     from PIL import Image, ImageDraw
 
     colours = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66))
@@ -103,13 +130,16 @@ def _compose(patched: Path, unpatched: Path, boxes: list[dict], goal: Path) -> N
         draw.rectangle(edge, outline=(0, 0, 0), width=6)
         draw.rectangle([edge[0] + 1, edge[1] + 1, edge[2] - 1, edge[3] - 1], outline=colours[index % 4], width=4)
     inset, margin, frame = PICTURE * 30 // 100, PICTURE // 40, 3
-    small = Image.open(unpatched).convert("RGB").resize((inset, inset), Image.Resampling.LANCZOS)
+    small = Image.open(small_one).convert("RGB").resize((inset, inset), Image.Resampling.LANCZOS)
     place = (margin, PICTURE - inset - margin)
     draw.rectangle(
         [place[0] - frame, place[1] - frame, place[0] + inset + frame - 1, place[1] + inset + frame - 1],
         fill=(40, 40, 40),
     )
     picture.paste(small, place)
+    if arrow:  # before -> after
+        tip, middle, half = place[0] + inset + frame + 26, place[1] + inset // 2, 20
+        draw.polygon([(tip - 26, middle - half), (tip, middle), (tip - 26, middle + half)], fill=(40, 40, 40))
     picture.save(goal, quality=88, optimize=True)
 
 

@@ -66,6 +66,13 @@ TITLES = {
     "prompt_fit_and_lora": "3.5 A prompt and a LoRA that fit a picture (Prompt Fit)",
 }
 PICTURE = 512  # pixels each way
+# Of templates that change a picture: the node whose latent it is. Their picture shows it in the corner, with an arrow.
+BEFORE = {
+    "prompt_to_prompt_on_a_picture": "8", "diff_edit": "7", "diff_edit_by_parts": "7", "flow_edit": "7",
+    "masked_samplers": "7", "ilvr": "9", "region_strength": "7",
+}  # fmt: skip
+# The samplers' seed in pictures, where the workflow's own shows badly what it does: examples, no measurements.
+SEEDS = {"arranged_noise": 1, "region_prompt_with_box_constraint": 1, "h_space": 1}
 
 
 def template(stem: str) -> Path:
@@ -149,6 +156,14 @@ def _side_of(workflow: dict) -> int:
 
 def written(workflow: dict) -> str:
     return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
+
+
+def seeded(graph: dict, stem: str) -> dict:
+    """The API graph of a template, its samplers on the seed of its pictures (changed in place)."""
+    for node in graph.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["seed"] = SEEDS.get(stem, node["inputs"]["seed"])
+    return graph
 
 
 def boxes_of(graph: dict) -> list[dict]:
