@@ -9,7 +9,7 @@ from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.inversion import invert_latent
 from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, schedule
 from ..attention_patches.samplers.diff_mask import DiffMask
-from .diff_mask import dilate_input, draw_inputs, heat_threshold_input
+from .diff_mask import check_threshold, dilate_input, draw_inputs, heat_threshold_input
 from .inversion import refinements_input
 from .parts import editing, schema
 
@@ -111,6 +111,8 @@ class BoxwrightDiffEdit(io.ComfyNode):
         cls, model, vae, image, source, target, negative, steps, cfg, scheduler, strength, invert_with, refinements,
         draws, noise_level, threshold, dilate, seed, paste, feather, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
+        if mask is None:
+            check_threshold(threshold)
         samples = picture_latent(model, {"samples": editing.encoded(vae, image)})
         sigmas = schedule(model, scheduler, steps, strength)
         cell = editing.cell_of(model)
@@ -127,12 +129,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
         spent.append(("inversion", inverted.evaluations))
         latent, evaluations = edit(model, samples, inverted.trajectory, area, target, negative, cfg, sigmas)
         spent.append(("edit", evaluations))
-        fewer = ""
-        if len(sigmas) <= steps:
-            fewer = (
-                f" The model has {len(sigmas) - 1} noise levels for these settings, so that the edit took as many "
-                f"steps instead of {steps}."
-            )
+        fewer = editing.fewer_steps(len(sigmas) - 1, steps)
         return editing.edited_output(vae, latent, image, area, spent, feather if paste else None, fewer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..attention_patches.core.masks import MAX_RADIUS
+from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.samplers.diff_mask import MAX_DRAWS, DiffMask
@@ -45,6 +46,15 @@ def heat_threshold_input() -> io.Input:
         step=0.01,
         tooltip="Heat above it is mask: 0 = nearly everything, 1 = nothing. 0.5 as published.",
     )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises BoxwrightError for an edit that would look for its mask and find nothing."""
+    if threshold >= 1.0:
+        raise BoxwrightError(
+            f"threshold is {threshold:g}: the mask is where the heat is above it, which is 1 at most, so that nothing "
+            "would change. Choose less, or wire a mask."
+        )
 
 
 def dilate_input(default: int) -> io.Input:

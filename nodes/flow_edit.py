@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..attention_patches.core.grids import coverage
-from ..attention_patches.core.types import BoxwrightError
+from ..attention_patches.core.grids import coverage, feathered
+from ..attention_patches.core.types import BoxwrightError, Region, feather_of
 from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.flow_edit import (
     METHODS,
@@ -20,11 +20,12 @@ from ..attention_patches.samplers.diff_mask import DiffMask
 from ..attention_patches.samplers.flow_edit import MAX_DRAWS
 from ..attention_patches.samplers.noise import falling
 from .diff_edit import DILATE
-from .diff_mask import dilate_input, draw_inputs, heat_threshold_input
+from .diff_mask import check_threshold, dilate_input, draw_inputs, heat_threshold_input
 from .parts import editing, schema
 from .parts.progress import progress_reporter
 
 DEFAULT = FlowEditing()
+SHOWN = {"draws": "averages"}  # settings that the nodes have by another name
 TYPICAL = (15, 28, 50)  # steps to name where the schedule is not known
 
 
@@ -112,7 +113,8 @@ class BoxwrightFlowEditSampler(io.ComfyNode):
             f"({settings.evaluations(count, 1.0)} with cfg 1)"
             for count in steps
         ]
-        report = f"{method}: {'; '.join(counts)}."
+        black = "" if mask is None else editing.hint_of_black(mask)
+        report = f"{method}: {'; '.join(counts)}.{black}{unread(settings)}"
         return io.NodeOutput(flow_edit_sampler(source, settings, mask), report, ui=ui.PreviewText(report))
 
 
@@ -188,8 +190,9 @@ class BoxwrightFlowEdit(io.ComfyNode):
                 schema.Regions.Input(
                     "regions",
                     optional=True,
-                    tooltip="Where it may change: inside these regions, from Box Editor or Regions. Goes before "
-                    "find_mask; a mask as well = where both are.",
+                    tooltip="Where it may change: inside these regions, from Box Editor or Regions, each as far as its "
+                    "strength says (0 = not at all, 0.5 = half), softly over its feather. Goes before find_mask; a "
+                    "mask as well = where both are.",
                 ),
             ],
             outputs=editing.edited_outputs("Where it could change."),
@@ -210,6 +213,8 @@ class BoxwrightFlowEdit(io.ComfyNode):
         cell = editing.cell_of(model)
         area = wanted_area(mask, regions, image, samples, cell)
         find = area is None and find_mask == "difference"
+        if find:
+            check_threshold(threshold)
         planned = len(samples) * (settings.evaluations(len(sigmas) - 1, cfg) + 2 * draws * find)
         tell = progress_reporter(cls.hidden.unique_id if cls.hidden else None)
         if tell is not None:
@@ -222,22 +227,49 @@ class BoxwrightFlowEdit(io.ComfyNode):
             area = editing.in_pixels(found.mask, cell)
         latent, evaluations = edit_by_flow(model, samples, source, target, negative, settings, cfg, sigmas, area, seed)
         spent.append(("edit", evaluations))
-        return editing.edited_output(vae, latent, image, area, spent, feather if paste else None)
+        more = editing.fewer_steps(len(sigmas) - 1, steps) + unread(settings)
+        return editing.edited_output(vae, latent, image, area, spent, feather if paste else None, more)
+
+
+def unread(settings: FlowEditing) -> str:
+    """A sentence, with a space before it, that names what was set and the method makes no use of; "" for nothing."""
+    found = [f"{SHOWN.get(name, name)} {getattr(settings, name):g}" for name in settings.unread()]
+    return f" {settings.method} makes no use of {', '.join(found)}." if found else ""
 
 
 def wanted_area(mask, regions, image, samples, cell) -> torch.Tensor | None:
-    """The MASK of what is wired: of a mask, of regions, of both where both are; None without either."""
+    """The MASK of what is wired: of a mask, of regions, of both where both are; None without either.
+
+    Raises BoxwrightError where that is nothing.
+    """
     area = None if mask is None else editing.covered_cells(mask, image, samples, cell)
     if regions is None:
         return area
     if not regions:
         raise BoxwrightError("There are no regions to change. Draw a box, or unwire regions.")
-    frame = tuple(image.shape[1:3])
-    boxes = torch.stack([coverage(region.area, frame) for region in regions]).amax(0)
+    boxes = torch.stack([_share(region, tuple(image.shape[1:3])) for region in regions]).amax(0)
+    if float(boxes.max()) <= 0.0:
+        raise BoxwrightError(
+            "There is nothing to change: every region has strength 0, or no pixel in it. Give one a strength above 0, "
+            "or unwire regions."
+        )
     boxes = editing.covered_cells(boxes, image, samples, cell)
     if area is None:
         return boxes
-    return editing.fitted(area, boxes[None, ..., None].expand(len(samples), -1, -1, 1)) * boxes
+    both = editing.fitted(area, boxes[None, ..., None].expand(len(samples), -1, -1, 1)) * boxes
+    if float(both.max()) <= 0.0:
+        raise BoxwrightError(
+            "mask and regions have no part of the picture in common, and the edit would change only where both are. "
+            "Move a box or the mask, or unwire one of them."
+        )
+    return both
+
+
+def _share(region: Region, frame: tuple[int, int]) -> torch.Tensor:
+    """How far a region lets each pixel change: 1 inside, falling over its feather, and all of that by its strength."""
+    feather = feather_of(region, 0.0)
+    share = feathered(coverage(region.area, frame), (feather * frame[0], feather * frame[1]))
+    return min(region.strength, 1.0) * share
 
 
 NODES = [BoxwrightFlowEditSampler, BoxwrightFlowEdit]

@@ -113,7 +113,13 @@ def parts_of(regions, phrase, mask) -> tuple[Part, ...]:
     if not chosen:
         known = ", ".join(f'"{region.phrase}"' for region in regions[:8])
         raise BoxwrightError(f'No region has the phrase "{phrase.strip()}"; there are: {known}. Write one of these.')
-    return tuple(Part(region.area, region.strength, window_of(region, StepWindow())) for region in chosen)
+    acting = [region for region in chosen if region.strength > 0]
+    if not acting:
+        raise BoxwrightError(
+            f"{'Every region' if len(chosen) == len(regions) else 'Every region with this phrase'} has strength 0, and "
+            "is not guided. Raise the strength of one, or unwire regions."
+        )
+    return tuple(Part(region.area, region.strength, window_of(region, StepWindow())) for region in acting)
 
 
 NODES = [BoxwrightLossGuidance]

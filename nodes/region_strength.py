@@ -83,7 +83,7 @@ class BoxwrightRegionStrength(io.ComfyNode):
         patched, redrawn = redrawn_by_strength(model, source, settings.map_of(regions, wanted, grid))
         cell = editing.cell_of(model)
         pixels = settings.map_of(regions, wanted, (grid[0] * cell, grid[1] * cell))[None]
-        report = report_of(regions, wanted, background)
+        report = report_of(regions, wanted, background) + editing.hint_of_black(redrawn["noise_mask"])
         return io.NodeOutput(patched, redrawn, pixels, report, ui=ui.PreviewText(report))
 
 

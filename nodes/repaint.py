@@ -59,7 +59,8 @@ class BoxwrightRePaint(io.ComfyNode):
         method = RePaint(jump, repeats)
         steps = TYPICAL if sigmas is None else (len(falling(sigmas)) - 1,)
         counts = [f"{count} steps take {method.evaluations(count)} model evaluations" for count in steps]
-        report = "; ".join(counts) + " (twice as many with a negative prompt and cfg above 1)."
+        black = "" if mask is None else editing.hint_of_black(mask)
+        report = "; ".join(counts) + f" (twice as many with a negative prompt and cfg above 1).{black}"
         return io.NodeOutput(sampler("RePaint", method.sample, mask), report, ui=ui.PreviewText(report))
 
 

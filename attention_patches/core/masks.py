@@ -81,7 +81,8 @@ def _largest(mask: Tensor) -> Tensor:
 def on_latent(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """MASK [H, W] or [M, H, W] of any size -> float32 [B, 1, (1,) h, w] on the grid of latents of `shape`.
 
-    Exact area averages. M must be 1 or the batch. Raises BoxwrightError for another count, or values outside 0 to 1.
+    Exact area averages. M must be 1 or the batch. Raises BoxwrightError for another count, for values outside 0 to 1,
+    and where all of it is black: nothing would come of the run.
     """
     masks = mask[None] if mask.ndim == 2 else mask
     if masks.ndim != 3 or masks.shape[0] not in (1, shape[0]) or 0 in masks.shape:
@@ -89,7 +90,7 @@ def on_latent(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"The mask has the shape {tuple(mask.shape)} for {counted(shape[0], 'picture')}; wire one mask, or one for "
             "each."
         )
-    check_mask(masks)
+    check_white(masks)
     cells = torch.stack([coverage(one, (shape[-2], shape[-1])) for one in masks])
     return cells.expand(shape[0], -1, -1).reshape(shape[0], *([1] * (len(shape) - 3)), *shape[-2:])
 
@@ -101,6 +102,17 @@ def check_mask(mask: Tensor) -> None:
         raise BoxwrightError(
             f"The mask has values from {low:g} to {high:g}; those of a mask are numbers from 0 to 1. Look at the node "
             "that made it."
+        )
+
+
+def check_white(mask: Tensor, name: str = "mask") -> None:
+    """`check_mask`, and raises BoxwrightError where nothing is chosen; `name` is how the mask's user knows it."""
+    if mask.numel():
+        check_mask(mask)
+    if not bool((mask > 0.0).any()):
+        raise BoxwrightError(
+            f"The {name} is empty: nothing in it is white, and nothing changes where it is black. Paint something, or "
+            "leave it out."
         )
 
 

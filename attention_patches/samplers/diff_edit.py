@@ -42,8 +42,9 @@ def sample_diff_edit(
 def pasted(edited: Tensor, original: Tensor, mask: Tensor, feather: float) -> Tensor:
     """The edited picture inside the mask, the original's own pixels outside. Pictures [B, H, W, C], mask [B, H, W].
 
-    `feather` = pixels of soft transition, inside the mask only. The original may be larger: the VAE drops what is no
-    whole cell, evenly on both sides, and it comes back here. Raises BoxwrightError if it is smaller.
+    `feather` = pixels of soft transition, inside the mask only; a grey mask mixes both. The original may be larger: the
+    VAE drops what is no whole cell, evenly on both sides, and it comes back here. Raises BoxwrightError if it is
+    smaller.
     """
     height, width = edited.shape[1:3]
     if original.shape[1] < height or original.shape[2] < width:
@@ -52,7 +53,8 @@ def pasted(edited: Tensor, original: Tensor, mask: Tensor, feather: float) -> Te
             f"{original.shape[1]}), so its pixels cannot be put back. Switch paste off."
         )
     top, left = (original.shape[1] - height) // 2, (original.shape[2] - width) // 2
-    ramp = (2.0 * blurred(mask.float(), feather / 2) - 1.0).clamp_min(0.0)
+    # Of all that may change, however little: of a grey mask by itself, the half below 0.5 would be put back whole.
+    ramp = (2.0 * blurred((mask > 0).float(), feather / 2) - 1.0).clamp_min(0.0)
     weight = torch.minimum(ramp, mask.float())[..., None].to(edited)  # in a notch the blur reaches outside
     channels = edited.shape[-1]  # a grey original becomes colour
     result = original[..., :channels].expand(-1, -1, -1, channels).to(edited).clone()

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...attention_patches.core.masks import check_mask, on_latent
+from ...attention_patches.core.masks import check_white, on_latent
 from ...attention_patches.core.types import BoxwrightError
 from ...attention_patches.samplers.diff_edit import pasted
 from ...attention_patches.samplers.drawn import nothing_drawn
@@ -56,9 +56,7 @@ def one_mask(mask: Tensor) -> Tensor:
     masks = mask[None] if mask.ndim == 2 else mask
     if masks.shape[0] != 1:
         raise BoxwrightError(f"There are {masks.shape[0]} masks; wire one, for all pictures.")
-    check_mask(masks)
-    if float(masks.max()) <= 0.0:
-        raise BoxwrightError("The mask is empty: nothing in it is white. Paint something, or leave it out.")
+    check_white(masks)
     return masks[0].float().cpu().clamp(0.0, 1.0)
 
 
@@ -185,7 +183,8 @@ def edited_output(
     if feather is not None:
         edited = pasted(edited, image, shown, feather)
     total, each = sum(count for _, count in spent), ", ".join(f"{name} {count}" for name, count in spent)
-    report = f"The mask covers {shares(shown)} of the picture. {cost(total, len(latent))}: {each}.{more}{hint}"
+    report = f"The mask covers {shares(shown)} of the picture. {cost(total, len(latent))}: {each}."
+    report += f"{hint_of_black(shown)}{more}{hint}"
     return io.NodeOutput(
         edited, framed(shown, *edited.shape[1:3]), {"samples": latent}, report, ui=ui.PreviewText(report)
     )
@@ -216,6 +215,16 @@ def cost(evaluations: int, pictures: int) -> str:
     return f"{evaluations} model evaluation{'s' if evaluations != 1 else ''}{each}"
 
 
+def fewer_steps(taken: int, wanted: int) -> str:
+    """A sentence, with a space before it, where an edit took fewer steps than it was asked for; "" elsewhere."""
+    if taken >= wanted:
+        return ""
+    return (
+        f" The model has {taken} noise levels for these settings, so that the edit took as many steps instead of "
+        f"{wanted}."
+    )
+
+
 def hint_of_nothing(before: Tensor, after: Tensor, masks: Tensor) -> str:
     """A sentence, with a space before it, where an edit seems to have erased what was there and drawn nothing.
 
@@ -229,11 +238,27 @@ def hint_of_nothing(before: Tensor, after: Tensor, masks: Tensor) -> str:
     empty = [number for number, none in enumerate(nothing_drawn(shown, after, masks), 1) if none]
     if not empty:
         return ""
-    which = "" if len(after) == 1 else f" of picture {', '.join(map(str, empty[:8]))}{', ...' * (len(empty) > 8)}"
+    which = "" if len(after) == 1 else f" of picture {named(empty)}"
     return (
         f" Nothing seems to have been drawn in the mask{which}: what was there is gone, and the surroundings go on. "
         "Try another seed, more dilate, another strength or cfg, or a target prompt that names fewer things."
     )
+
+
+def hint_of_black(masks: Tensor) -> str:
+    """A sentence, with a space before it, that says which of several pictures stay as they are: their masks
+    [M, H, W] are black. "" where none is, or all are, which is refused."""
+    if masks.ndim < 3:
+        return ""
+    black = [number for number, mask in enumerate(masks, 1) if float(mask.max()) <= 0.0]
+    if not black:
+        return ""
+    return f" Nothing changes in picture {named(black)}, where the mask is black."
+
+
+def named(numbers: list[int]) -> str:
+    """The numbers of some pictures in words, "2, 5"; at most eight are named."""
+    return ", ".join(map(str, numbers[:8])) + ", ..." * (len(numbers) > 8)
 
 
 def shares(masks: Tensor) -> str:

@@ -174,6 +174,8 @@ def silent(model):
         ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
         ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
         ((1, 64, 5), {"mask": torch.ones(64, 5)}, "image has 5 x 64 pixels"),
+        ((1, 64, 96), {"mask": torch.zeros(64, 96)}, "mask is empty: nothing in it is white"),
+        ((1, 64, 96), {"threshold": 1.0}, "threshold is 1: .*nothing would change"),
     ],
 )
 def test_diff_edit_refuses_before_the_model_is_called(model, picture, inputs, words):
@@ -274,6 +276,10 @@ def test_the_cost_of_repaint_is_shown_before_it_runs():
     assert "250 steps take 2410 model evaluations" in BoxwrightRePaint.execute(10, 10)[1]
     sigmas = torch.linspace(1, 0, 21)
     assert BoxwrightRePaint.execute(5, 5, sigmas=sigmas)[1].startswith("20 steps take 80 model")
+    black = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    assert BoxwrightRePaint.execute(5, 5, black, sigmas)[1].endswith(
+        " Nothing changes in picture 2, where the mask is black."
+    )
     assert BoxwrightRePaint.execute(5, 5, sigmas=sigmas.repeat_interleave(2))[1].startswith("20 steps take 80 model")
     with pytest.raises(BoxwrightError, match="Sigma 2 of 21 is 0.05, after 0"):
         BoxwrightRePaint.execute(5, 5, sigmas=sigmas.flip(0))
@@ -285,6 +291,8 @@ def test_the_cost_of_repaint_is_shown_before_it_runs():
         (lambda: BoxwrightRePaint.execute(0, 1), "jump length"),
         (lambda: BoxwrightBlendedLatents.execute(65, 0.5), "grow by 65"),
         (lambda: BoxwrightILVR.execute(0, 0.0, 1.0), "factor is 0"),
+        (lambda: BoxwrightRePaint.execute(1, 1, torch.zeros(8, 8)), "mask is empty"),
+        (lambda: BoxwrightBlendedLatents.execute(0, 0.5, torch.zeros(2, 8, 8)), "mask is empty"),
         (lambda: BoxwrightILVR.execute(4, 0.8, 0.2), "window 0.8 to 0.2 is empty"),
     ],
 )

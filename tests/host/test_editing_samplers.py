@@ -104,6 +104,8 @@ def test_the_latents_own_noise_mask_counts_and_none_is_refused(models, loop):
     close(given, wired, 1e-5)
     with pytest.raises(BoxwrightError, match="There is no mask"):
         sample(model, "sd15", sampler(*LOOPS[loop]), sigmas, latent)
+    with pytest.raises(BoxwrightError, match="latent's noise mask is empty"):
+        sample(model, "sd15", sampler(*LOOPS[loop]), sigmas, latent, noise_mask=torch.zeros_like(cells))
 
 
 def test_evaluations_are_those_announced_and_logged(models, caplog):
@@ -221,8 +223,8 @@ def test_sigmas_of_another_kind_of_model_are_refused(models, name):
 @pytest.mark.parametrize("own", [False, True])
 def test_masks_that_are_none_are_refused(models, value, own):
     sigmas, mask = schedule(models["sd15"], "normal", 2, 1.0), torch.full((8, 12), value)
-    method = sampler(*LOOPS["repaint"], mask if own else None)
     with pytest.raises(BoxwrightError, match="mask has values from.*numbers from 0 to 1"):
+        method = sampler(*LOOPS["repaint"], mask if own else None)
         sample(models["sd15"], "sd15", method, sigmas, pictures("sd15"), noise_mask=None if own else mask)
 
 

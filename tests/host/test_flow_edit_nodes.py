@@ -1,5 +1,8 @@
 """Flow Edit as a graph calls it, on a tiny model and a VAE that only averages."""
 
+import re
+from dataclasses import replace
+
 import comfy.sample
 import pytest
 import tiny_models
@@ -15,6 +18,17 @@ EDIT = dict(steps=3, cfg=3.0, scheduler="normal", strength=0.8, method="FlowEdit
             finish=0.0, find_mask="difference", draws=2, noise_level=0.5, threshold=0.5, dilate=1, seed=3, paste=True,
             feather=0)  # fmt: skip
 METHODS = pytest.mark.parametrize("method", ["FlowEdit", "FlowAlign", "Uni-Edit"])
+
+
+LEFT = Region("left", Box(0.0, 0.0, 0.5, 1.0))
+LEFT_OFF = replace(LEFT, strength=0.0)
+
+
+def right_mask():
+    """1 in the right half of a picture of 64 x 96."""
+    mask = torch.zeros(64, 96)
+    mask[:, 48:] = 1.0
+    return mask
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +90,47 @@ def test_a_painted_mask_and_regions_go_before_the_difference(model):
     assert torch.equal(both, (expected * left).expand(2, -1, -1))
 
 
+def test_regions_bring_their_own_strength_and_feather(model):
+    picture = image()
+    half, off = replace(LEFT, strength=0.5), Region("off", Box(0.5, 0.0, 0.5, 1.0), 0.0)
+    edited, shown, _, _ = flow_edit(model, picture, regions=(half, off))
+    assert torch.equal(shown[0], 0.5 * (1.0 - right_mask()))
+    whole = flow_edit(model, picture, regions=(LEFT, off))
+    assert torch.equal(whole[1][0], 1.0 - right_mask())
+    moved, far = ((each - picture).abs()[0, :, :48].mean() for each in (edited, whole[0]))
+    assert 0.0 < float(moved) < 0.9 * float(far)
+    assert torch.equal(edited[0, :, 48:], picture[0, :, 48:])
+    soft = flow_edit(model, picture, regions=(replace(LEFT, feather=0.25),))[1][0, 0]
+    assert bool((soft[:48] == 1.0).all()) and bool((soft[73:] == 0.0).all())
+    assert float(soft[60]) == pytest.approx(11.5 / 24, abs=0.03)
+
+
+def test_black_masks_among_others_are_named(model):
+    masks = torch.stack([right_mask(), torch.zeros(64, 96), right_mask()])
+    edited, _, _, report = flow_edit(model, image(3), mask=masks, find_mask="none")
+    assert "Nothing changes in picture 2, where the mask is black." in report
+    assert torch.equal(edited[1], image(3)[1]) and not torch.equal(edited[2], image(3)[2])
+    assert "Nothing changes" not in flow_edit(model, image(), mask=right_mask())[3]
+    sampler = BoxwrightFlowEditSampler.execute(prompt(1), "FlowEdit", 1.0, 1, 0.0, masks)
+    assert sampler[1].endswith("Nothing changes in picture 2, where the mask is black.")
+    with pytest.raises(BoxwrightError, match="mask is empty"):
+        BoxwrightFlowEditSampler.execute(prompt(1), "FlowEdit", 1.0, 1, 0.0, torch.zeros(3, 8, 8))
+
+
+def test_settings_that_a_method_leaves_unread_are_named(model):
+    said = flow_edit(model, image(), method="Uni-Edit", averages=2, finish=0.5, find_mask="none")[3]
+    assert said.endswith("Uni-Edit makes no use of source_cfg 1.5, averages 2, finish 0.5.")
+    assert "no use" not in flow_edit(model, image(), method="Uni-Edit", source_cfg=1.0, find_mask="none")[3]
+    report = BoxwrightFlowEditSampler.execute(prompt(1), "FlowAlign", 3.5, 2, 0.0)[1]
+    assert report.endswith("FlowAlign makes no use of source_cfg 3.5.")
+
+
+def test_fewer_steps_than_asked_for_are_said(model):
+    settings = dict(steps=30, strength=0.012, scheduler="simple", find_mask="none", cfg=1.0, source_cfg=1.0)
+    assert re.search(r"has \d+ noise levels .* instead of 30\.$", flow_edit(model, image(), **settings)[3])
+    assert "noise levels" not in flow_edit(model, image(), find_mask="none")[3]
+
+
 @METHODS
 def test_the_node_is_the_sampler_in_a_graph(model, method):
     picture, mask = image(2), torch.zeros(64, 96)
@@ -129,6 +184,10 @@ def test_equal_prompts_without_a_mask_return_the_picture_of_the_vae(model):
         ((3, 64, 96), {"mask": torch.full((64, 96), 3.0)}, "mask has values from 3 to 3"),
         ((1, 7, 96), {}, "image has 96 x 7 pixels.*cells of 8 x 8.*larger picture"),
         ((1, 64, 96), {"regions": ()}, "no regions to change.*unwire"),
+        ((1, 64, 96), {"mask": torch.zeros(64, 96)}, "mask is empty: nothing in it is white"),
+        ((1, 64, 96), {"regions": (LEFT_OFF,)}, "every region has strength 0.*unwire"),
+        ((1, 64, 96), {"regions": (LEFT,), "mask": right_mask()}, "mask and regions have no part.*in common"),
+        ((1, 64, 96), {"threshold": 1.0}, "threshold is 1: .*nothing would change"),
         ((1, 64, 96), {"method": "Uni-Edit", "cfg": 101.0}, "guidance of Uni-Edit is 101"),
         ((1, 64, 96), {"averages": 0}, "draws is 0"),
     ],

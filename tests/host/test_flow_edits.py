@@ -346,10 +346,26 @@ def test_latents_that_are_no_pictures_are_refused(models, latent, words):
 @pytest.mark.parametrize("mask, words", [
     (torch.full((8, 8), NAN), "mask has values from nan"), (torch.full((8, 8), 3.0), "values from 3 to 3"),
     (torch.ones(3, 8, 8), "shape .3, 8, 8. for 1 picture"),
+    (torch.zeros(8, 8), "mask is empty: nothing in it is white"),
 ])  # fmt: skip
 def test_masks_for_nothing_are_refused(models, mask, words):
     with pytest.raises(BoxwrightError, match=words):
         flow_edit(models, "sd15", "FlowEdit", mask=mask)
+
+
+def test_a_noise_mask_for_nothing_is_refused_before_the_model_is_called(models):
+    patched = models["sd15"].clone()
+    patched.set_model_unet_function_wrapper(lambda apply, inputs: pytest.fail("the model was called"))
+    with pytest.raises(BoxwrightError, match="latent's noise mask is empty"):
+        flow_edit({"sd15": patched}, "sd15", "FlowEdit", noise_mask=torch.zeros(1, 1, 8, 12))
+
+
+def test_a_method_names_the_settings_that_it_leaves_unread():
+    settings = dict(source_cfg=1.5, draws=2, finish=0.5)
+    assert [FlowEditing(method, **settings).unread() for method in ("FlowEdit", "FlowAlign", "Uni-Edit")] == [
+        [], ["source_cfg", "finish"], ["source_cfg", "draws", "finish"],
+    ]  # fmt: skip
+    assert FlowEditing("Uni-Edit").unread() == []
 
 
 @pytest.mark.parametrize("source", [[], [[None, {}]], [[torch.zeros(1, 0, 8), {}]]], ids=["none", "null", "empty"])

@@ -392,6 +392,11 @@ def test_regions_bring_their_own_strength_and_time():
     [
         ({"regions": ()}, "no regions to guide"),
         ({"mask": torch.zeros(1, 8, 8)}, "mask is empty"),
+        ({"regions": (Region("sky", Box(0, 0, 1, 1), 0.0),)}, "Every region has strength 0.*Raise"),
+        (
+            {"regions": (Region("sky", Box(0, 0, 1, 1), 0.0), Region("sea", Box(0, 0, 1, 1))), "phrase": "sky"},
+            "Every region with this phrase has strength 0",
+        ),
         ({"mask": torch.ones(2, 8, 8)}, "2 masks"),
         ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),
         ({"regions": (Region("sky", Box(0, 0, 1, 1)),), "phrase": "sea"}, 'No region has the phrase "sea".*"sky"'),

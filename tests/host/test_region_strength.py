@@ -154,6 +154,11 @@ def test_strengths_are_read_in_order_or_by_name_or_from_the_regions():
         ({"strengths": "moon: 0.5"}, 'names no region; there are "sky", "sun"'),
         ({"strengths": "0.5, 7"}, '"sun" is 7'),
         ({"regions": ()}, "There are no regions"),
+        ({"strengths": "0, 0"}, "every strength is 0, that of the background too"),
+        (
+            {"latent": {"samples": picture("sd15"), "noise_mask": torch.zeros(1, 128, 192)}},
+            "noise mask is black wherever",
+        ),
         ({"latent": None}, "from nowhere"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "latent is empty"),
     ],

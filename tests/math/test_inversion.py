@@ -191,6 +191,16 @@ def test_pasting_keeps_every_pixel_outside_the_mask():
         pasted(edited, original[:, :30], mask, 0)
 
 
+def test_pasting_through_a_grey_mask_mixes_both():
+    original, edited = torch.zeros(1, 32, 48, 3), torch.ones(1, 32, 48, 3)
+    mask = torch.zeros(1, 32, 48)
+    mask[:, :, :24], mask[:, :, 24:36] = 0.3, 0.7
+    out = pasted(edited, original, mask, 0)[0, 0, :, 0]
+    torch.testing.assert_close(out, mask[0, 0])
+    soft = pasted(edited, original, mask, 4)[0, 0, :, 0]
+    assert float(soft[10]) == pytest.approx(0.3) and bool((soft <= mask[0, 0]).all())
+
+
 # Direct inversion
 
 

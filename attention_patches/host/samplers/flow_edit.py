@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import comfy.model_patcher
@@ -10,7 +10,7 @@ import comfy.samplers
 from comfy.sampler_helpers import convert_cond
 from torch import Tensor
 
-from ...core.masks import on_latent
+from ...core.masks import check_white, on_latent
 from ...core.types import BoxwrightError
 from ...samplers.flow_align import FlowAlign
 from ...samplers.flow_edit import FlowEdit
@@ -21,6 +21,7 @@ from ..run.run import RUN, Run
 from .loops import checked_sigmas, logged, progress, run, scene_of
 
 METHODS = ("FlowEdit", "FlowAlign", "Uni-Edit")
+UNREAD = {"FlowEdit": (), "FlowAlign": ("source_cfg", "finish"), "Uni-Edit": ("source_cfg", "draws", "finish")}
 SOURCE = "boxwright_source"  # of the source prompt among a run's conditionings
 NEEDS_LOADING = ("control", "gligen", "hooks", "additional_models")  # what the host loads before a sampler starts
 
@@ -50,6 +51,11 @@ class FlowEditing:
             return FlowEdit(self.draws, self.finish)
         return FlowAlign(self.draws) if self.method == "FlowAlign" else UniEdit(cfg)
 
+    def unread(self) -> list[str]:
+        """The settings that are not as they come, and that the method makes no use of."""
+        unused = UNREAD[self.method]
+        return [each.name for each in fields(self) if each.name in unused and getattr(self, each.name) != each.default]
+
     def evaluations(self, steps: int, cfg: float) -> int:
         """Of the network, for one picture, where each prompt counts."""
         calls = self.at(cfg).calls(steps)
@@ -62,11 +68,13 @@ def flow_edit_sampler(source: list, settings: FlowEditing, mask: Tensor | None =
     """A SAMPLER that turns the sampler node's picture, which CONDITIONING `source` describes, into the positive prompt.
 
     It starts from the picture, whatever noise it is given. mask: MASK [H, W] or [M, H, W]; without one, the latent's
-    own noise mask counts, without either the whole picture. Raises BoxwrightError for a source without text, when it
-    runs on a schedule that does not end in the picture, on a latent that is none, or for a guider that the method
-    cannot use.
+    own noise mask counts, without either the whole picture. Raises BoxwrightError for a source without text, for a mask
+    without anything white, when it runs on a schedule that does not end in the picture, on a latent that is none, or
+    for a guider that the method cannot use.
     """
     check_text(source, "source")
+    if mask is not None:
+        check_white(mask)  # refused now, not when sampling starts
 
     def edit(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
         guider = model.inner_model

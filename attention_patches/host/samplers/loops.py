@@ -21,7 +21,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.masks import check_mask, on_latent
+from ...core.masks import check_white, on_latent
 from ...core.types import BoxwrightError
 from ...samplers.noise import Callback, Denoiser, Level, Levels, falling, seeded
 from ...samplers.scene import Scene
@@ -124,8 +124,10 @@ def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = Fal
     """A SAMPLER that runs `loop` over the picture in the sampler node's latent, and logs what it cost under `name`.
 
     mask: MASK [H, W] or [M, H, W]; without one, the latent's own noise mask counts; without either `whole` decides:
-    the whole picture, or BoxwrightError.
+    the whole picture, or BoxwrightError. So do masks without anything white.
     """
+    if mask is not None:
+        check_white(mask)  # refused now, not when sampling starts
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
         scene = scene_of(model, x, extra_args, mask, whole)
@@ -142,7 +144,7 @@ def scene_of(model: Any, x: Tensor, extra_args: dict, mask: Tensor | None, whole
     if mask is not None:
         area = on_latent(mask, tuple(x.shape)).to(x)
     elif given is not None:
-        check_mask(given)
+        check_white(given, "latent's noise mask")
         area = given
     elif whole:
         area = torch.ones_like(x[:, :1])

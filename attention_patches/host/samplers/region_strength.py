@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.types import BoxwrightError
-from ...samplers.region_strength import open_cells
+from ...samplers.region_strength import ROUNDING, open_cells
 from ..run.schedule import progress_of
 from .loops import LAST, check_model, picture_latent
 
@@ -20,7 +20,7 @@ def redrawn_by_strength(model: Any, latent: Mapping[str, Any], strengths: Tensor
     """A clone of the MODEL and the LATENT of a picture, to be wired to any sampler node together.
 
     strengths: [h, w] of 0..1, of any size. A noise mask that the latent has already weakens them. Raises BoxwrightError
-    for latents of no picture, and where another patch gives grey masks a meaning of its own.
+    for latents of no picture, where another patch gives grey masks a meaning of its own, and where nothing is redrawn.
     """
     check_model(model)
     samples = picture_latent(model, latent)
@@ -30,9 +30,18 @@ def redrawn_by_strength(model: Any, latent: Mapping[str, Any], strengths: Tensor
             "more). This node does the same: remove the other."
         )
     mask = strengths[None, None].float()
+    if float(mask.max()) <= ROUNDING:
+        raise BoxwrightError(
+            "Nothing would be redrawn: every strength is 0, that of the background too. Raise that of a region."
+        )
     if (given := latent.get("noise_mask")) is not None:
         given = given.reshape(-1, 1, *given.shape[-2:]).float().cpu()
         mask = torch.nn.functional.interpolate(mask, size=given.shape[-2:], mode="bilinear") * given
+        if float(mask.max()) <= ROUNDING:
+            raise BoxwrightError(
+                "Nothing would be redrawn: the latent's noise mask is black wherever a strength is above 0. Paint it "
+                "white there, or remove it from the latent."
+            )
     patched = model.clone()
     patched.set_model_denoise_mask_function(_open_now)
     return patched, {**latent, "samples": samples, "noise_mask": mask}
