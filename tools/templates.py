@@ -129,18 +129,28 @@ def _compose(patched: Path, small_one: Path, boxes: list[dict], goal: Path, arro
         edge = [round(value * PICTURE) for value in corners]
         draw.rectangle(edge, outline=(0, 0, 0), width=6)
         draw.rectangle([edge[0] + 1, edge[1] + 1, edge[2] - 1, edge[3] - 1], outline=colours[index % 4], width=4)
-    inset, margin, frame = PICTURE * 30 // 100, PICTURE // 40, 3
+    inset, frame = PICTURE * 30 // 100, 3
     small = Image.open(small_one).convert("RGB").resize((inset, inset), Image.Resampling.LANCZOS)
-    place = (margin, PICTURE - inset - margin)
+    place = _corner(picture, inset)
     draw.rectangle(
         [place[0] - frame, place[1] - frame, place[0] + inset + frame - 1, place[1] + inset + frame - 1],
         fill=(40, 40, 40),
     )
     picture.paste(small, place)
     if arrow:  # before -> after
-        tip, middle, half = place[0] + inset + frame + 26, place[1] + inset // 2, 20
-        draw.polygon([(tip - 26, middle - half), (tip, middle), (tip - 26, middle + half)], fill=(40, 40, 40))
+        way = 1 if place[0] < PICTURE // 2 else -1
+        base, middle = place[0] + inset + frame if way > 0 else place[0] - frame, place[1] + inset // 2
+        draw.polygon([(base, middle - 20), (base + 26 * way, middle), (base, middle + 20)], fill=(40, 40, 40))
     picture.save(goal, quality=88, optimize=True)
+
+
+def _corner(picture, inset: int) -> tuple[int, int]:
+    """Where a small picture hides least: the corner that is nearest to one colour."""
+    from PIL import ImageStat
+
+    near, far = PICTURE // 40, PICTURE - inset - PICTURE // 40
+    corners = ((near, far), (far, far), (far, near), (near, near))
+    return min(corners, key=lambda at: sum(ImageStat.Stat(picture.crop((*at, at[0] + inset, at[1] + inset))).var))
 
 
 def main() -> int:

@@ -100,8 +100,9 @@ def test_workflow_runs_and_the_patch_changes_the_pictures(path, server, object_i
                 node["inputs"][name] = fewer
         if node["class_type"] == "TrainLoraNode":
             node["inputs"]["steps"] = 2
-    seeds = [node["inputs"]["seed"] for node in graph.values() if node["class_type"] == "KSampler"]
-    assert len(set(seeds)) == 1
+    decoded = {node["inputs"]["samples"][0] for node in graph.values() if node["class_type"] == "VAEDecode"}
+    compared = [graph[number] for number in decoded if graph[number]["class_type"] == "KSampler"]
+    assert len({node["inputs"]["seed"] for node in compared}) == 1
     pictures = save_pictures(server, graph, execute(server, graph), tmp_path)
     counts = {name: len(files) for name, files in pictures.items()}
     assert counts == {"unpatched": 1, "patched": PATCHED.get(templates.stem_of(path), 1)}
@@ -155,6 +156,16 @@ def test_template_has_a_title_and_a_picture(path):
     assert picture.is_file(), f"python tools/templates.py --pictures {path.stem}"
     assert Image.open(picture).size == (templates.PICTURE, templates.PICTURE)
     assert np.asarray(Image.open(picture)).std() > 20 and picture.stat().st_size < PIXELS_OF_PICTURE
+
+
+def test_what_pictures_show_beside_is_of_their_templates():
+    """The latent of what is changed, and a sampler for the seed."""
+    assert {*templates.BEFORE, *templates.SEEDS} <= templates.TITLES.keys()
+    for stem, number in templates.BEFORE.items():
+        (node,) = [each for each in load_workflow(templates.template(stem))["nodes"] if str(each["id"]) == number]
+        assert node["outputs"][0]["type"] == "LATENT" and node["outputs"][0]["links"], stem
+    for stem in templates.SEEDS:
+        assert "KSampler" in {node["type"] for node in load_workflow(templates.template(stem))["nodes"]}, stem
 
 
 def test_every_picture_is_of_a_template():
