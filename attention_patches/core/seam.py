@@ -154,6 +154,7 @@ class AttentionLoss:
     per_phrase: Tensor  # float32 [B, phrases] in 0..1, without one: 0 = the phrase is where it should be
     phrases: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what a user should know about this grid
+    blind: Tensor | None = None  # bool [B, phrases]: it misses its place, and no gradient to speak of leads there
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core.grids import WHOLE_IMAGE, coverage, visible_cells
 from ..core.seam import AttentionLoss, AttentionSite, LatentGuide
 from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View, widest_window, window_of
-from .box_losses import Place, Sight, best_mean, corner_loss, inner_loss, outer_loss, place, sight
+from .box_losses import Place, Sight, best_mean, blind_in, corner_loss, inner_loss, outer_loss, place, sight
 
 ALWAYS = StepWindow()
 # Words that name nothing: in a text encoder that reads from left to right they stand for what comes before the phrase.
@@ -200,38 +200,49 @@ class _Losses:
         if self.settings.mode == "attend_excite":
             return self.worst(maps, site)
         s, facts = self.settings, self._facts(site, maps.device)
-        losses, misses = [0.0 * maps.float().flatten(1).sum(dim=1)], []
+        losses, misses, blind = [0.0 * maps.float().flatten(1).sum(dim=1)], [], []
         for phrase, seen, there in zip(self.phrases, self._seen(maps, facts), facts.places, strict=True):
             misses.append(self._miss(seen, there))
+            blind.append(self._blind(seen, there))
             if there.boxes:  # else the model runs on a part of the picture without them, or it is not their time
                 inner = sum(weight * inner_loss(seen, cells, s.top_fraction) for cells, weight in there.boxes)
                 outer, corner = outer_loss(seen, there.outside, s.top_fraction), corner_loss(seen, there.edges)
                 losses.append(s.inner * inner + phrase.strength * (s.outer * outer + s.corner * corner))
-        return AttentionLoss(sum(losses) * self._weight(site), torch.stack(misses, dim=1), self.texts, facts.notes)
+        total, missing = sum(losses) * self._weight(site), torch.stack(misses, dim=1)
+        return AttentionLoss(total, missing, self.texts, facts.notes, torch.stack(blind, dim=1))
 
     def worst(self, maps: Tensor, site: AttentionSite) -> AttentionLoss:
         """Only the phrase that is farthest from its place counts: the loss of the refinement."""
         whole, facts = self.settings.mode == "attend_excite", self._facts(site, maps.device)
-        losses, misses = [], []
+        losses, misses, blind = [], [], []
         for phrase, seen, there in zip(self.phrases, self._seen(maps, facts), facts.places, strict=True):
             weight = min(1.0, phrase.strength)
             if whole:
                 now = float(any(window.contains(site.progress) for window in phrase.windows))
                 losses.append(weight * now * seen.absent.flatten(1).amin(dim=1))
                 misses.append(now * (1.0 - seen.share.detach().flatten(1).amax(dim=1)))
+                blind.append(blind_in(seen, None, misses[-1], self.settings.leak))
             else:
                 inner = [inner_loss(seen, cells, self.settings.top_fraction) for cells, _ in there.boxes]
                 loss = torch.stack(inner).amax(dim=0) if inner else 0.0 * seen.share.flatten(1).sum(dim=1)
                 losses.append(weight * loss)
                 misses.append(weight * self._miss(seen, there))
+                blind.append(self._blind(seen, there))
         total = torch.stack(losses).amax(dim=0) * self._weight(site)
-        return AttentionLoss(total, torch.stack(misses, dim=1), self.texts)
+        return AttentionLoss(total, torch.stack(misses, dim=1), self.texts, (), torch.stack(blind, dim=1))
 
     def _miss(self, seen: Sight, there: Place) -> Tensor:
         """What is reported: how far the best cells of the worst box are from being the phrase's own, [B] in 0..1."""
         share, fraction = seen.share.detach(), self.settings.top_fraction
         found = [1.0 - best_mean(share, cells, fraction) for cells, _ in there.boxes]
         return torch.stack(found).amax(dim=0).clamp_min(0.0) if found else share.new_zeros(share.shape[0])
+
+    def _blind(self, seen: Sight, there: Place) -> Tensor:
+        """Whether nothing leads into one of its boxes, bool [B]."""
+        share, fraction = seen.share.detach(), self.settings.top_fraction
+        missing = ((cells, 1.0 - best_mean(share, cells, fraction)) for cells, _ in there.boxes)
+        found = [blind_in(seen, cells, miss, self.settings.leak) for cells, miss in missing]
+        return torch.stack(found).any(dim=0) if found else share.new_zeros(share.shape[0], dtype=torch.bool)
 
     def _seen(self, maps: Tensor, facts: _Facts) -> list[Sight]:
         s = self.settings

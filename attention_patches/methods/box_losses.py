@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LITTLE = 1e-3  # what may be missing where a place is reached
+BLIND = 1e-4  # share of the slope of an even cell below which a move has no direction
 CONTRAST = 100.0  # the paper's factor on the maps before tokens compete
 
 
@@ -26,6 +28,7 @@ class Sight:
     share: Tensor  # of the cell, 0 to 1
     absent: Tensor
     present: Tensor
+    slope: Tensor  # how much `absent` falls with the phrase's lead; without a graph
 
 
 def sight(maps: Tensor, own: Tensor, others: Tensor, deviation: float, leak: float) -> Sight:
@@ -35,7 +38,7 @@ def sight(maps: Tensor, own: Tensor, others: Tensor, deviation: float, leak: flo
     """
     scores = maps.float() * CONTRAST
     lead = scores.index_select(1, own).logsumexp(dim=1) - scores.index_select(1, others).logsumexp(dim=1)
-    values = (lead.sigmoid(), distance(lead, leak), distance(-lead, leak))
+    values = (lead.sigmoid(), distance(lead, leak), distance(-lead, leak), slope(lead.detach(), leak))
     return Sight(*(smoothed(value, deviation) for value in values))
 
 
@@ -49,6 +52,19 @@ def distance(lead: Tensor, leak: float) -> Tensor:
     """
     flat = (-lead).sigmoid()
     return flat + leak * torch.nn.functional.softplus(-lead) if leak else flat
+
+
+def slope(lead: Tensor, leak: float) -> Tensor:
+    """Of `distance`, downwards, by the lead: what there is to follow in a cell."""
+    share = lead.sigmoid()
+    return share * (1.0 - share) + leak * (1.0 - share)
+
+
+def blind_in(seen: Sight, cells: Tensor | None, missing: Tensor, leak: float) -> Tensor:
+    """Bool [B]: where something is missing, and in none of the cells (None = all) the loss has a slope to speak of."""
+    slopes = seen.slope.flatten(1)
+    best = (slopes if cells is None else slopes.index_select(1, cells)).amax(dim=1)
+    return (missing > LITTLE) & (best < BLIND * (0.25 + 0.5 * leak))  # the slope at lead 0
 
 
 def smoothed(values: Tensor, deviation: float) -> Tensor:

@@ -426,6 +426,31 @@ def test_a_loss_without_a_gradient_is_told(models, layout):
 
 
 @pytest.mark.parametrize("moves", ["latent", "prediction"])
+def test_a_phrase_without_a_direction_is_named_and_notes_are_said_once(models, layout, moves):
+    """Of two phrases, one that a rival is far ahead of; each row of the batch says so, in a pass of its own too."""
+
+    def half_blind(maps, site):
+        found, rows = left_mass(maps, site), maps.shape[0]
+        blind = torch.tensor([[True, False]]).expand(rows, -1)
+        return AttentionLoss(found.total, found.per_phrase.expand(-1, 2), ("red circle", "sea"), ("a note",), blind)
+
+    lines = []
+    guide = replace(GUIDE, loss=half_blind, moves=moves, report=lines.append)
+    run("sd15", install(models["sd15"], layout, [guide]), layout, steps=1)
+    assert lines[0].endswith('; a note; the attention gives no direction to "red circle" here')
+
+
+def test_the_notes_of_all_parts_are_joined_without_repeats():
+    def part(*notes):
+        rows = torch.zeros(1)
+        return gradient.Gradient(torch.zeros(1, 4, 2, 2), rows, rows[:, None], ("w",), notes)
+
+    parts = [part("one"), part("one", "two"), part("three")]
+    for join in (gradient.mean_gradient, gradient._joined):
+        assert join(parts).notes == ("one", "two", "three")
+
+
+@pytest.mark.parametrize("moves", ["latent", "prediction"])
 def test_masked_attention_is_differentiated_by_the_plain_kernel(models, layout, moves, monkeypatch):
     """The fused kernels' backward with a mask is not known to be right for every length on every card."""
     used = []

@@ -18,6 +18,7 @@ from pack.attention_patches.host.support import METHODS, supports, takes_own_phr
 from pack.attention_patches.methods.arranged_noise import ArrangedNoise
 from pack.attention_patches.methods.box_constraint import BoxConstraint, constrained_phrases
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
+from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
@@ -35,7 +36,7 @@ TRIED = {
     "Reweight Words": Reweight((("w1", 2.0),)).edits,
     "Region Prompt: couple": RegionPrompt().edits,
     "Box Constraint": BoxConstraint().guides,
-    "Attention Recorder": lambda layout: [],
+    "Attention Recorder": lambda layout: [Records(layout.prompt.tokens, Recording()).edit()],
     "Arranged Noise": lambda layout: [ArrangedNoise().edit(constrained_phrases(layout), print)],
 }
 
@@ -93,6 +94,7 @@ def test_what_is_declared_is_what_the_model_takes(models, family):
         else:
             dense = DenseDiffusion(own_phrases=takes_own_phrases(model)).edits
             edits = {**TRIED, "Region Prompt: dense, bound": dense}[method.name](layout)
+            assert edits, f"{method.name}: nothing to install proves nothing"
             tried = lambda edits=edits: install(model, layout, edits)  # noqa: E731
         if method.why_not(adapter):
             with pytest.raises(UnsupportedModelError):

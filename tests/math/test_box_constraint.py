@@ -27,6 +27,7 @@ from pack.attention_patches.methods.box_losses import (
     outer_loss,
     place,
     sight,
+    slope,
     smoothed,
 )
 
@@ -55,7 +56,7 @@ def shares(maps, own, competition="all", deviation=0.0, leak=0.0, roles=ROLES) -
 
 
 def published(values) -> Sight:
-    return Sight(values, 1.0 - values, values)
+    return Sight(values, 1.0 - values, values, values * (1.0 - values))
 
 
 def numbers(box) -> torch.Tensor:
@@ -96,9 +97,24 @@ def test_distances_are_the_published_ones_and_a_pull_that_is_left_where_those_le
     (slopes,) = torch.autograd.grad(distance(lead, 0.1).sum(), lead)
     assert slopes[0].item() == pytest.approx(-0.1) and slopes[90].item() == pytest.approx(-0.25 - 0.05)
     assert slopes[-1].item() == pytest.approx(0.0)
+    torch.testing.assert_close(slope(lead.detach(), 0.1), -slopes)
     seen = shares(torch.rand(2, 5, 4, 4) * 0.03, [1, 2], deviation=0.7)
     torch.testing.assert_close(seen.absent, 1 - seen.share)
     torch.testing.assert_close(seen.present, seen.share)
+
+
+@pytest.mark.parametrize("mode", ["boxdiff", "attend_excite"])
+@pytest.mark.parametrize("leak, expected", [(0.0, [True, False]), (0.02, [False, False])])
+def test_a_phrase_that_nothing_leads_to_its_place_is_named(mode, leak, expected):
+    """A rival far ahead everywhere: the other phrase still has somewhere to go."""
+    maps = torch.zeros(1, T, 16, 16)
+    maps[:, 4], maps[:, 5] = 0.2, 0.2
+    settings = BoxConstraint(mode=mode, leak=leak)
+    found = of_boxes(maps.clone(), (oracles.LEFT, oracles.RIGHT), ((2,), (4,)), settings)
+    assert found.blind.tolist() == [expected] and float(found.per_phrase[0, 0]) > 0.99
+    reached = maps.clone()
+    reached[:, 2] = 0.6
+    assert not bool(of_boxes(reached, (oracles.LEFT, oracles.RIGHT), ((2,), (4,)), settings).blind[0, 0])
 
 
 def test_smoothing_has_the_published_weights_and_reflects():

@@ -95,6 +95,9 @@ def test_a_fitted_prompt_draws_its_picture_and_goes_back_to_the_text(toy):
         bluer.append(float((drawn[..., 2] - drawn[..., 0]).mean()))
         near_to.append(psnr(drawn, kept))
         print(f"\ntowards the text {towards:g}: {near_to[-1]:.1f} dB, blue - red {bluer[-1]:.3f}", end="")
+    source = redraw(toy, toy[0], sampling.encode(toy[1], "a large red circle on a white background"), samples, 0.6)
+    print(f"\nthe prompt that the picture was drawn with: {psnr(source, kept):.1f} dB", end="")
     assert found.after < 0.8 * found.before
     assert near_to[0] > near_to[-1] + 1
+    assert near_to[0] > psnr(source, kept) - 3  # not better than the true prompt (docs/results.md), near to it
     assert bluer == sorted(bluer)

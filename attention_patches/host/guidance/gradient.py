@@ -98,7 +98,7 @@ def mean_gradient(found: list[Gradient]) -> Gradient:
     """Of several entries of one layout: however many there are, they move as much as one."""
     worst = torch.stack([part.per_phrase for part in found]).amax(dim=0)
     values, total = (sum(getattr(part, name) for part in found) / len(found) for name in ("values", "total"))
-    return Gradient(values, total, worst, found[0].phrases, found[0].notes)
+    return Gradient(values, total, worst, found[0].phrases, _notes(found))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -114,7 +114,12 @@ def originals(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _joined(rows: list[Gradient]) -> Gradient:
     names = ("values", "total", "per_phrase")
     values, total, per_phrase = (torch.cat([getattr(row, name) for row in rows]) for name in names)
-    return Gradient(values, total, per_phrase, rows[0].phrases, rows[0].notes)
+    return Gradient(values, total, per_phrase, rows[0].phrases, _notes(rows))
+
+
+def _notes(parts: list[Gradient]) -> tuple[str, ...]:
+    """Those of all parts, each once."""
+    return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
 
 def entry_of_rows(entry: dict[str, Any], rows: slice, batch: int) -> dict[str, Any]:
@@ -177,10 +182,16 @@ def differentiate(model: Any, loss: AttentionLoss, latent: Tensor, last: bool = 
     All but the `last` of several losses keep the graph that they share.
     """
     values = finite_gradient(model, loss.total.sum(), latent, last)
-    peaks = torch.stack([values.flatten(1).abs().amax(dim=1), loss.total.detach().float()]).tolist()
+    parts = [values.flatten(1).abs().amax(dim=1), loss.total.detach().float()]
+    if loss.blind is not None:
+        parts += loss.blind.float().unbind(dim=1)
+    peaks, totals, *blind = torch.stack(parts).tolist()  # of each, row by row; one wait for the device
     notes = loss.notes
-    if any(peak == 0.0 and total > LITTLE for peak, total in zip(*peaks, strict=True)):
+    if any(peak == 0.0 and total > LITTLE for peak, total in zip(peaks, totals, strict=True)):
         notes = (*notes, "the attention gives no direction here, so that nothing is moved")
+    for phrase, rows in zip(loss.phrases, blind):
+        if any(at and peak > 0.0 for at, peak in zip(rows, peaks, strict=True)):
+            notes = (*notes, f'the attention gives no direction to "{phrase[:40]}" here')
     return Gradient(values.detach(), loss.total.detach(), loss.per_phrase, loss.phrases, notes)
 
 
