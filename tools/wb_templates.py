@@ -64,6 +64,7 @@ TITLES = {
     "prompt_fit": "3.3 A prompt that fits a picture (Prompt Fit)",
     "region_strength": "3.4 A strength for every region (Region Strength)",
     "prompt_fit_and_lora": "3.5 A prompt and a LoRA that fit a picture (Prompt Fit)",
+    "find_word": "3.6 Change the thing that a word names (Find Word, Flow Edit)",
 }
 PICTURE = 512  # pixels each way
 # Of templates that change a picture: the node whose latent it is. Their picture shows it in the corner, with an arrow.

@@ -19,7 +19,7 @@ from wb_demo import execute, load_workflow, save_pictures
 from wb_graph import NOTES, OPEN_ENDED, declared_inputs, to_api, widget_values
 
 PATCHED = {"prompt_to_prompt": 2}  # pictures of one seed where there are several: source and target
-FEWER = {"steps": (20, 8), "batch_size": (4, 1), "draws": (10, 2)}  # input -> (as saved, as run here)
+FEWER = {"steps": ({20}, 8), "batch_size": ({4}, 1), "draws": ({4, 10}, 2)}  # input -> (as saved, as run here)
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 PIXELS_OF_PICTURE = 65_000  # bytes of a template's picture, at most
 
@@ -96,7 +96,7 @@ def test_workflow_runs_and_the_patch_changes_the_pictures(path, server, object_i
     for node in graph.values():
         for name, (saved, fewer) in FEWER.items():
             if name in node["inputs"] and node["class_type"] != "TrainLoraNode":
-                assert node["inputs"][name] == saved
+                assert node["inputs"][name] in saved
                 node["inputs"][name] = fewer
         if node["class_type"] == "TrainLoraNode":
             node["inputs"]["steps"] = 2

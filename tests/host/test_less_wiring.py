@@ -151,33 +151,56 @@ def pictures(server, graph):
 
 
 @pytest.mark.every_version
-@pytest.mark.parametrize("name, method", [
-    ("Place objects", "BoxwrightBoxConstraint"), ("Regional characters", "BoxwrightRegionPrompt"),
+@pytest.mark.parametrize("name, methods", [
+    ("Place objects", ("BoxwrightArrangedNoise", "BoxwrightBoxConstraint")),
+    ("Regional characters", ("BoxwrightRegionPrompt",)),
 ])  # fmt: skip
-def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, object_info, name, method):
+def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, object_info, name, methods):
+    """At the defaults of its nodes, but for what measured best: Box Constraint's preset for arranged noise."""
     page, server = page
     drawn = {name: NEWCOMER["editor"]["inputs"][name] for name in ("regions_json", "width", "height", "prompt")}
     set_on_face = {"mode.base_ratio": 0.35} if name == "Regional characters" else {}  # of the couple alone
+    best = {"BoxwrightBoxConstraint": {"preset": "fill"}}
     made, graph = put(page, name, drawn | set_on_face)
     assert (made["nodes"], made["links"]) == (5, 9)
     (editor,) = [each["inputs"] for each in graph.values() if each["class_type"] == "BoxwrightBoxEditor"]
     assert drawn.items() <= editor.items()
-    typed, defaults = all_but(graph, method, object_info)
-    assert typed == defaults | set_on_face
+    for method in methods:
+        typed, defaults = all_but(graph, method, object_info)
+        assert typed == defaults | set_on_face | best.get(method, {})
+    assert in_a_chain(graph) == list(methods)
     assert len(pictures(server, graph)) == 1
+
+
+def in_a_chain(graph):
+    """The kinds of nodes that the sampler's model goes through, from the checkpoint on."""
+    kinds, at = [], next(each for each in graph.values() if each["class_type"] == "KSampler")
+    while "model" in at["inputs"]:
+        at = graph[at["inputs"]["model"][0]]
+        kinds.insert(0, at["class_type"])
+    return kinds[1:]
 
 
 @pytest.mark.every_version
 def test_the_blueprint_of_an_edit_runs(page, object_info):
+    """One text on the face goes to two nodes: what the picture shows, as prompt and as where the word is looked for."""
     page, server = page
     words = {"shows": "a red circle", "shall_show": "a blue star", "without": ""}
-    made, graph = put(page, "Change this keep that", {"strength": 0.5, **words}, edit=True)
-    typed, defaults = all_but(graph, "BoxwrightDiffEdit", object_info, "strength")
+    on_face = {"strength": 0.5, "phrase": "red circle", "seed": 7}
+    made, graph = put(page, "Change this keep that", on_face | words, edit=True)
+    typed, defaults = all_but(graph, "BoxwrightFlowEdit", object_info, "strength", "seed")
     assert typed == defaults
-    edit = next(each for each in graph.values() if each["class_type"] == "BoxwrightDiffEdit")
-    assert {"what it shows", "what it shall show", "what it must not show"} <= set(made["labels"])
-    texts = {each["inputs"]["text"] for each in graph.values() if each["class_type"] == "CLIPTextEncode"}
-    assert texts == set(words.values())
-    assert edit["inputs"]["strength"] == 0.5 and "mask" not in edit["inputs"]
-    edit["inputs"] |= {"steps": 4, "draws": 1}
+    typed, defaults = all_but(graph, "BoxwrightFindWord", object_info, "prompt", "phrase")
+    assert typed == defaults
+    find, edit = (
+        next((key, each["inputs"]) for key, each in graph.items() if each["class_type"] == kind)
+        for kind in ("BoxwrightFindWord", "BoxwrightFlowEdit")
+    )
+    said = {"what it shows", "words of it that change", "what it shall show", "what it must not show"}
+    assert said <= set(made["labels"])
+    texts = {name: graph[edit[1][name][0]]["inputs"]["text"] for name in ("source", "target", "negative")}
+    assert list(texts.values()) == list(words.values())
+    assert (find[1]["prompt"], find[1]["phrase"]) == ("a red circle", "red circle")
+    assert (edit[1]["strength"], edit[1]["seed"], edit[1]["mask"]) == (0.5, 7, [find[0], 0])
+    edit[1]["steps"], find[1]["draws"] = 4, 1
     assert len(pictures(server, graph)) == 1

@@ -58,7 +58,7 @@ WIRES_OF_THE_FACE = [
 FACES = {
     "Place objects": ["regions_json", "width", "height", "prompt", "negative_prompt", "preset"],
     "Regional characters": ["regions_json", "width", "height", "prompt", "negative_prompt", "mode.base_ratio"],
-    "Change this keep that": ["shows", "shall_show", "without", "strength", "threshold", "seed"],
+    "Change this keep that": ["shows", "phrase", "shall_show", "without", "strength", "seed"],
 }
 SCALE = 0.4
 EMPTY = (700, 900)  # a place of the page where no node comes to stand
