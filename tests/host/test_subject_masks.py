@@ -115,14 +115,14 @@ def test_whatever_runs_makes_the_masks_once_and_of_each_picture_apart(models, ha
 def test_the_order_of_prompts_does_not_matter(models, halves, made):
     """The layout's prompt first or last in the batch of the model."""
     model = models["sd15"]
-    patched = with_loras(model, halves, files(model), SUBJECT)
+    patched = with_loras(model, halves, files(model, 0.3), SUBJECT)
     own = tiny.conditioning("sd15", halves.prompt, halves.key)
     other = tiny.conditioning("sd15", tiny.text(seed=2), seed=6)
     noise = tiny.latent("sd15", batch=2)
     draw = lambda positive, **more: tiny.run(  # noqa: E731
         "sd15", patched, positive, other, noise=noise, steps=3, **more
     )
-    near(draw(own + other), draw(other + own), 1e-3)
+    near(draw(own + other), draw(other + own), 2e-4)
     near(made[0], made[1], 1e-3)
 
 
@@ -134,9 +134,7 @@ def test_crops_of_other_places(models, halves, made):
     found = tiny.run("sd15", patched, own + other, noise=tiny.latent("sd15", batch=2), steps=3)
     assert found.isfinite().all()
     (masks,) = made
-    width = masks.shape[-1]
-    assert masks[:, 0].min() == 1.0 or masks[:, 0, :, : width // 2].min() == 1.0
-    assert masks[:, 1, :, width // 2 :].min() < 0.5
+    assert masks[:, 0].min() == 1.0 and masks[:, 1, :, masks.shape[-1] // 2 :].min() < 0.5
 
 
 def test_chained_nodes_follow_their_own(models, halves, made):
