@@ -417,7 +417,7 @@ def test_prompt_to_prompt_waits_twice_more_where_it_blends(models, of_the_host):
 # What else waits in a step, the host's own and the progress of the run included; docs/benchmarks.md has the numbers.
 MORE_WAITS = {
     "box constraint": 6.5, "fast": 4, "attend and excite": 4.5, "recorder": 2, "region lora": 2,
-    "loss guidance: direct": 8,
+    "loss guidance: direct": 7,
 }  # fmt: skip
 
 
