@@ -93,16 +93,21 @@ def move_limit(max_change: float, sigma: float, flow: bool) -> float:
     return (max_change or MOST) * noise / math.hypot(signal, noise)
 
 
-def window_of_part(picture: Tensor, share: Tensor) -> Tensor:
-    """What a loss sees of a picture [B, 3, h, w]: the rectangle around `share` [h, w], at least one pixel.
-
-    What lies in it but outside a painted area has the area's mean colour, so that a mean over the rectangle is one over
-    the area, and nothing from outside is judged.
-    """
+def rectangle_of(share: Tensor) -> tuple[slice, slice]:
+    """The rows and the columns of the rectangle around `share` [h, w]. Raises BoxwrightError where that is nowhere."""
     rows, columns = (share.amax(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
     if not rows:
         raise BoxwrightError("A part of the picture to guide has no pixel in it. Wire a mask with something white.")
-    down, across = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def window_of_part(picture: Tensor, share: Tensor, rectangle: tuple[slice, slice] | None = None) -> Tensor:
+    """What a loss sees of a picture [B, 3, h, w]: the rectangle around `share` [h, w], at least one pixel.
+
+    What lies in it but outside a painted area has the area's mean colour, so that a mean over the rectangle is one over
+    the area, and nothing from outside is judged. `rectangle`: that of `rectangle_of`, where it is known.
+    """
+    down, across = rectangle if rectangle is not None else rectangle_of(share)
     seen, weight = picture[:, :, down, across], share[down, across].to(picture)
     mean = (seen * weight).sum(dim=(2, 3), keepdim=True) / weight.sum()
     return torch.lerp(mean.expand_as(seen), seen, weight)

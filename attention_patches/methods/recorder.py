@@ -197,6 +197,7 @@ class AttentionRecord:
         self._schedule = tuple(schedule)
         self._open: int | None = None  # moment; None = nothing is in `_sums`
         self._sums: dict[Grid, tuple[Tensor, float]] = {}
+        self._wanted: Tensor | None = None  # the columns, where the probabilities lie
         self._means: dict[tuple[int, Grid], tuple[Tensor, float]] = {}
 
     # --- while a sampler runs ---
@@ -214,7 +215,9 @@ class AttentionRecord:
         if sums is None:
             sums = probs.new_zeros(self.rows, len(self.columns) + 1, cells)
         shares = probs.mean(dim=1).transpose(1, 2)  # [B, T, n]
-        wanted = shares[:, list(self.columns)]
+        if self._wanted is None or self._wanted.device != shares.device:
+            self._wanted = torch.tensor(self.columns, device=shares.device)  # once: to send numbers waits for a device
+        wanted = shares.index_select(1, self._wanted)
         sums[:, :-1, site.queries] += wanted
         sums[:, -1, site.queries] += shares.sum(dim=1) - wanted.sum(dim=1)
         self._sums[site.grid] = sums, weight + probs.shape[2] / cells

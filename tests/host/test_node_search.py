@@ -17,7 +17,7 @@ QUERIES = {
     "regional prompt": "BoxwrightRegionPrompt",
     "regional prompter": "BoxwrightRegionPrompt",
     "area": "BoxwrightRegionConditioning",
-    "per region lora": "BoxwrightRegionConditioning",
+    "per region lora": "BoxwrightRegionLora",
     "regional lora": "BoxwrightRegionLora",
     "lora mask": "BoxwrightRegionLora",
     "inpaint": "BoxwrightRePaint",

@@ -1,46 +1,65 @@
 """Every method with the model on a pretended device (`pretend_device`), in 16 bits."""
 
 import os
+import tempfile
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import comfy.sample
 import comfy.samplers
 import pretend_device
 import pytest
+import tiny_loras
 import tiny_models as tiny
 import torch
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from pack.attention_patches.core.pictures import Part, PictureGuide
 from pack.attention_patches.core.token_alignment import token_alignment
-from pack.attention_patches.core.types import StepWindow
+from pack.attention_patches.core.types import Box, StepWindow
+from pack.attention_patches.host.arranged_noise import arrange
+from pack.attention_patches.host.clip_losses import direction_loss, text_loss
 from pack.attention_patches.host.install import install
+from pack.attention_patches.host.loss_guidance import guide_by_pictures
+from pack.attention_patches.host.prompt_fit import fit_prompt
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
 from pack.attention_patches.host.region_prompt import RegionConditioning
 from pack.attention_patches.host.samplers.diff_edit import edit
 from pack.attention_patches.host.samplers.diff_mask import measure
+from pack.attention_patches.host.samplers.flow_edit import FlowEditing, edit_by_flow
 from pack.attention_patches.host.samplers.h_space import edit_h_space
 from pack.attention_patches.host.samplers.inversion import direct_inversion_sampler, invert_latent
 from pack.attention_patches.host.samplers.loops import sampler
+from pack.attention_patches.host.samplers.region_strength import redrawn_by_strength
+from pack.attention_patches.host.word_mask import WordMask, attended
+from pack.attention_patches.methods.arranged_noise import ArrangedNoise
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
 from pack.attention_patches.methods.prompt_to_prompt import LocalBlend, Prompts, PromptToPrompt
 from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
+from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
+from pack.attention_patches.samplers.clip_loss import Crops
+from pack.attention_patches.samplers.color_loss import ColorLoss
 from pack.attention_patches.samplers.diff_mask import DiffMask
 from pack.attention_patches.samplers.h_space import HSpace
 from pack.attention_patches.samplers.ilvr import ILVR
+from pack.attention_patches.samplers.prompt_fit import PromptFit
 from pack.attention_patches.samplers.repaint import RePaint
+from pack.nodes.parts.arrangement import draw_arrangement
+from region_loras import with_loras
+from test_clip_loss import clip_of, vision_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 FULL = bool(os.environ.get("BOXWRIGHT_FULL"))  # every method on every family in both
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 FAMILIES = ["sd15", "sdxl", "flux"]
-UNETS = ["sd15", "sdxl"]
 SIZE = (8, 12)
 ALWAYS = StepWindow()
 
@@ -89,11 +108,32 @@ def with_edits(edits_of):
     return method
 
 
+def left_part():
+    """A MASK, in pixels."""
+    mask = torch.zeros(SIZE[0] * 8, SIZE[1] * 8)
+    mask[:, :32] = 1.0
+    return mask
+
+
+def picture(family):
+    return 0.7 * tiny.latent(family, SIZE, seed=11)
+
+
 def masked(loop):
     def method(family, model, steps):
-        mask = torch.zeros(SIZE[0] * 8, SIZE[1] * 8)
-        mask[:, :32] = 1.0
-        return custom(family, model, sampler("loop", loop.sample, mask), steps)
+        return custom(family, model, sampler("loop", loop.sample, left_part()), steps)
+
+    return method
+
+
+def occluding(method_of):
+    """Regions of some opacity, one in front of the other."""
+
+    def method(family, model, steps):
+        layout = tiny.layout(areas=(Box(0.0, 0.0, 1.0, 0.8), tiny.RIGHT))
+        layout = replace(layout, regions=tuple(replace(region, opacity=0.6) for region in layout.regions))
+        patched = install(model, layout, method_of(overlap="occlude").edits(layout))
+        return draw(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps)
 
     return method
 
@@ -132,13 +172,24 @@ def h_space(family, model, steps):
     return unpatched(family, edit_h_space(model, prompt(family, 3), prompt(family, 4), HSpace(window=ALWAYS)), steps)
 
 
+def difference_mask(family, model, steps):
+    settings = DiffMask(draws=steps, method="otsu")
+    found = measure(model, picture(family), prompt(family, 1), prompt(family, 4), settings, 3)
+    return found.heat + found.mask
+
+
+def invert(family, model, steps):
+    """With its check."""
+    sigmas = schedule(family, model, steps)
+    return invert_latent(model, picture(family), prompt(family, 1), sigmas, check=True).trajectory.states
+
+
 def diff_edit(family, model, steps):
-    """Mask, inversion with its check, and the edit itself."""
-    latent, sigmas = tiny.latent(family, SIZE, seed=11), schedule(family, model, steps)
-    found = measure(model, latent, prompt(family, 1), prompt(family, 4), DiffMask(draws=2, method="otsu"), 3)
-    path = invert_latent(model, latent, prompt(family, 1), sigmas, check=True).trajectory
-    mask = found.mask.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    return edit(model, latent, path, mask, prompt(family, 4), prompt(family, 2), 3.0, sigmas)[0]
+    """The edit, by the inversion and a mask of its own."""
+    sigmas = schedule(family, model, steps)
+    path = invert_latent(model, picture(family), prompt(family, 1), sigmas).trajectory
+    prompts = prompt(family, 4), prompt(family, 2)
+    return edit(model, picture(family), path, left_part()[None], *prompts, 3.0, sigmas)[0]
 
 
 def direct_inversion(family, model, steps):
@@ -146,37 +197,171 @@ def direct_inversion(family, model, steps):
     return custom(family, model, direct_inversion_sampler(path.trajectory), steps)
 
 
+def file_of_kinds(model, *kinds):
+    """A LoRA file whose layers are of these kinds in turn."""
+    names, found = list(tiny_loras.layers(model)), {}
+    for number, kind in enumerate(kinds):
+        starts = tuple(f"{tiny_loras.ROOT}{name}." for name in names[number :: len(kinds)])
+        file = tiny_loras.tensors(model, kind, seed=number, size=0.1)
+        found |= {key: value for key, value in file.items() if key.startswith(starts)}
+    return found
+
+
+def region_lora(*kinds):
+    def method(family, model, steps):
+        layout, files = tiny.layout(), [file_of_kinds(model, kind) for kind in kinds]
+        if len(kinds) > 2:
+            files = [file_of_kinds(model, *kinds)]
+        patched = with_loras(model, layout, files, RegionLora(feather=0.1))
+        return draw(family, patched, tiny.conditioning(family, layout.prompt, layout.key), steps)
+
+    return method
+
+
+def arranged_noise(family, model, steps):
+    layout = tiny.layout()
+    patched = install(model, layout, ArrangedNoise().edits(layout))
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    return draw(family, patched, positive, steps, noise_mask=left_part()[None])
+
+
+def arranged_before(family, model, steps):
+    """Arrange a Noise: a run that ends before its first step, then the noise in another one."""
+    layout = tiny.layout()
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    latent = {"samples": torch.zeros_like(picture(family))}
+    found, plan = arrange(model, positive, layout, ArrangedNoise(), Noise_RandomNoise(7), latent)
+    seen = draw_arrangement(plan, layout.regions)
+    assert plan.report() and seen.device.type == "cpu"
+    return tiny.run(family, model, positive, noise=found.generate_noise(latent), steps=steps)
+
+
+def loss_guidance(through, loss=None):
+    parts = (Part(tiny.LEFT), Part(left_part(), 0.5))
+
+    def method(family, model, steps):
+        wanted = ColorLoss(((0.1, 0.2, 0.9),)) if loss is None else loss(model)
+        return unpatched(family, guide_by_pictures(model, PictureGuide(wanted, parts, 2.0, through=through)), steps)
+
+    return method
+
+
+def clip_loss(model):
+    """Both kinds of it, in one; its CLIP pair lies where the model does."""
+    with tempfile.TemporaryDirectory() as folder:
+        vision, clip = vision_of(Path(folder)), clip_of()
+    if model.load_device == pretend_device.DEVICE:
+        pretend_device.move(vision.model)
+        vision.load_device = pretend_device.DEVICE
+    image = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(2))
+    near = text_loss(vision, clip, "a red cat", Crops(2, 5))
+    ahead = direction_loss(vision, clip, "a dog", "a red cat", image, Crops(2, 5))
+    return lambda seen: near(seen) + ahead(seen)
+
+
+def flow_edit(method):
+    def edited_by(family, model, steps):
+        settings, sigmas = FlowEditing(method, source_cfg=1.5), schedule(family, model, steps)
+        prompts = (prompt(family, seed) for seed in (1, 4, 2))
+        return edit_by_flow(model, picture(family), *prompts, settings, 3.0, sigmas, left_part(), 5)[0]
+
+    return edited_by
+
+
+def region_strength(family, model, steps):
+    latent = {"samples": picture(family), "noise_mask": left_part()[None]}
+    model, latent = redrawn_by_strength(model, latent, torch.tensor([[0.9, 0.4]]))
+    noise, mask = tiny.latent(family, SIZE), latent["noise_mask"]
+    return comfy.sample.sample(
+        model, noise, steps, 3.0, "euler", "simple", prompt(family, 1), prompt(family, 2), latent["samples"],
+        disable_pbar=True, seed=1, noise_mask=mask,
+    )  # fmt: skip
+
+
+def prompt_fit(family, model, steps):
+    found = fit_prompt(model, picture(family), prompt(family, 4), PromptFit(steps=steps, learning_rate=0.01), 3)
+    assert len(found.losses) == steps
+    return found.conditioning[0][0] - prompt(family, 4)[0][0]
+
+
+def find_word(family, model, steps):
+    layout, settings = tiny.layout(), WordMask("w1", base=DiffMask(draws=steps))
+    positive = tiny.conditioning(family, layout.prompt, layout.key)
+    found = attended(model, picture(family), positive, layout, settings, seed=3)
+    assert found.mask.device.type == "cpu"
+    return found.heat
+
+
+def unets(tiny_family):
+    return tiny_family.unet
+
+
+def with_gradients(tiny_family):
+    return tiny_family.gradients
+
+
 METHODS = {
     "rectified attention": with_edits(RectifiedAttention(window=ALWAYS, end_tokens="own").edits),
     "reweight": with_edits(Reweight((("w1", 4.0),), region=1).edits),
     "reweight, renormalised": with_edits(Reweight((("w1", 4.0),), renormalize=True).edits),
     "dense": with_edits(DenseDiffusion(window=ALWAYS).edits),
+    "dense, occluding": occluding(partial(DenseDiffusion, window=ALWAYS)),
     "bound": with_edits(BoundedAttention(ALWAYS, "all").edits),
     "region conditioning": region_conditioning,
     "couple": with_edits(RegionPrompt().edits),
+    "couple, occluding": occluding(RegionPrompt),
+    "region lora": region_lora("lora", "dora"),
+    "region lora, other kinds": region_lora("diff", "bias", "loha", "lokr", "tucker", "loha dora"),
     "recorder": attention_recorder,
     "prompt to prompt": prompt_to_prompt,
+    "arranged noise": arranged_noise,
+    "arrange a noise": arranged_before,
+    "loss guidance: direct": loss_guidance("direct"),
+    "loss guidance: CLIP": loss_guidance("direct", clip_loss),
     "repaint": masked(RePaint(jump=1, repeats=2)),
     "ilvr": masked(ILVR(2)),
     "blended latents": masked(BlendedLatents(grow=1)),
+    "region strength": region_strength,
+    "difference mask": difference_mask,
+    "invert": invert,
     "diff edit": diff_edit,
     "direct inversion": direct_inversion,
-}
-ON_UNETS = {
+    "FlowEdit": flow_edit("FlowEdit"),
+    "FlowAlign": flow_edit("FlowAlign"),
+    "Uni-Edit": flow_edit("Uni-Edit"),
+    "find word": find_word,
     "box constraint": with_edits(replace(preset("strict", "boxdiff"), iterations=1, refine_iterations=1).guides),
     "fast": with_edits(preset("standard", "fast").guides),
     "attend and excite": with_edits(preset("standard", "attend_excite").guides),
+    "loss guidance: through model": loss_guidance("through model"),
+    "prompt fit": prompt_fit,
     "h-space": h_space,
 }
-EVERY = {**METHODS, **ON_UNETS}
-PAIRS = [(family, name) for name in EVERY for family in (FAMILIES if name in METHODS else UNETS)]
+# What else a family has to declare.
+NEEDS = {
+    **dict.fromkeys(
+        ("box constraint", "fast", "attend and excite", "loss guidance: through model", "prompt fit"), with_gradients
+    ),
+    "h-space": unets,
+}
+EVERY = METHODS
+PAIRS = [(family, name) for name in EVERY for family in FAMILIES if NEEDS.get(name, bool)(tiny.FAMILIES[family])]
 CASES = [(*pair, dtype) for pair in PAIRS for dtype in HALF]
-FEW = [("sd15", "float16"), ("sd15", "bfloat16"), ("sdxl", "float16"), ("flux", "bfloat16")]
+# One UNet and one joint attention for each method; some of them on more.
+ONE_EACH = [("sd15", "float16"), ("flux", "bfloat16")]
+MORE = [("sd15", "bfloat16"), ("sdxl", "float16")]
+ON_MORE = ("rectified attention", "reweight", "reweight, renormalised", "dense", "bound", "region conditioning",
+           "couple", "recorder", "prompt to prompt", "region lora", "box constraint", "fast", "attend and excite",
+           "h-space")  # fmt: skip
+SOME = [c for c in CASES if (c[0], c[2]) in ONE_EACH or (c[1] in ON_MORE and (c[0], c[2]) in MORE)]
 # Kernels that round otherwise for tensors that lie otherwise; through a gradient in 16 bits it grows.
-ROUNDING = {"ilvr": 1e-5, "box constraint": 0.2, "fast": 0.2, "attend and excite": 0.2}
+ROUNDING = {
+    "ilvr": 1e-5, "loss guidance: CLIP": 1e-5, "loss guidance: through model": 0.01,
+    **dict.fromkeys(("box constraint", "fast", "attend and excite", "prompt fit"), 0.2),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("family, name, dtype", CASES if FULL else [c for c in CASES if (c[0], c[2]) in FEW])
+@pytest.mark.parametrize("family, name, dtype", CASES if FULL else SOME)
 def test_a_method_does_on_a_device_what_it_does_on_the_cpu(models, family, name, dtype):
     here, there = models(family, HALF[dtype])
     with sdpa_kernel(SDPBackend.MATH):  # what the device computes attention with
@@ -227,6 +412,35 @@ def test_a_step_waits_for_the_device_once_more_than_the_hosts_own(models, of_the
 def test_prompt_to_prompt_waits_twice_more_where_it_blends(models, of_the_host):
     found = waits_per_step(prompt_to_prompt, "sd15", models("sd15", torch.bfloat16)[1])
     assert sum(found.values()) <= of_the_host("sd15") + 2, found
+
+
+# What else waits in a step, the host's own and the progress of the run included; docs/benchmarks.md has the numbers.
+MORE_WAITS = {
+    "box constraint": 6.5, "fast": 4, "attend and excite": 4.5, "recorder": 2, "region lora": 2,
+    "loss guidance: direct": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE_WAITS)
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_how_often_a_step_waits(models, family, name):
+    found = waits_per_step(EVERY[name], family, models(family, torch.bfloat16)[1])
+    assert sum(found.values()) <= MORE_WAITS[name], found
+
+
+@pytest.mark.parametrize("heeds", [False, True], ids=["ignores", "heeds"])
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_a_step_beside_an_override_waits_once_more_however_many_layers_there_are(models, of_the_host, family, heeds):
+    """What it does with masks is asked in the first step alone."""
+
+    def override(func, q, k, v, heads, mask=None, *args, **kwargs):
+        return func(q, k, v, heads, mask if heeds else None, *args, **kwargs)
+
+    model = models(family, torch.bfloat16)[1].clone()
+    model.get_free_memory = lambda device: 10**10
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    found = waits_per_step(METHODS["rectified attention"], family, model)
+    assert sum(found.values()) <= of_the_host(family) + 2, found
 
 
 # --- the pretended device ---

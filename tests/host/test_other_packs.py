@@ -17,6 +17,7 @@ from pack.attention_patches.methods.prompt_to_prompt import PromptToPrompt
 from pack.attention_patches.methods.rectified_attention import PUBLISHED, RectifiedAttention
 from test_prompt_to_prompt_runs import conditioning as side_by_side
 from test_prompt_to_prompt_runs import prompts_of
+from together import with_control
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,29 @@ def test_an_override_that_ignores_masks_and_changes_attention_is_refused(models,
     patched = install(overridden(models["sd15"], swallowing(change=4.0)), layout, PUBLISHED.edits(layout))
     with pytest.raises(IncompatiblePatchError, match=r"test_other_packs.swallowing.*ignores masks"):
         run(patched, layout)
+
+
+@pytest.mark.parametrize("ignores_first", [False, True], ids=["later", "at first"])
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_an_override_that_ignores_masks_in_some_steps(models, layout, family, ignores_first):
+    """As packs do that put in a faster kernel for a while. With a ControlNet, whose maps UNets use up."""
+    firsts, positive = [], tiny.conditioning(family, layout.prompt, layout.key)
+    if family == "sd15":
+        _, positive = with_control(None, positive)
+
+    def sometimes(func, q, k, v, heads, mask=None, *args, **kwargs):
+        sigma = float(kwargs["transformer_options"]["sigmas"][0])
+        firsts.append(sigma)
+        return func(q, k, v, heads, None if (sigma == firsts[0]) == ignores_first else mask, *args, **kwargs)
+
+    def drawn(model):
+        return tiny.run(family, model, positive, steps=3)
+
+    patched = install(overridden(models[family], sometimes), layout, PUBLISHED.edits(layout))
+    out, expected = drawn(patched), drawn(install(models[family], layout, PUBLISHED.edits(layout)))
+    assert len(set(firsts)) == 3
+    close(out, expected)
+    apart(expected, drawn(models[family]))
 
 
 def test_an_override_that_heeds_masks_keeps_its_effect(models, layout):

@@ -136,6 +136,25 @@ def test_attention_replaced_by_something_else_each_time_is_refused_by_name(model
         run(install(prompted_each_time(models["sd15"], make), layout, PUBLISHED.edits(layout)), layout)
 
 
+def test_attention_put_in_each_time_that_becomes_something_else_is_refused_then(models, layout):
+    """The first answer counts in later steps, and is compared with what the function does in them."""
+    sigmas = []
+
+    def make():
+        def later(q, k, v, extra_options):
+            sigmas.append(float(extra_options["sigmas"][0]))
+            factor = 1.0 if sigmas[-1] == sigmas[0] else 0.2
+            return attention.optimized_attention(q, k * factor, v, extra_options["n_heads"])
+
+        return later
+
+    model = install(prompted_each_time(models["sd15"], make), layout, PUBLISHED.edits(layout))
+    run(model, layout, steps=1)
+    with pytest.raises(IncompatiblePatchError, match="later"):
+        run(model, layout, steps=3)
+    assert len(set(sigmas)) == 3  # of both runs
+
+
 class Injected:
     """As Prompt to Prompt does with self-attention."""
 

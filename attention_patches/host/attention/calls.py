@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
@@ -56,6 +57,9 @@ class Chunk:
         return replace(self, edits=tuple(i for i in self.edits if getattr(i.edit, "stage", None) != "read"))
 
 
+AS_BEFORE, OTHERWISE, SETTLED = 0, 1, 2  # outcomes of a comparison; SETTLED = it need not be watched any more
+
+
 @dataclass(frozen=True)
 class OtherPacks:
     """What a run knows of other packs' functions."""
@@ -63,6 +67,24 @@ class OtherPacks:
     # ids of the functions that replace an attention in all of the run; others are put there for a call
     lasting: frozenset[int] = frozenset()
     found: dict[Any, bool] = field(default_factory=dict)  # what they were seen to do
+    watched: dict[Any, Any] = field(default_factory=dict)  # the same where each further call is compared with it
+
+    def are_otherwise(self, comparisons: Sequence[tuple[Any, Tensor]]) -> bool:
+        """Whether one of them no longer does in a model call what it did before; all is forgotten then that is watched.
+
+        All comparisons with it are read at once, behind the call: to read each where it is made would let the CPU
+        stand still in every layer.
+        """
+        if not comparisons:
+            return False
+        outcomes = torch.stack([outcome for _, outcome in comparisons]).tolist()
+        for (key, _), outcome in zip(comparisons, outcomes, strict=True):
+            if outcome == SETTLED:
+                self.found[key] = True
+        if OTHERWISE not in outcomes:
+            return False
+        self.watched.clear()
+        return True
 
 
 @dataclass
@@ -83,6 +105,8 @@ class ModelCall:
     spans: tuple[slice, ...] = ()
     lengths: tuple[int, ...] = ()
     others: OtherPacks = field(default_factory=OtherPacks)
+    # (key of OtherPacks.watched, outcome of the comparison, a number on the device)
+    comparisons: list[tuple[Any, Tensor]] = field(default_factory=list)
     again: bool = False  # its prompts were run before in this prediction: a pass that another node adds
     frames: int = 1  # of the latent; a picture has one
     # Of every frame of the latent, the pictures it makes: from the first to before the second. () = not known.
@@ -104,6 +128,10 @@ class ModelCall:
     def without_readers(self) -> ModelCall:
         """The same call for an attention that is worked out once more, whose readers have heard it."""
         return replace(self, chunks=tuple(chunk.without_readers() for chunk in self.chunks))
+
+    def once_more(self) -> ModelCall:
+        """The same call for a model that is run once more on its inputs."""
+        return replace(self.without_readers(), comparisons=[], notes={}, counts={})
 
     def edits(self, kind: AttentionKind) -> bool:
         """Whether some row has an edit of this kind."""

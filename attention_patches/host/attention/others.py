@@ -12,9 +12,12 @@ from .attend import attend, explicit_attention, mixed, query_parts, read
 from .block import Block, blocks_of, of_own_text
 from .cache import BiasCache
 from .call import Attention, AttentionCall
-from .calls import IncompatiblePatchError, ModelCall, Place, names_of
+from .calls import AS_BEFORE, OTHERWISE, SETTLED, IncompatiblePatchError, ModelCall, Place, names_of
+from .outside_blocks import outside_blocks
 from .saveable import saveable
 
+SMALL = 1e-3  # share of an attention that a mask changes: less is nothing to see, and nothing to lose
+CHANGED = 0.25  # share of an attention by which an override's may differ and still be one
 SAMPLED = 256  # queries that are looked at to see whether another pack's attention heeds a mask
 
 
@@ -59,30 +62,44 @@ def _only_adds(patch: Attention, own: AttentionCall, options: dict[str, Any], ca
     """Whether the function is one that adds to the attention; it is called twice to find out.
 
     One that stays for the run is asked until it was seen to add something: before, it may not have begun yet. One that
-    is put there for a call is asked in every step.
+    is put there for a call is asked in every step. The first answer counts for those after it, which are compared with
+    it behind the model call (`OtherPacks.are_otherwise`).
     """
-    lasting = id(patch) in call.others.lasting
-    found, key = call.others.found, ("adds", place.layer, place.text is None, id(patch) if lasting else None)
+    others, lasting = call.others, id(patch) in call.others.lasting
+    key = ("adds", place.layer, place.text is None, id(patch) if lasting else None)
     asked = (*key, call.progress)
-    if key in found:
+    if key in others.found:
         return True
-    if asked not in found:
-        found[asked], works = _adds_to_the_attention(patch, own, options)
-        if found[asked] and works and lasting:
-            found[key] = True
-    return found[asked]
+    if asked not in others.found:
+        adds, works = _adds_to_the_attention(patch, own, options)
+        if key in others.watched:
+            others.found[asked] = True
+            with outside_blocks():
+                settled = works & lasting
+                call.comparisons.append((key, torch.where(adds, settled * SETTLED, OTHERWISE)))
+            return True
+        others.found[asked], works_now = torch.stack([adds, works]).tolist()
+        if others.found[asked] and works_now and lasting:
+            others.found[key] = True
+        elif others.found[asked]:
+            others.watched[key] = True
+    return others.found[asked]
 
 
 @torch.no_grad()
-def _adds_to_the_attention(patch: Attention, own: AttentionCall, options: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether the function's result is the attention plus what does not depend on the values; and is not nothing."""
+def _adds_to_the_attention(patch: Attention, own: AttentionCall, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Whether the function's result is the attention plus what does not depend on the values; and is not nothing.
+
+    Both bool [], on the device.
+    """
     alone = patch(own.q, own.k, torch.zeros_like(own.v), options)
     out, plain = patch(own.q, own.k, own.v, options), own.fused().float()
     if out.shape != plain.shape or alone.shape != plain.shape:
-        return False, True
+        no = torch.zeros((), dtype=torch.bool, device=plain.device)
+        return no, ~no
     # Rounding in 16 bits, and kernels that round more, stay far below this; another attention does not.
-    adds = float((out.float() - alone.float() - plain).norm()) <= 0.05 * float(plain.norm())
-    return adds, bool(alone.any())
+    adds = (out.float() - alone.float() - plain).norm() <= 0.05 * plain.norm()
+    return adds, alone.any()
 
 
 def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list[Block]) -> Tensor:
@@ -120,33 +137,39 @@ def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list
 def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: Block, mask: Tensor, out: Tensor) -> bool:
     """Whether another pack's override returned what it would have returned without the mask (SageAttention's do).
 
-    Seen once in a step for each layer and shape, by some queries of one row. An override may count its calls: only one
-    that does more than attention is called again. Raises IncompatiblePatchError where such a one ignores masks: it
-    cannot be left out.
+    Seen once in a run for each layer and shape, by some queries of one row; what it does there in further steps is
+    compared with that behind the model call (`OtherPacks.are_otherwise`). An override may count its calls: only one
+    that does more than attention is called again, and that in every step. Raises IncompatiblePatchError where such a
+    one ignores masks: it cannot be left out.
     """
-    known = block.call.others.found
-    key = ("ignores masks", block.place.layer, block.call.progress, whole.q.shape[1:], whole.k.shape[1:])
-    if key in known:
-        return known[key]
+    known, watched = block.call.others.found, block.call.others.watched
+    key = ("ignores masks", block.place.layer, whole.q.shape[1:], whole.k.shape[1:])
+    asked = (*key, block.call.progress)
+    if asked in known:
+        return known[asked]
     row, start = slice(block.chunk.rows.start, block.chunk.rows.start + 1), block.place.queries.start
+    if key in watched:
+        ignored, some = watched[key]
+        block.call.comparisons.append((key, _compared(_effects(whole, plain, block, mask, out, some), ignored)))
+        return ignored
     bias = mask[row, :, block.place.queries]
-    spread = (bias.amax(dim=-1) - bias.amin(dim=-1))[0, 0].nonzero()[:, 0]  # the same for all keys changes nothing
-    if len(spread) == 0:
+    with outside_blocks():
+        some = (bias.amax(dim=-1) - bias.amin(dim=-1))[0, 0].nonzero()[:, 0]  # the same for all keys changes nothing
+        some = some[:: max(1, len(some) // SAMPLED)].clone()
+    if len(some) == 0:
         return False
-    spread = spread[:: max(1, len(spread) // SAMPLED)]
-    some = plain.rows(row).chosen(spread + start)
-    without, with_it = some.exact().float(), some.exact(bias[:, :, spread]).float()
-    theirs = out[row].index_select(whole.out_axis, spread + start).float()
-    effect, own = float((with_it - without).norm()), float((theirs - without).norm())
-    if effect <= 1e-3 * float(without.norm()):
+    size, effect, own, other = _effects(whole, plain, block, mask, out, some).tolist()
+    if effect <= SMALL * size:
         return False  # nothing to see here, and nothing to lose
-    ignored = own < effect / 2
-    if not ignored and float((theirs - with_it).norm()) >= effect / 2:
-        again = whole.fused()[row].index_select(whole.out_axis, spread + start).float()
+    ignored, plainly = own < effect / 2, True
+    if not ignored and other >= effect / 2:
+        plainly = False
+        again = whole.fused()[row].index_select(whole.out_axis, some + start).float()
+        theirs = out[row].index_select(whole.out_axis, some + start).float()
         ignored = float((theirs - again).norm()) < effect / 10
     if ignored:
         name = names_of([whole.host])
-        if own > 0.25 * float(without.norm()):
+        if own > CHANGED * size:
             raise IncompatiblePatchError(
                 f"Another patch ({name}, an attention override) ignores masks and changes the attention itself, so "
                 "that either its effect or Boxwright's would be lost. Remove it from this model."
@@ -154,5 +177,32 @@ def _ignores_masks(whole: AttentionCall, plain: AttentionCall, block: Block, mas
         if not known.get(name):
             logging.warning("Boxwright: %s ignores masks; rows with regions take the host's attention.", name)
         known[name] = True
-    known[key] = ignored
+    known[asked] = ignored
+    if plainly:
+        watched[key] = ignored, some
     return ignored
+
+
+@torch.no_grad()
+def _effects(
+    whole: AttentionCall, plain: AttentionCall, block: Block, mask: Tensor, out: Tensor, some: Tensor
+) -> Tensor:
+    """Of some image queries (numbers on the device) of the block's first row, lengths of differences, float32 [4].
+
+    The attention without the mask, from that: what the mask makes of it and what the override returned; and from what
+    the mask makes of it: what the override returned.
+    """
+    row, queries = slice(block.chunk.rows.start, block.chunk.rows.start + 1), some + block.place.queries.start
+    rows = plain.rows(row).chosen(queries)
+    without, with_it = rows.exact().float(), rows.exact(mask[row].index_select(2, queries)).float()
+    theirs = out[row].index_select(whole.out_axis, queries).float()
+    parts = (without, with_it - without, theirs - without, theirs - with_it)
+    return torch.stack([part.norm() for part in parts])
+
+
+def _compared(effects: Tensor, ignored: bool) -> Tensor:
+    """Whether an override goes on ignoring masks, or heeding them: OTHERWISE or AS_BEFORE, [] on the device."""
+    size, effect, own, other = effects.unbind()
+    same = (own < effect / 2) & (own <= CHANGED * size) if ignored else other < effect / 2
+    with outside_blocks():
+        return torch.where(same | (effect <= SMALL * size), AS_BEFORE, OTHERWISE)

@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.pictures import Part, PictureGuide, move_limit, part_share, schedule_weight, window_of_part
+from ...core.pictures import Part, PictureGuide, move_limit, part_share, rectangle_of, schedule_weight, window_of_part
 from ...core.types import BoxwrightError
 from ..attention.calls import Extra
 from ..attention.saveable import saveable
@@ -49,12 +49,28 @@ class _State:
 
     progress: Any
     shares: dict[Any, Tensor] = field(default_factory=dict)
+    rectangles: dict[Any, tuple[slice, slice]] = field(default_factory=dict)
+    sizes: dict[Any, float] = field(default_factory=dict)
 
     def share(self, part: Part, grid: tuple[int, int], like: Tensor) -> Tensor:
         key = (id(part.area), grid, like.device)
         if key not in self.shares:
             self.shares[key] = part_share(part, grid).to(like.device)
         return self.shares[key]
+
+    # Found on the CPU and once: what is asked of a device waits for it.
+
+    def rectangle(self, part: Part, grid: tuple[int, int]) -> tuple[slice, slice]:
+        key = (id(part.area), grid)
+        if key not in self.rectangles:
+            self.rectangles[key] = rectangle_of(part_share(part, grid).cpu())
+        return self.rectangles[key]
+
+    def cells(self, part: Part, grid: tuple[int, int]) -> float:
+        key = (id(part.area), grid)
+        if key not in self.sizes:
+            self.sizes[key] = max(1.0, float(part_share(part, grid).sum()))
+        return self.sizes[key]
 
 
 def predict_with_moves(
@@ -109,10 +125,11 @@ def _by_picture(
             pictures = item.decode(base_model, latent)
             total, losses = pictures.new_zeros(()), []
             for part in parts:
-                share = state.share(part, tuple(pictures.shape[-2:]), pictures)
-                loss = _checked(saveable(item.guide.loss, window_of_part(pictures, share.clone())), pictures)
-                cells = float(state.share(part, tuple(latent.shape[-2:]), latent).sum().clamp_min(1.0))
-                total = total + part.strength * cells * loss.sum()
+                grid = tuple(pictures.shape[-2:])
+                share, rectangle = state.share(part, grid, pictures), state.rectangle(part, grid)
+                seen = window_of_part(pictures, share.clone(), rectangle)
+                loss = _checked(saveable(item.guide.loss, seen), pictures)
+                total = total + part.strength * state.cells(part, tuple(latent.shape[-2:])) * loss.sum()
                 losses.append(part.strength * loss.detach())
             return torch.autograd.grad(total, latent)[0], sum(losses)
 

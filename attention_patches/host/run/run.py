@@ -141,10 +141,11 @@ class Run:
     ) -> Tensor:
         """APPLY_MODEL wrapper: tell the attention calls below which rows of this batch carry which edits."""
         options = transformer_options or {}
-        if self.adapter.text == "joint" and any(key in self.entries for key in options.get("uuids", ())):
+        ours = any(key in self.entries for key in options.get("uuids", ()))
+        if ours or self.layers:
             options = {**options, PROGRESS: self._progress(t, {"transformer_options": options})}
         inputs = {**kwargs, "transformer_options": options}
-        groups = self._rows_with_equal_texts(t, inputs) if PROGRESS in options else ()
+        groups = self._rows_with_equal_texts(t, inputs) if ours and self.adapter.text == "joint" else ()
         if len(groups) > 1:
             given = (x, t, c_concat, c_crossattn, control, options, *args), kwargs
             parts = [rows_of(given, group, x.shape[0], options) for group in groups]
@@ -163,9 +164,20 @@ class Run:
                 context = torch.cat([context, call.further], dim=1)
                 kwargs = with_longer_mask(kwargs, c_crossattn.shape[1], call.further_length)
                 around.enter_context(self.adapter.prepared(call))
-            inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
-            output = executor(x, t, c_concat, context, control, inner, *args, **kwargs)
-            self.adapter.finish(call)
+
+            def run(call: ModelCall) -> Tensor:
+                inner = self.adapter.attached({**options, CALL: call}, call, partial(replaced_attention, self.cache))
+                # The host's UNets take what a ControlNet made out of its lists.
+                spare = control
+                if isinstance(control, dict):
+                    spare = {name: [*each] if isinstance(each, list) else each for name, each in control.items()}
+                output = executor(x, t, c_concat, context, spare, inner, *args, **kwargs)
+                self.adapter.finish(call)
+                return output
+
+            output = run(call)
+            if self.others.are_otherwise(call.comparisons):  # what was taken for granted of other packs was wrong
+                output = run(call.once_more())
             return output
 
     def attention(self, previous: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
