@@ -54,6 +54,7 @@ from pack.attention_patches.samplers.prompt_fit import PromptFit
 from pack.attention_patches.samplers.repaint import RePaint
 from pack.nodes.parts.arrangement import draw_arrangement
 from region_loras import with_loras
+from robust import our_nodes
 from test_clip_loss import clip_of, vision_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -337,6 +338,35 @@ METHODS = {
     "prompt fit": prompt_fit,
     "h-space": h_space,
 }
+# Of every node that takes a model or makes a sampler, or a loss for one: the methods that it is run by.
+OF_NODES = {
+    "BoxwrightArrangedNoise": ("arranged noise",),
+    "BoxwrightArrangeNoise": ("arrange a noise",),
+    "BoxwrightAttentionRecorder": ("recorder",),
+    "BoxwrightBlendedLatents": ("blended latents",),
+    "BoxwrightBoxConstraint": ("box constraint", "fast", "attend and excite"),
+    "BoxwrightClipLoss": ("loss guidance: CLIP",),
+    "BoxwrightColorLoss": ("loss guidance: direct",),
+    "BoxwrightDiffEdit": ("diff edit",),
+    "BoxwrightDiffEditSampler": ("diff edit",),
+    "BoxwrightDiffMask": ("difference mask",),
+    "BoxwrightDirectInversionSampler": ("direct inversion",),
+    "BoxwrightFindWord": ("find word",),
+    "BoxwrightFlowEdit": ("FlowEdit", "FlowAlign", "Uni-Edit"),
+    "BoxwrightFlowEditSampler": ("FlowEdit", "FlowAlign", "Uni-Edit"),
+    "BoxwrightHSpace": ("h-space",),
+    "BoxwrightILVR": ("ilvr",),
+    "BoxwrightInvert": ("invert",),
+    "BoxwrightLossGuidance": ("loss guidance: direct", "loss guidance: through model"),
+    "BoxwrightPromptFit": ("prompt fit",),
+    "BoxwrightPromptToPrompt": ("prompt to prompt",),
+    "BoxwrightRectifiedAttention": ("rectified attention",),
+    "BoxwrightRegionLora": ("region lora", "region lora, other kinds"),
+    "BoxwrightRegionPrompt": ("couple", "couple, occluding", "dense", "dense, occluding", "bound"),
+    "BoxwrightRegionStrength": ("region strength",),
+    "BoxwrightRePaint": ("repaint",),
+    "BoxwrightReweight": ("reweight", "reweight, renormalised"),
+}
 # What else a family has to declare.
 NEEDS = {
     **dict.fromkeys(
@@ -354,6 +384,19 @@ ON_MORE = ("rectified attention", "reweight", "reweight, renormalised", "dense",
            "couple", "recorder", "prompt to prompt", "region lora", "box constraint", "fast", "attend and excite",
            "h-space")  # fmt: skip
 SOME = [c for c in CASES if (c[0], c[2]) in ONE_EACH or (c[1] in ON_MORE and (c[0], c[2]) in MORE)]
+
+
+def test_every_node_that_runs_a_model_is_here():
+    def runs(schema):
+        taken = {part.io_type for part in schema.inputs} & {"MODEL"}
+        return taken or {part.io_type for part in schema.outputs} & {"SAMPLER", schema_of_losses}
+
+    schemas = {name: node.GET_SCHEMA() for name, node in our_nodes().items()}
+    (schema_of_losses,) = {part.io_type for part in schemas["BoxwrightColorLoss"].outputs}
+    assert {name for name, schema in schemas.items() if runs(schema)} == set(OF_NODES)
+    assert {name for names in OF_NODES.values() for name in names} == set(EVERY) - {"region conditioning"}
+
+
 # Kernels that round otherwise for tensors that lie otherwise; through a gradient in 16 bits it grows.
 ROUNDING = {
     "ilvr": 1e-5, "loss guidance: CLIP": 1e-5, "loss guidance: through model": 0.01,
