@@ -143,6 +143,7 @@ def test_another_clone_that_a_guider_runs_meanwhile_is_unchanged(models, halves)
     """Models of one checkpoint share their layers: a node may ask the plain one in the middle of a run."""
     model, file = models["sd15"], loras.tensors(models["sd15"])
     x, sigma, text = tiny.latent("sd15"), torch.tensor([3.0]), halves.prompt.embedding
+    run("sd15", model, halves)  # loads its own weights, into which the clone of another test has merged a LoRA
     plain, found = model.model.apply_model(x, sigma, c_crossattn=text), []
     patched = with_loras(model, halves, [file])
 
