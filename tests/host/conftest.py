@@ -43,14 +43,15 @@ def newest_server(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The newest frontend runs what is marked, the pinned Nodes 2.0 all but what is marked; BOXWRIGHT_EVERY_VERSION=1
-    lets each run all."""
+    """The newest frontend runs what is marked, in Nodes 2.0; the pinned one all, and in Nodes 2.0 all but what is
+    marked. BOXWRIGHT_EVERY_VERSION=1 lets each run all."""
     if os.environ.get("BOXWRIGHT_EVERY_VERSION"):
         return
     left_out = [
         item
         for item in items
-        if "[newest" in item.name
+        if "[newest-classic" in item.name
+        or "[newest" in item.name
         and not item.get_closest_marker("every_version")
         or "[pinned-nodes2" in item.name
         and item.get_closest_marker("one_renderer")

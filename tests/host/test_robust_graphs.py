@@ -1,6 +1,6 @@
 """Random graphs of our nodes through the host's real executor: each is drawn, or refused in one clear sentence of ours.
 
-They are made from the server's own object info (`random_graphs.py`), and are the same every time. In the suite 150, in
+They are made from the server's own object info (`random_graphs.py`), and are the same every time. In the suite 100, in
 all cache modes. BOXWRIGHT_FULL=1 draws 2400 more; BOXWRIGHT_GRAPHS=5000:300 those of the seeds from 5000 on.
 """
 
@@ -16,7 +16,7 @@ TRIES = 200  # seeds of graphs among which one is to be drawn
 EVERY = 50  # graphs after which an ordinary picture is drawn again
 MEMORY = 150  # MiB that 200 graphs may add to the process, which the host's own allocations and torch's caches make
 FULL = [(cache, 1000 + 600 * i, 600) for i, cache in enumerate(robust.CACHES)]
-SUITE = [("classic", 0, 50), ("lru", 50, 50), ("ram", 100, 30), ("none", 130, 20)]
+SUITE = [("classic", 0, 30), ("lru", 50, 30), ("ram", 100, 20), ("none", 130, 20)]
 
 
 def chosen():

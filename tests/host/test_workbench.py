@@ -386,6 +386,7 @@ def tree(tmp_path, monkeypatch):
         file.touch()
     monkeypatch.setattr(workbench, "ROOT", tmp_path)
     monkeypatch.setattr(workbench, "EVERY_HOST", ("b",))
+    monkeypatch.setattr(workbench, "NOT_ON_OLDEST", ("every_sampler", "slow_one"))
     monkeypatch.setattr(
         workbench, "fetch_host", lambda version: host_at(fake_host.make(tmp_path / "old", version=version), "pinned")
     )
@@ -437,7 +438,7 @@ def test_all_tests_run_on_the_oldest_host_first_and_end_with_pytest(tree, tmp_pa
     assert capfd.readouterr().out.splitlines() == [
         *checks(tree, host),
         f"== pytest on ComfyUI {workbench.OLDEST_HOST} (pinned)",
-        f"pytest tests/host/test_b.py -k not every_sampler {with_extra} {old}",
+        f"pytest tests/host/test_b.py -k not every_sampler and not slow_one {with_extra} {old}",
         "== pytest",
         f"pytest tests {with_extra} {host.path}",
     ]
