@@ -60,6 +60,22 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(scope="module")
+def models():
+    """Family -> a tiny random model of it, built when it is first asked for."""
+    import tiny_models  # here: it imports the host
+
+    return tiny_models.Built()
+
+
+@pytest.fixture
+def layout():
+    """The layout of two regions that tests of methods use where nothing else is said."""
+    import tiny_models
+
+    return tiny_models.layout()
+
+
 # Not for the session: while Playwright runs, asyncio.run() of other tests is refused.
 @pytest.fixture(scope="module")
 def chromium():

@@ -40,11 +40,6 @@ def models():
     return Models()
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def arranged(model, layout, lines=None, **settings):
     edits = ArrangedNoise(**settings).edits(layout)
     report = None if lines is None else lines.append

@@ -20,16 +20,6 @@ from pack.attention_patches.samplers.h_space import HSpace
 every_family = pytest.mark.parametrize("family", tiny.SUPPORTED)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def recorder(model, layout, **settings):
     records = Records(layout.prompt.tokens, Recording(**{"resolutions": "all", **settings}))
     return recorded(model, layout, records), records

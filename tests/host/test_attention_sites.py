@@ -13,16 +13,6 @@ FAMILIES = ["sd15", "sdxl", *tiny.JOINT]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def run(family, model, layout, **options):
     return tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), **{"steps": 1, **options})
 

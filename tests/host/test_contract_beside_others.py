@@ -20,17 +20,6 @@ from pack.attention_patches.host.families import FAMILIES, adapter_for
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.reweight import Reweight
 
-
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 # --- other packs ---
 
 

@@ -15,16 +15,6 @@ from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.install import install
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @pytest.mark.parametrize("stage", ["bias", "scores", "probs", "read"])
 @pytest.mark.parametrize("kind", ["image_text", "image_image"])
 @pytest.mark.parametrize("in_line", [False, True])

@@ -21,16 +21,6 @@ from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.install import install
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @every_family
 @pytest.mark.parametrize("size", [(16, 24), (33, 57), (8, 8)])
 def test_sites_know_their_grid(models, layout, family, size, monkeypatch):

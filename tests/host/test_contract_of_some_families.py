@@ -16,16 +16,6 @@ from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.install import install
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def masks_of(family, model, positive, **more):
     """The masks that the model's attention is given, as bool, where anything is hidden."""
     seen = []

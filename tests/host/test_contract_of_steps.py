@@ -17,16 +17,6 @@ from pack.attention_patches.host.install import install
 from pack.attention_patches.host.run.schedule import progress_of
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @every_family
 @pytest.mark.parametrize("scheduler", ["simple", "karras", "normal"])
 @pytest.mark.parametrize("steps", [4, 11])

@@ -20,16 +20,6 @@ from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.install import install
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @pytest.mark.parametrize("family", UNETS)
 @pytest.mark.parametrize("lengths", [(77, 154), (154, 77), (154, 231)])
 def test_prompts_of_different_chunk_counts_in_one_call(models, family, lengths):

@@ -27,11 +27,6 @@ def models():
     return {family: tiny.build(family) for family in UNETS}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def plain_weights(family):
     """The same model with ordinary tensors for weights, which autograd differentiates without any help."""
     with torch.inference_mode(False):

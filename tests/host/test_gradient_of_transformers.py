@@ -31,16 +31,6 @@ GUIDED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def fitting(family, size):
     """The size, or the next that the host's model takes."""
     return tuple(side + side % 2 for side in size) if tiny.FAMILIES[family].even else size

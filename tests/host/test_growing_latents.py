@@ -22,11 +22,6 @@ def models():
     return {family: tiny.build(family) for family in ["sd15", "flux"]}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @pytest.mark.parametrize("family", ["sd15", "flux"])
 def test_a_latent_that_grows_is_followed(models, layout, family):
     seen = []

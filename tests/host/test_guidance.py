@@ -24,11 +24,6 @@ def models():
     return {family: tiny.build(family) for family in UNETS}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @pytest.mark.parametrize("moves", ["latent", "prediction"])
 def test_the_loss_sees_where_the_model_itself_wants_a_phrase(models, layout, moves):
     """Confined to their boxes by another method, the phrases would leave the loss nothing to say."""

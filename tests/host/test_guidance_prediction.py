@@ -21,11 +21,6 @@ def models():
     return {family: tiny.build(family) for family in UNETS}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def prediction(family, model, layout, positive=None, **options):
     """What the sampler is told of the first step: the denoised latent."""
     seen = []

@@ -17,11 +17,6 @@ def models():
     return {family: tiny.build(family) for family in ["sd15", "flux"]}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def coupled(model, texts, weights, with_base=True, swap=False):
     """An attention couple as most packs write it: each prompt row's queries once for each text, results mixed."""
     model, count = model.clone(), len(texts) + with_base

@@ -25,11 +25,6 @@ def models():
     return {family: tiny.build(family) for family in ["sd15", "flux"]}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 # --- attention that ignores masks ---
 
 

@@ -25,11 +25,6 @@ ALWAYS = PromptToPrompt(StepWindow(), StepWindow())
 LEFT_HALF = torch.cat([torch.ones(16, 12), torch.zeros(16, 12)], dim=1)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
 def prompts_of(*seeds, words=None):
     """Prompts "w0 w1 ..." with other encodings; by `words`, other names for some: {target number: {word: name}}."""
     texts = [tiny.text(seed=seed) for seed in seeds]

@@ -31,16 +31,6 @@ plain_family = pytest.mark.parametrize("family", PLAIN)
 RIGHT = Box(0.5, 0.0, 0.5, 1.0)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 @pytest.mark.parametrize("family", tiny.JOINT)
 def test_what_declares_how_texts_stand_side_by_side_is_tested_here(models, family):
     assert (adapter_for(models[family]).beside is not None) == (family in TAKEN)

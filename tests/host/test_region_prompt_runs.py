@@ -31,11 +31,6 @@ def models():
     return {family: tiny.build(family) for family in [*FAMILIES, "flux"]}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 # --- exactness ---
 
 

@@ -24,11 +24,6 @@ def models():
     return {family: tiny.build(family) for family in ["sd15", "flux"]}
 
 
-@pytest.fixture
-def layout():
-    return tiny.layout()
-
-
 def image_prompt(options_too):
     """As image-prompt adapters do: the attention to the text by a call of its own, and that to an image added."""
 

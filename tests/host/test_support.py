@@ -47,11 +47,6 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module")
-def models():
-    return tiny.Built()
-
-
 def families_of(models):
     """Every family -> the tiny models it supports."""
     found = {family.name: [] for family in FAMILIES}
