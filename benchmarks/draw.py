@@ -153,7 +153,7 @@ def draw_costs(found: dict[str, Any]) -> str:
     bottom = top + step * len(rows)
     for start, title in ((left, "time of a step"), (middle, "peak memory")):
         canvas.text(start, 60, title, "faint")
-        for tick in (0.5, 1, 2, 4, 8):
+        for tick in (0.5, 1, 2, 4, 8, 16, 32):
             at = start + _log(tick, wide)
             canvas.line(at, top - 8, at, bottom, "one" if tick == 1 else "grid")
             canvas.text(at, bottom + 14, f"{tick:g}×", "faint small", "middle")
@@ -177,8 +177,11 @@ def draw_costs(found: dict[str, Any]) -> str:
 
 
 def _log(value: float, wide: float) -> float:
-    low, high = math.log(0.4), math.log(9.0)
-    return round(wide * (min(max(math.log(value), low), high) - low) / (high - low), 1)
+    """How far right a ratio stands on a scale from 0.4 to 60; one outside is refused, not drawn at its end."""
+    if not 0.4 <= value <= 60:
+        raise ValueError(f"the drawing's scale goes from 0.4 to 60, and a ratio is {value}: widen it")
+    low, high = math.log(0.4), math.log(60.0)
+    return round(wide * (math.log(value) - low) / (high - low), 1)
 
 
 # --- what methods do ---
