@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.seam import LatentGuide
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
-from ..run.run import WRAPPER, Run
+from ..run.run import OVERRIDE, WRAPPER, Run
 from .differentiable import differentiable
 from .foreign import attention_with_gradient, explained, without_foreign_gradients
 from .gradient import Gradient, differentiate, mean_gradient
@@ -178,7 +178,7 @@ def _guided_prediction(
         local = comfy.model_patcher.create_model_options_clone(options)
         local.pop("multigpu_clones", None)  # the host's threads cut the graph
         inner = local["transformer_options"]
-        inner["optimized_attention_override"] = partial(attention_with_gradient, run)
+        inner[OVERRIDE] = partial(attention_with_gradient, run)
         inner[run.EXTRA] = Extra(extra, aside=False)
         inner["wrappers"].setdefault(WrappersMP.APPLY_MODEL, {})["boxwright_graph"] = [graph.apply_model]
         entries = [without_foreign_gradients(entry) for entry in entries]
