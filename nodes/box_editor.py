@@ -244,11 +244,11 @@ def _mask(region: Region, width: int, height: int) -> Tensor:
     if isinstance(region.area, Box):
         # A box is the product of its sides, and the ramp works along one axis at a time.
         box = region.area
-        down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), (feather * height, 0.0))
-        across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), (0.0, feather * width))
+        down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), feather)
+        across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), feather)
         return (down + across - 1.0).clamp_min(0.0)
     rows, columns = min(height, FEATHER_CELLS), min(width, FEATHER_CELLS)  # a ramp is smooth: few cells hold it
-    soft = feathered(coverage(region.area, (rows, columns)), (feather * rows, feather * columns))
+    soft = feathered(coverage(region.area, (rows, columns)), feather)
     ramp = torch.nn.functional.interpolate(soft[None, None], (height, width), mode="bilinear", align_corners=False)
     return torch.maximum(share, ramp[0, 0])
 

@@ -267,9 +267,7 @@ def wanted_area(mask, regions, image, samples, cell) -> torch.Tensor | None:
 
 def _share(region: Region, frame: tuple[int, int]) -> torch.Tensor:
     """How far a region lets each pixel change: 1 inside, falling over its feather, and all of that by its strength."""
-    feather = feather_of(region, 0.0)
-    share = feathered(coverage(region.area, frame), (feather * frame[0], feather * frame[1]))
-    return min(region.strength, 1.0) * share
+    return min(region.strength, 1.0) * feathered(coverage(region.area, frame), feather_of(region, 0.0))
 
 
 NODES = [BoxwrightFlowEditSampler, BoxwrightFlowEdit]

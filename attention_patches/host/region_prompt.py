@@ -147,8 +147,7 @@ class RegionConditioning:
         return self._feathered(painted, region)
 
     def _feathered(self, mask: Tensor, region: Region) -> Tensor:
-        feather = feather_of(region, self.feather)
-        return feathered(mask, (feather * mask.shape[0], feather * mask.shape[1]))
+        return feathered(mask, feather_of(region, self.feather))
 
 
 def _with(conditioning: list, values: dict[str, Any]) -> list:

@@ -121,10 +121,7 @@ class RegionPrompt:
         """How much of each cell a region takes, [N] in 0..1: its coverage with feather, times its strength."""
         region = site.layout.regions[number]
         strength = self.strength * region.strength * window_of(region, self.window).contains(site.progress)
-        feather = feather_of(region, self.feather)
-        height, width = site.grid
-        reach = (feather * height / site.view.height, feather * width / site.view.width)
-        return (strength * feathered(covered(region, site), reach)).flatten()
+        return (strength * feathered(covered(region, site), feather_of(region, self.feather), site.view)).flatten()
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,7 @@ class RegionStrength:
         for region, strength in zip(regions, strengths, strict=True):
             if not 0.0 <= strength <= 1.0:
                 raise BoxwrightError(f'The strength of "{region.phrase}" is {strength:g}; choose 0 to 1.')
-            feather = feather_of(region, self.feather)
-            share = feathered(coverage(region.area, size), (feather * size[0], feather * size[1]))
+            share = feathered(coverage(region.area, size), feather_of(region, self.feather))
             found = torch.lerp(found, torch.full(size, float(strength)), share)
         return found
 
