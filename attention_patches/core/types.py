@@ -33,6 +33,12 @@ class UnsupportedModelError(BoxwrightError):
     """A model whose attention no adapter reaches."""
 
 
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises BoxwrightError unless the value lies from `low` to `high`, both included; NaN never does."""
+    if not low <= value <= high:
+        raise BoxwrightError(f"{name} is {value:g}; choose {low:g} to {high:g}.")
+
+
 def counted(count: int, noun: str) -> str:
     """How many, in words, for messages: "1 region", "2 regions"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

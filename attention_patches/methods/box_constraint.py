@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.grids import WHOLE_IMAGE, coverage, visible_cells
 from ..core.seam import AttentionLoss, AttentionSite, LatentGuide
-from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View, widest_window, window_of
+from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View, check_range, widest_window, window_of
 from .box_losses import Place, Sight, best_mean, blind_in, corner_loss, inner_loss, outer_loss, place, sight
 
 ALWAYS = StepWindow()
@@ -76,8 +76,7 @@ class BoxConstraint:
             "refine_iterations": (self.refine_iterations, 0, 100),
         }
         for name, (value, low, high) in ranges.items():
-            if not low <= value <= high:
-                raise BoxwrightError(f"{name} of the box constraint is {value:g}; choose {low:g} to {high:g}.")
+            check_range(f"{name} of the box constraint", value, low, high)
 
     def guides(self, layout: Layout) -> list[LatentGuide]:
         """What to install. Empty where nothing is constrained: step size 0, or every region has strength 0."""

@@ -16,7 +16,6 @@ exactly the source outside the mask, and needs no sampler to let others change i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from ..core.seam import AttentionEdit, AttentionSite
 from ..core.token_alignment import TokenAlignment
 from ..core.tokens import missing, phrase_columns
 from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap, is_open
-from .reweight import HIGHEST, LOWEST
+from .reweight import check_factor
 
 MAX_PROMPTS = 16  # source and targets
 MAX_SIDE = 256  # tokens; of a grid whose self-attention is injected
@@ -153,10 +152,7 @@ class PromptToPrompt:
         """float32 [P - 1, T]"""
         factors = torch.ones(len(prompts.targets), len(prompts.layout.prompt.tokens))
         for phrase, factor in self.weights:
-            if not (math.isfinite(factor) and LOWEST <= factor <= HIGHEST):
-                raise BoxwrightError(
-                    f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in between.'
-                )
+            check_factor(phrase, factor)
             factors[_target_columns(prompts, phrase)] *= factor
         return factors
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.grids import covered, feathered
 from ..core.seam import AttentionEdit, AttentionSite, ContextEdit, Rows, TextMix, ending
-from ..core.types import BoxwrightError, Layout, StepWindow, feather_of, widest_window, window_of
+from ..core.types import BoxwrightError, Layout, StepWindow, check_range, feather_of, widest_window, window_of
 from .occlusion import occluded, unhidden
 from .rectified_attention import RectifiedAttention
 
@@ -52,9 +52,7 @@ class RegionPrompt:
 
     def __post_init__(self) -> None:
         for name in ("strength", "base_ratio", "confine_end", "feather"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise BoxwrightError(f"{name} {value:g} is outside 0 to 1; choose a number in between.")
+            check_range(name, getattr(self, name), 0.0, 1.0)
         if self.every < 1:
             raise BoxwrightError(f"every {self.every} is below 1; 1 takes all blocks, 2 every second.")
 

@@ -17,7 +17,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..core.types import BoxwrightError
+from ..core.types import BoxwrightError, check_range
 from .noise import Callback, falling, report
 from .scene import Scene
 from .straight import Calls, Moment, Prompts, mean_of
@@ -85,6 +85,5 @@ def _drift(prompts: Prompts, scene: Scene, edit: Tensor, now: Moment) -> Tensor:
 
 
 def check_draws(draws: int) -> None:
-    """Raises BoxwrightError."""
-    if not 1 <= draws <= MAX_DRAWS:
-        raise BoxwrightError(f"The number of draws is {draws}; choose 1 to {MAX_DRAWS}.")
+    """Raises BoxwrightError unless there are 1 to MAX_DRAWS."""
+    check_range("The number of draws", draws, 1, MAX_DRAWS)

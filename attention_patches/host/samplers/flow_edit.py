@@ -11,7 +11,7 @@ from comfy.sampler_helpers import convert_cond
 from torch import Tensor
 
 from ...core.masks import check_white, on_latent
-from ...core.types import BoxwrightError
+from ...core.types import BoxwrightError, check_range
 from ...samplers.flow_align import FlowAlign
 from ...samplers.flow_edit import FlowEdit
 from ...samplers.noise import Denoiser
@@ -41,8 +41,7 @@ class FlowEditing:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise BoxwrightError(f'There is no method "{self.method}"; choose one of {", ".join(METHODS)}.')
-        if not 1.0 <= self.source_cfg <= 100.0:
-            raise BoxwrightError(f"source_cfg is {self.source_cfg:g}; choose 1 to 100.")
+        check_range("source_cfg", self.source_cfg, 1.0, 100.0)
         self.at(1.0)
 
     def at(self, cfg: float) -> FlowEdit | FlowAlign | UniEdit:

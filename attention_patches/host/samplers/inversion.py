@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...core.types import BoxwrightError
+from ...core.types import BoxwrightError, check_range
 from ...samplers.inversion import (
     MAX_REFINEMENTS,
     Deviation,
@@ -55,8 +55,7 @@ def invert_latent(
     """
     check_model(model)
     sigmas = checked_sigmas(model.get_model_object("model_sampling"), sigmas, whole=True).cpu()
-    if not 0 <= refinements <= MAX_REFINEMENTS:
-        raise BoxwrightError(f"refinements is {refinements}; choose 0 to {MAX_REFINEMENTS}.")
+    check_range("refinements", refinements, 0, MAX_REFINEMENTS)
     if cfg != 1.0 and negative is None:
         raise BoxwrightError(f"Guidance {cfg:g} needs a negative prompt. Wire negative, or set cfg to 1.")
     levels = levels_of(model.get_model_object("model_sampling"))
