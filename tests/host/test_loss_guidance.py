@@ -82,7 +82,7 @@ def test_a_move_is_the_gradient_by_central_differences(models, family, through, 
     def look(executor, x, at, options):
         base, flow = executor.class_obj.inner_model, family in FLOWS
         clean = executor(x, at, options, None)
-        moved = pictures.predict_with_moves(executor, x, at, options, None)
+        moved = pictures.predict_by_pictures(executor, x, at, options, None)
         found = (clean - moved) / (guide.strength * schedule_weight(float(at[0]), flow, through))
         share = part_share(LEFT, tuple(x.shape[-2:]))
 
@@ -120,7 +120,7 @@ def test_only_the_part_is_moved_and_no_value_by_more_than_the_limit(models, thro
     guide = guide_of(through, BLUE, (Part(Box(0.25, 0.25, 0.3, 0.5)),), strength=500.0, max_change=0.3)
 
     def look(executor, x, at, options):
-        return pictures.predict_with_moves(executor, x, at, options, None) - executor(x, at, options, None)
+        return pictures.predict_by_pictures(executor, x, at, options, None) - executor(x, at, options, None)
 
     moves = inside_a_run("sd15", guide_by_pictures(models["sd15"], guide), look, cfg=5.0, batch=2)
     share = part_share(guide.parts[0], tuple(moves.shape[-2:]))
@@ -301,7 +301,7 @@ def test_the_host_is_asked_for_room_for_the_graph(models, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_16_bits_has_the_same_gradient(models, dtype):
     def look(executor, x, at, options):
-        moved = pictures.predict_with_moves(executor, x, at, options, None)
+        moved = pictures.predict_by_pictures(executor, x, at, options, None)
         return (moved - executor(x, at, options, None)).float()
 
     guide = guide_of("through model", BLUE, strength=1e-2)

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
+from ...core.seam import AttentionEdit, AttentionKind, Edit, TextMix
 from ...core.types import BoxwrightError, Layout, View
 from .call import Attention, AttentionCall
 
@@ -22,7 +22,7 @@ class IncompatiblePatchError(BoxwrightError):
     """Another patch on the same model changed the attention so that an edit can no longer be placed."""
 
 
-E = TypeVar("E", bound="AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix")
+E = TypeVar("E", bound=Edit)
 
 
 @dataclass(frozen=True)

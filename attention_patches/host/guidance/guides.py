@@ -21,15 +21,20 @@ def is_flow(run: Run) -> bool:
     return isinstance(run.guider.inner_model.model_sampling, comfy.model_sampling.CONST)
 
 
-def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
-    """Before the first step; refuses films.
-
-    A run of less noise (img2img, the later part of a schedule) may lie behind a guide's window as a whole."""
+def refuse_films(run: Run) -> None:
+    """Raises UnsupportedModelError where a guide would have to move more than one frame."""
     if len(run.pictures) > 1 and guides_of(run):
         raise UnsupportedModelError(
             f"Guides (Box Constraint) move pictures, and this latent has {len(run.pictures)} frames. Use a method "
             "without gradients for films (Rectified Attention, Region Prompt)."
         )
+
+
+def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
+    """Tells, before the first step, whose guide's window the run never comes to.
+
+    One of less noise (img2img, the later part of a schedule) may lie behind it as a whole.
+    """
     points = [run.progress(sigma) for sigma in sigmas.tolist()]
     for guide in (item.edit for item in guides_of(run)):
         if guide.report is not None and points and not _acts(guide, points):

@@ -24,6 +24,7 @@ from .decoders import Decoder
 from .differentiable import differentiable
 from .foreign import explained
 from .gradient import entry_of_rows, finite_gradient, prediction_gradient_options, within_memory
+from .steps import step_at
 
 GUIDES = "boxwright_pictures"  # key of a tuple of Guided in transformer_options
 STATE = "boxwright_pictures_run"  # key of a _State in the transformer_options of one run
@@ -69,7 +70,7 @@ class _State:
         return self.sizes[key]
 
 
-def predict_with_moves(
+def predict_by_pictures(
     executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kw: Any
 ) -> Tensor:
     """PREDICT_NOISE wrapper: every guide's move is added to what the guider predicts."""
@@ -97,8 +98,8 @@ def predict_with_moves(
         moves -= (weight * gradient).clamp(-limit, limit) * reach
         if item.guide.report is not None:
             sigmas = kept["sample_sigmas"].tolist()
-            step = sum(other > sigma * 1.0001 for other in sigmas)
-            item.guide.report(f"step {step + 1} of {len(sigmas) - 1}, loss {_numbers(losses)}{line}")
+            step = step_at(sigmas, sigma) + 1
+            item.guide.report(f"step {step} of {len(sigmas) - 1}, loss {_numbers(losses)}{line}")
     return clean + moves.to(clean)
 
 

@@ -19,6 +19,7 @@ from .foreign import attention_with_gradient, explained, without_foreign_gradien
 from .gradient import Gradient, differentiate, mean_gradient
 from .guides import guides_of, is_flow, report_line
 from .maps import MapReader, reader_of
+from .steps import step_at
 
 # A denoised latent has a deviation near 1: a move by as much as this everywhere leaves no picture, whatever the sigma.
 MOST = 4.0
@@ -131,8 +132,7 @@ def predict_with_guides(
             moves.change = moves.change + change.to(x)
             if item.edit.report is not None:
                 sigmas = options["transformer_options"]["sample_sigmas"].tolist()
-                step = sum(other > level * 1.0001 for other in sigmas)
-                item.edit.report(report_line(step, len(sigmas) - 1, gradient))
+                item.edit.report(report_line(step_at(sigmas, level), len(sigmas) - 1, gradient))
         elif item.edit.report is not None:
             item.edit.report("not moved in this step: the model was not run on the prompt (a cache, or its time range)")
     return outputs
