@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.types import Layout
-from ..methods.recorder import Place, Records
+from ..methods.recorder import GraphPlace, Records
 from .attention.calls import MEMO
 from .families import adapter_for
 from .install import install
@@ -19,7 +19,9 @@ from .run.schedule import progress_of
 WRAPPER = "boxwright_recorder"
 
 
-def recorded(model: Any, layout: Layout, records: Records, place: Callable[[], Place | None] = lambda: None) -> Any:
+def recorded(
+    model: Any, layout: Layout, records: Records, place: Callable[[], GraphPlace | None] = lambda: None
+) -> Any:
     """A clone of the MODEL that adds a record whenever it samples with the layout's conditioning.
 
     place() is asked at the end of a run where it was made. Raises UnsupportedModelError.
@@ -31,7 +33,7 @@ def recorded(model: Any, layout: Layout, records: Records, place: Callable[[], P
 
 def _record_run(
     records: Records,
-    place: Callable[[], Place | None],
+    place: Callable[[], GraphPlace | None],
     executor: Any,
     guider: Any,
     sigmas: Tensor,

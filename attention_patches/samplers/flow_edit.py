@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.types import BoxwrightError, check_range
 from .noise import Callback, falling, report
 from .scene import Scene
-from .straight import Calls, Moment, Prompts, mean_of
+from .straight import Calls, PathTime, Prompts, mean_of
 
 MAX_DRAWS = 64
 
@@ -56,7 +56,7 @@ class FlowEdit:
 
         With one guidance and one prompt for both, the picture comes back.
         """
-        moments = [Moment.of(sigma, scene.levels) for sigma in falling(sigmas)]
+        moments = [PathTime.of(sigma, scene.levels) for sigma in falling(sigmas)]
         steps = len(moments) - 1
         parting = steps - self._last(steps)
         picture = edit = scene.source
@@ -76,7 +76,7 @@ class FlowEdit:
         return x
 
 
-def _drift(prompts: Prompts, scene: Scene, edit: Tensor, now: Moment) -> Tensor:
+def _drift(prompts: Prompts, scene: Scene, edit: Tensor, now: PathTime) -> Tensor:
     """The velocity of the edit less that of the picture, with the same new noise in both."""
     shown = now.on_path(scene.source, scene.draw(scene.source))
     edited = shown + (edit - scene.source)

@@ -25,7 +25,7 @@ from pack.attention_patches.methods.box_losses import (
     edge_cells,
     inner_loss,
     outer_loss,
-    place,
+    phrase_cells,
     sight,
     slope,
     smoothed,
@@ -64,7 +64,7 @@ def numbers(box) -> torch.Tensor:
 
 
 def edges_of(box, width):
-    return place([(box, 1.0)], tuple(box.shape), width, "cpu").edges
+    return phrase_cells([(box, 1.0)], tuple(box.shape), width, "cpu").edges
 
 
 # --- the parts ---

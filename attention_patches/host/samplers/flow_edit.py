@@ -18,7 +18,7 @@ from ...samplers.noise import Denoiser
 from ...samplers.straight import Prompts
 from ...samplers.uni_edit import UniEdit
 from ..run.run import RUN, Run
-from .loops import checked_sigmas, logged, progress, run, scene_of
+from .loops import checked_sigmas, logged, progress_bar, run, scene_of
 
 METHODS = ("FlowEdit", "FlowAlign", "Uni-Edit")
 UNREAD = {"FlowEdit": (), "FlowAlign": ("source_cfg", "finish"), "Uni-Edit": ("source_cfg", "draws", "finish")}
@@ -104,7 +104,7 @@ def edit_by_flow(
     if mask is not None:
         on_latent(mask, samples.shape)  # refused now, not when sampling starts
     conds = {"positive": target, "negative": negative, SOURCE: source}
-    steps = progress(model, len(sigmas) - 1)
+    steps = progress_bar(model, len(sigmas) - 1)
     return run(model, conds, cfg, samples, sampler.sampler_function, sigmas, seed, callback=steps)
 
 

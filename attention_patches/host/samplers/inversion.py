@@ -23,7 +23,7 @@ from ...samplers.inversion import (
     sample_beside,
 )
 from ...samplers.noise import Level
-from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
+from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress_bar, run, space_of, start_level
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def invert_latent(
         return found
 
     def go(loop: Callable[..., Tensor]) -> int:
-        return run(model, conds, cfg, samples, loop, sigmas, callback=progress(model, len(sigmas) - 1))[1]
+        return run(model, conds, cfg, samples, loop, sigmas, callback=progress_bar(model, len(sigmas) - 1))[1]
 
     errors: list[Deviation] = []
     rows = go(up)

@@ -224,7 +224,7 @@ def run(
     return found.to(comfy.model_management.intermediate_device()), tally.rows
 
 
-def progress(model: Any, steps: int) -> Any:
+def progress_bar(model: Any, steps: int) -> Any:
     """The callback that moves the node's progress bar and shows previews, as in the host's samplers."""
     return latent_preview.prepare_callback(model, steps)
 
