@@ -13,6 +13,7 @@ from ..core.types import Layout
 from ..methods.recorder import GraphPlace, Records
 from .attention.calls import MEMO
 from .families import adapter_for
+from .families.blocks import tokens_of
 from .install import install
 from .run.schedule import progress_of
 
@@ -46,8 +47,7 @@ def _record_run(
     """SAMPLER_SAMPLE wrapper, inside that of `install`."""
     model = guider.inner_model
     factors = adapter_for(guider.model_patcher).factors
-    height, width = noise.shape[-2:]
-    grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
+    grids = [tokens_of(tuple(noise.shape[-2:]), factor) for factor in factors]
     schedule = [*map(progress_of(model.model_sampling, sigmas.tolist()), sigmas[:-1].tolist())]
     record = records.begin(schedule, noise.shape[0], grids)
     extra_args["model_options"]["transformer_options"][MEMO][records] = record

@@ -33,6 +33,7 @@ from .reweight import check_factor
 
 MAX_PROMPTS = 16  # source and targets
 MAX_SIDE = 256  # tokens; of a grid whose self-attention is injected
+CROSS, SELF = StepWindow(0.0, 0.8), StepWindow(0.0, 0.4)  # as in the published examples
 _BLENDED = "prompt to prompt: maps of the blended words"
 
 
@@ -97,8 +98,8 @@ class LocalBlend:
 class PromptToPrompt:
     """Settings. A window of None is off."""
 
-    cross: StepWindow | None = StepWindow(0.0, 0.8)  # replace or refine the attention to the text
-    self_attention: StepWindow | None = StepWindow(0.0, 0.4)  # inject the source's self-attention
+    cross: StepWindow | None = CROSS  # replace or refine the attention to the text
+    self_attention: StepWindow | None = SELF  # inject the source's self-attention
     self_side: int = 32  # on grids of at most self_side * self_side tokens
     weights: Sequence[tuple[str, float]] = ()  # (phrase of a target, factor), as in `reweight`
     windows: Sequence[tuple[str, StepWindow | None]] = ()  # (phrase of a target, its own `cross` window)

@@ -25,7 +25,7 @@ from pack.attention_patches.host.loss_guidance import guide_by_pictures
 from pack.attention_patches.host.prompt_fit import fit_prompt
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
-from pack.attention_patches.host.region_prompt import RegionConditioning
+from pack.attention_patches.host.region_conditioning import RegionConditioning
 from pack.attention_patches.host.samplers.diff_edit import edit
 from pack.attention_patches.host.samplers.diff_mask import measure
 from pack.attention_patches.host.samplers.flow_edit import FlowEditing, edit_by_flow

@@ -15,6 +15,7 @@ from ..attention.cache import BiasCache
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..attention.outside_blocks import outside_blocks
 from ..families.base import Adapter
+from ..families.blocks import filled, tokens_of
 from .layer import PlaceWeights
 
 Size = tuple[int, int]
@@ -180,19 +181,13 @@ class Weights:
         return self.cache.once(key, call.progress, work_out, here)
 
 
-def tokens_of(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
+def joint_tokens(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
     """Of a joint family: the grid of image tokens, where they begin behind the text, and how many follow that text."""
     (patch,) = adapter.factors
-    height, width = call.latent
-    grid = -(-height // patch), -(-width // patch)
-    multiple = getattr(adapter, "multiple", 1)
-
-    def filled(count: int) -> int:
-        return -(-count // multiple) * multiple
-
-    count = filled(grid[0] * grid[1] * call.frames)
-    count += sum((-(-height // patch)) * (-(-width // patch)) for height, width in call.references)
-    return grid, filled(call.text_length), count
+    grid, multiple = tokens_of(call.latent, patch), getattr(adapter, "multiple", 1)
+    references = sum(height * width for height, width in (tokens_of(size, patch) for size in call.references))
+    image = filled(grid[0] * grid[1] * call.frames, multiple) + references
+    return grid, filled(call.text_length, multiple), image
 
 
 def wrong_tokens(name: str, found: Sequence[int], expected: str) -> IncompatiblePatchError:
