@@ -159,6 +159,7 @@ class StepWindow:
             )
 
     def contains(self, progress: float) -> bool:
+        """Whether the window holds at this point of the schedule, 0 to 1."""
         return is_open(self.start, self.end, progress)
 
 

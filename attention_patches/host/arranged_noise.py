@@ -26,6 +26,7 @@ class FixedNoise:
     values: Tensor
 
     def generate_noise(self, latent: Mapping[str, Any]) -> Tensor:
+        """Those values, for a LATENT of the shape they were made for. Raises BoxwrightError for any other."""
         shape = tuple(latent["samples"].shape)
         if shape != tuple(self.values.shape):
             raise BoxwrightError(

@@ -130,6 +130,7 @@ class Phrase:
 
     @property
     def strength(self) -> float:
+        """The strongest region's: what counts for the phrase as a whole."""
         return max(self.strengths)
 
 

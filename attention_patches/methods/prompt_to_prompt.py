@@ -52,6 +52,7 @@ class Prompts:
 
     @property
     def tokens(self) -> tuple[TokenMap, ...]:
+        """Of the source, then of every target; length P."""
         return (self.layout.prompt.tokens, *self.targets)
 
 

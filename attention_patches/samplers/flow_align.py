@@ -34,6 +34,7 @@ class FlowAlign:
         check_draws(self.draws)
 
     def calls(self, steps: int) -> Calls:
+        """How often a run of so many steps asks each prompt."""
         return Calls(self.draws * steps, self.draws * steps)
 
     def sample(

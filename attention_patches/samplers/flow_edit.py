@@ -38,6 +38,7 @@ class FlowEdit:
             raise BoxwrightError(f"finish is {self.finish:g}; choose a share of the steps, from 0 to 1.")
 
     def calls(self, steps: int) -> Calls:
+        """How often a run of so many steps asks each prompt."""
         last = self._last(steps)
         return Calls(self.draws * (steps - last), self.draws * (steps - last) + last)
 

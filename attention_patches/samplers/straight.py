@@ -37,6 +37,7 @@ class PathTime:
 
     @classmethod
     def of(cls, sigma: float, levels: Levels) -> PathTime:
+        """The time of a noise level of the host."""
         level: Level = levels(sigma)
         scale = level.signal + level.noise
         return cls(sigma, level.noise / scale, scale)

@@ -37,6 +37,7 @@ class UniEdit:
         check_range("The guidance of Uni-Edit", self.omega, 0.0, MAX_OMEGA)
 
     def calls(self, steps: int) -> Calls:
+        """How often a run of so many steps asks each prompt."""
         return Calls(2 * steps + 1, steps)
 
     def sample(

@@ -80,6 +80,7 @@ def on_the_grid(left: float, top: float, right: float, bottom: float) -> Box:
 
 
 def to_bbox(box: Box) -> list[int]:
+    """[top, left, bottom, right] in thousandths of the picture, as `from_bbox` reads it."""
     left, top, right, bottom = thousandths(box)
     return [top, left, bottom, right]
 
@@ -103,6 +104,7 @@ def from_bbox(value: Any, where: str) -> Box:
 
 
 def compact(data: Any) -> str:
+    """JSON without white space; NaN and infinities raise ValueError."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -121,6 +123,7 @@ def without_lettering(phrase: str) -> tuple[str, dict[str, Any]]:
 
 
 def palette_of(region: Region, limit: int) -> list[str]:
+    """The region's colours, #RRGGBB in capitals. Raises BoxwrightError for others, or more than `limit`."""
     return checked_palette(region.extra.get("palette") or [], limit, f'The palette of "{shortened(region.phrase, 40)}"')
 
 
@@ -137,6 +140,7 @@ def checked_palette(value: Any, limit: int, where: str) -> list[str]:
 
 
 def checked_text(value: Any, where: str) -> str:
+    """The text without the space around it. Raises BoxwrightError for other values, and above MAX_TEXT_FIELD."""
     if not isinstance(value, str):
         raise BoxwrightError(f"{where} must be text; it is {shown(value)}.")
     if len(value) > MAX_TEXT_FIELD:
@@ -147,10 +151,12 @@ def checked_text(value: Any, where: str) -> str:
 
 
 def checked_style(value: Any, key: str) -> Any:
+    """The value of a key of the style; a palette is checked where it is written."""
     return value if key == "color_palette" else checked_text(value or "", key)
 
 
 def check_keys(entry: Any, required: Sequence[str], allowed: Sequence[str] | None, where: str) -> None:
+    """Raises BoxwrightError unless it is an object with the required keys, and no other than `allowed` (None = any)."""
     if not isinstance(entry, dict):
         raise BoxwrightError(f"{where} must be an object; it is {shown(entry)}.")
     missing = [key for key in required if key not in entry]
@@ -162,6 +168,7 @@ def check_keys(entry: Any, required: Sequence[str], allowed: Sequence[str] | Non
 
 
 def foreign_keys(data: dict[str, Any], known: Sequence[str], where: str) -> list[str]:
+    """A note on the keys that are not among the known ones; none where there are none."""
     foreign = [str(key) for key in data if key not in known]
     inside = f" of {where}" if where else ""
     return [f"Left out: {shortened(', '.join(foreign), 80)}{inside}."] if foreign else []

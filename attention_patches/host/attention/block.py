@@ -53,18 +53,22 @@ class Block:
 
     @property
     def biased(self) -> bool:
+        """Whether something is added to scores: what an attention mask can hold."""
         return bool(self.text_bias or self.image_bias) or self.coupled
 
     @property
     def explicit(self) -> bool:
+        """Whether scores or probabilities themselves are edited, which no fused kernel lets see."""
         return bool(self.scores or self.probs)
 
     @property
     def edited(self) -> bool:
+        """Whether the attention to the row's own text, or of the image to itself, changes."""
         return self.biased or self.explicit
 
     @property
     def changes(self) -> bool:
+        """Whether what the attention returns changes; else its edits only read."""
         return self.edited or bool(self.mixes)
 
     def site(self, item: Installed, tokens: slice, frame: int = 0) -> AttentionSite:
@@ -254,6 +258,7 @@ def _every(whole: slice, width: int) -> Iterator[slice]:
 
 
 def blocks_of(call: ModelCall, place: Place, cache: BiasCache) -> list[Block]:
+    """One for each chunk of the call's rows, in order."""
     return [_block(call, chunk, place, cache) for chunk in place.chunks or call.chunks]
 
 

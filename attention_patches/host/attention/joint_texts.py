@@ -47,6 +47,7 @@ class TextShares:
 
 
 def acting(items: Sequence[Installed], sites: Sequence[AttentionSite]) -> tuple[bool, ...]:
+    """Which mixes image tokens read at their sites; `where` of the others is False."""
     return tuple(item.edit.where(site) for item, site in zip(items, sites, strict=True))
 
 
@@ -184,6 +185,7 @@ class QueryGroup:
         return row
 
     def to(self, like: Tensor) -> QueryGroup:
+        """The same on the device of `like`, the bias in its dtype."""
         first, last = int(self.queries[0]), int(self.queries[-1])
         run = slice(first, last + 1) if last - first == len(self.queries) - 1 else None
         bias = None if self.bias is None else sent(self.bias, like.device, like.dtype)
@@ -220,6 +222,7 @@ class QueryGroups:
 
     @classmethod
     def of(cls, outside: list[QueryGroup], image: Sequence[QueryGroup], place: Place, like: Tensor) -> QueryGroups:
+        """Of groups on the CPU: those outside the image, and the image's; none = they stay in their order."""
         groups = (*outside, *image)
         places = [group.queries for group in groups]
         if not image:

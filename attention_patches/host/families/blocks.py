@@ -43,6 +43,7 @@ def note_replaced(call: ModelCall, transformer_options: Mapping[str, Any]) -> No
 
 
 def note_reached(call: ModelCall, layer: str) -> None:
+    """Remember that a block's attention came by."""
     call.notes.setdefault(_REACHED, set()).add(layer)
 
 

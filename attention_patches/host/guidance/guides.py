@@ -13,6 +13,7 @@ from .gradient import Gradient
 
 
 def guides_of(run: Run) -> list[Installed]:
+    """Those of the run's edits that are guides, with their layouts."""
     return [item for item in run.installed if isinstance(item.edit, LatentGuide)]
 
 

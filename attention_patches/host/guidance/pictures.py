@@ -50,6 +50,7 @@ class _State:
     sizes: dict[Any, float] = field(default_factory=dict)
 
     def share(self, part: Part, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """`part_share` on the device of `like`."""
         key = (id(part.area), grid, like.device)
         if key not in self.shares:
             self.shares[key] = part_share(part, grid).to(like.device)
@@ -58,12 +59,14 @@ class _State:
     # Found on the CPU and once: what is asked of a device waits for it.
 
     def rectangle(self, part: Part, grid: tuple[int, int]) -> tuple[slice, slice]:
+        """`rectangle_of` the part."""
         key = (id(part.area), grid)
         if key not in self.rectangles:
             self.rectangles[key] = rectangle_of(part_share(part, grid).cpu())
         return self.rectangles[key]
 
     def cells(self, part: Part, grid: tuple[int, int]) -> float:
+        """How many cells of the grid the part covers, at least 1."""
         key = (id(part.area), grid)
         if key not in self.sizes:
             self.sizes[key] = max(1.0, float(part_share(part, grid).sum()))

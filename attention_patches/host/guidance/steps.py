@@ -56,6 +56,7 @@ class Steps:
         self.to_come = self.stages if ends_at > 0 else 0
 
     def starts(self, sigma: float) -> bool:
+        """Whether the model call that comes now, at this sigma, starts a step. To be asked once for each call."""
         if self.to_come:
             self.to_come -= 1
             return False

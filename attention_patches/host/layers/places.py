@@ -56,6 +56,7 @@ class Weights:
                 unit += 1
 
     def active(self, progress: float) -> bool:
+        """Whether any LoRA counts at this point of the schedule."""
         return any(item.edit.window.contains(progress) for item in self.items)
 
     # What follows is of the shape [lead, ..., LoRAs] and None where all of it is 0. lead = 1 where it is the same for
@@ -191,6 +192,7 @@ def joint_tokens(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
 
 
 def wrong_tokens(name: str, found: Sequence[int], expected: str) -> IncompatiblePatchError:
+    """The error for a layer with other tokens or rows than the model makes."""
     return IncompatiblePatchError(
         f"Another patch gives the layer {name} the shape {'x'.join(map(str, found))} where {expected} were expected, "
         "so that Boxwright cannot tell which token lies where. Remove the patch that merges or adds tokens or rows."

@@ -72,6 +72,7 @@ class Run:
         return self.layers.hooked() if self.layers else nullcontext()
 
     def attach(self, options: dict[str, Any]) -> None:
+        """Put the run into the transformer_options of its sampler, around what other packs have put there."""
         self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
         wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
         wrappers[WRAPPER] = [self.apply_model]

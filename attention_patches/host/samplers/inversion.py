@@ -101,6 +101,7 @@ class InvertedNoise:
         self._start: Level = start_level(model_sampling, top, top >= float(model_sampling.sigma_max) * (1 - 1e-5))
 
     def generate_noise(self, latent: dict[str, Any]) -> Tensor:
+        """Float32 on the CPU, in the shape of the LATENT's samples. Raises BoxwrightError for another size."""
         samples = latent["samples"].float().cpu()
         start = self._trajectory.states[-1]
         if samples.shape[1:] != start.shape[1:] or (start.shape[0] not in (1, samples.shape[0])):
