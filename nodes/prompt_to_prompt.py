@@ -22,8 +22,7 @@ from ..attention_patches.methods.prompt_to_prompt import (
 )
 from .parts import schema
 from .parts.checks import shortened
-from .parts.phrases import parse_phrases, parse_windows, window_or_none
-from .reweight import parse_weights
+from .parts.phrases import parse_phrases, parse_weights, parse_windows, window_or_none
 
 FRACTION = "as a fraction of the noise schedule"
 

@@ -51,6 +51,12 @@ def draw_layout(regions: Sequence[Region], width: int, height: int, background: 
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)[None]
 
 
+def preview_size(width: int, height: int) -> tuple[int, int]:
+    """The picture's size, made smaller in proportion where it is more than a preview may have."""
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
+
+
 def region_colour(index: int) -> Colour:
     """RGB of region `index` (from 0); 64 and more distinct colours, the first seven told apart by everyone."""
     tint = TINTS[index // len(OKABE_ITO) % len(TINTS)]

@@ -97,9 +97,9 @@ def test_many_large_masks_are_halved_until_they_fit(monkeypatch):
 
 
 def test_a_large_picture_has_a_preview_of_the_same_shape():
-    assert box_editor.preview_size(8192, 4096) == (drawing.MAX_SIDE, drawing.MAX_SIDE // 2)
-    assert box_editor.preview_size(512, 768) == (512, 768)
-    assert box_editor.preview_size(8192, 64) == (drawing.MAX_SIDE, drawing.MIN_SIDE)
+    assert drawing.preview_size(8192, 4096) == (drawing.MAX_SIDE, drawing.MAX_SIDE // 2)
+    assert drawing.preview_size(512, 768) == (512, 768)
+    assert drawing.preview_size(8192, 64) == (drawing.MAX_SIDE, drawing.MIN_SIDE)
 
 
 def test_the_image_shows_through_as_much_as_asked():

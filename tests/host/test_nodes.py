@@ -13,8 +13,9 @@ from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.reweight import Reweight
+from pack.nodes.parts.phrases import MAX_CHARACTERS, MAX_WEIGHTS, parse_weights
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
-from pack.nodes.reweight import MAX_CHARACTERS, MAX_LINES, BoxwrightReweight, parse_weights
+from pack.nodes.reweight import BoxwrightReweight
 from schemas import DYNAMIC, GOLDEN, HINT, WRITE, contract, differences, golden, with_choices, written
 from toyworld import sampling
 
@@ -267,7 +268,7 @@ def test_lines_of_weights_all_count(toy, encoded, draw):
         ("  red circle :-1.5 \n\n\tblue:0\n", (("red circle", -1.5), ("blue", 0.0))),
         ("16:9 picture: 1e0", (("16:9 picture", 1.0),)),
         ("red: 2\nred: 3", (("red", 2.0), ("red", 3.0))),
-        ("x: 1\n" * MAX_LINES, (("x", 1.0),) * MAX_LINES),
+        ("x: 1\n" * MAX_WEIGHTS, (("x", 1.0),) * MAX_WEIGHTS),
     ],
 )
 def test_weights_are_read(text, weights):
@@ -286,7 +287,7 @@ def test_weights_are_read(text, weights):
         ("red: nan", "Line 1 .*red: nan"),
         ("red: -inf", "Line 1 .*red: -inf"),
         ("red: 2, blue: 3 times", "Line 1 .*a number"),
-        ("x: 1\n" * (MAX_LINES + 1), f"{MAX_LINES + 1} lines; at most {MAX_LINES}"),
+        ("x: 1\n" * (MAX_WEIGHTS + 1), f"{MAX_WEIGHTS + 1} lines; at most {MAX_WEIGHTS}"),
         ("x" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
     ],
 )
