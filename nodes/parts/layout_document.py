@@ -19,7 +19,7 @@ GRID = 1000
 OVERHANG = 0.02  # of a layer over the edge of the picture: its numbers are rounded, and models write them
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 MAX_TEXT_FIELD = 20_000  # characters of a prompt, background or style
-PICTURE_COLOURS = 16  # in a palette, at most
+PICTURE_COLORS = 16  # in a palette, at most
 LETTERING = re.compile(r'(?s)(.*\S) reading "(.*)"')
 
 # Keys of Region.extra that a prompt may hold.
@@ -129,14 +129,14 @@ def palette_of(region: Region, limit: int) -> list[str]:
 
 def checked_palette(value: Any, limit: int, where: str) -> list[str]:
     """Colours #RRGGBB in capitals, at most `limit`."""
-    colours = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(colours, (list, tuple)) or any(
-        not isinstance(each, str) or not HEX.fullmatch(each) for each in colours
+    colors = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(colors, (list, tuple)) or any(
+        not isinstance(each, str) or not HEX.fullmatch(each) for each in colors
     ):
         raise BoxwrightError(f'{where} must be colours like "#E69F00"; it is {shown(value)}.')
-    if len(colours) > limit:
-        raise BoxwrightError(f"{where} has {len(colours)} colours; at most {limit} are allowed. Remove some.")
-    return [each.upper() for each in colours]
+    if len(colors) > limit:
+        raise BoxwrightError(f"{where} has {len(colors)} colours; at most {limit} are allowed. Remove some.")
+    return [each.upper() for each in colors]
 
 
 def checked_text(value: Any, where: str) -> str:
