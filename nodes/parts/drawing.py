@@ -166,7 +166,7 @@ def _shared_pixels(a: Rectangle, b: Rectangle) -> int:
 
 
 def _ink(color: Color) -> Color:
-    """Black or white, whichever contrasts more with `colour` (WCAG 2.1: relative luminance and contrast)."""
+    """Black or white, whichever contrasts more with `color` (WCAG 2.1: relative luminance and contrast)."""
     parts = [part / 255.0 for part in color]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""Boxes from a text of any origin. The editor (web/editor/model/json.js) reads the same: tests/golden/layouts.json.
+"""Boxes from a text of any origin. The editor (web/editor/model/layout_import.js) reads the same: tests/golden/layouts.json.
 
 What is understood is said (Imported.how), and what cannot be told is refused with the words that would tell it.
 

@@ -6,7 +6,8 @@
 //   loras() -> names of the server's LoRAs or null, pins() -> Map, keepPins(Map), view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
 //   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
 
-import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
+import { drawingText, MAX_BOXES, Problem } from "./model/json.js";
+import { parsePasted } from "./model/layout_import.js";
 import {
     added, duplicated, followed, freePlace, hasRoom, mended, newHistory, pasted, present, presentText, remembered, removed,
     selected, split, stateOf, withBackground,
