@@ -26,7 +26,8 @@ export const RANGES = {
     strength: SHARE, opacity: SHARE, start: SHARE, end: SHARE, feather: SHARE, lora_strength: [-10, 10],
     start_frame: FRAMES, end_frame: FRAMES,
 };
-const WINDOWS = [["start", "end", 1, 0.01], ["start_frame", "end_frame", FRAMES[1] + 1, 1]]; // end where none is given; least length
+// [start, end, the end where none is given, the least length]
+const WINDOWS = [["start", "end", 1, 0.01], ["start_frame", "end_frame", FRAMES[1] + 1, 1]];
 const KNOWN = ["phrase", "x", "y", "width", "height", ...OPTIONAL];
 
 /** What is wrong with a text, as a key of words.js and its values; never an Error that nobody expects. */
@@ -126,7 +127,8 @@ function checkOptional(key, value, number) {
         if (typeof value !== "string" || HALF.test(value)) throw new Problem("boxNegative", { number });
         if (value.length > MAX_PHRASE) throw new Problem("boxPhraseLong", { number, limit: MAX_PHRASE });
     } else if (key === "lora") {
-        if (typeof value !== "string" || value.length > MAX_NAME || CONTROL.test(value) || leadsOut(value)) throw new Problem("boxLora", { number });
+        const isName = typeof value === "string" && value.length <= MAX_NAME && !CONTROL.test(value) && !leadsOut(value);
+        if (!isName) throw new Problem("boxLora", { number });
     } else if (key === "shape") {
         const problem = shapeProblem(value);
         if (problem) throw new Problem(problem, { number });

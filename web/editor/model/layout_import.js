@@ -2,7 +2,8 @@
 // tests/golden/layouts.json holds both to it.
 
 import {
-    checkNumber, isObject, isShallow, MAX_BOXES, MAX_DEPTH, MAX_PHRASE, MAX_TEXT, parseDrawing, parsedJson, Problem, ROUNDING,
+    checkNumber, isObject, isShallow, MAX_BOXES, MAX_DEPTH, MAX_PHRASE, MAX_TEXT, parseDrawing, parsedJson, Problem,
+    ROUNDING,
 } from "./json.js";
 
 const SLACK = 0.1; // share of the picture by which a box may reach over the edge; more means another picture
@@ -42,7 +43,9 @@ export function parsePasted(text, width, height) {
     const hint = HINT.exec(text.slice(0, 200))?.[0] ?? "", said = hint.toLowerCase().split(/[\s,:]+/);
     const body = text.slice(hint.length);
     const data = /^\s*[[{]/.test(body) ? parsedJson(body) : tableIn(body);
-    if (isObject(data) && "regions" in data) return { boxes: parseDrawing(body).boxes, source: "boxwright", order: "", unit: "", words: null };
+    if (isObject(data) && "regions" in data) {
+        return { boxes: parseDrawing(body).boxes, source: "boxwright", order: "", unit: "", words: null };
+    }
     if (isObject(data) && Array.isArray(data.layers)) return mingLayers(data.layers);
     const size = isObject(data) ? sizeIn(data, { width, height }) : { width, height };
     const { source, raws } = rawBoxes(data);
@@ -120,8 +123,9 @@ function rawBoxes(data) {
     let list = data;
     if (isObject(data)) {
         if (isObject(data.compositional_deconstruction)) {
-            const elements = data.compositional_deconstruction.elements;
-            const placed = (Array.isArray(elements) ? elements : []).filter((each) => !isObject(each) || (each.bbox ?? null) !== null);
+            const { elements } = data.compositional_deconstruction;
+            const isPlaced = (each) => !isObject(each) || (each.bbox ?? null) !== null;
+            const placed = (Array.isArray(elements) ? elements : []).filter(isPlaced);
             checkCount(placed);
             return { source: "ideogram", raws: placed.map((each, index) => rawBox(each, index + 1)) };
         }
@@ -249,7 +253,8 @@ function importedBox(raw, size, number) {
     const { x, y, width, height } = rectOf(raw, raw.order, size);
     if (!(width > 0 && height > 0)) throw new Problem("boxSize", { number });
     const slack = raw.unit === "thousandths" ? ROUNDING : SLACK;
-    if (Math.min(x, y) < -slack || Math.max(x + width, y + height) > 1 + slack) throw new Problem("pasteOutside", { number });
+    const isOutside = Math.min(x, y) < -slack || Math.max(x + width, y + height) > 1 + slack;
+    if (isOutside) throw new Problem("pasteOutside", { number });
     const left = Math.max(0, x), top = Math.max(0, y);
     const box = {
         x: left, y: top, width: left === x && x + width <= 1 ? width : Math.min(1, x + width) - left,
