@@ -101,9 +101,28 @@ class BoxwrightDiffEdit(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, image, source, target, negative, steps, cfg, scheduler, strength, invert_with, refinements,
-        draws, noise_level, threshold, dilate, seed, paste, feather, mask=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        vae,
+        image,
+        source,
+        target,
+        negative,
+        steps,
+        cfg,
+        scheduler,
+        strength,
+        invert_with,
+        refinements,
+        draws,
+        noise_level,
+        threshold,
+        dilate,
+        seed,
+        paste,
+        feather,
+        mask=None,
+    ) -> io.NodeOutput:
         if mask is None:
             editing.check_threshold(threshold)
         samples = picture_latent(model, {"samples": editing.encoded(vae, image)})

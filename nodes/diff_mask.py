@@ -94,9 +94,27 @@ class BoxwrightDiffMask(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, target, draws, noise_level, mode, cfg, seed, clip, blur, method, threshold, close, dilate,
-        keep_largest, latent=None, image=None, vae=None, negative=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        source,
+        target,
+        draws,
+        noise_level,
+        mode,
+        cfg,
+        seed,
+        clip,
+        blur,
+        method,
+        threshold,
+        close,
+        dilate,
+        keep_largest,
+        latent=None,
+        image=None,
+        vae=None,
+        negative=None,
+    ) -> io.NodeOutput:
         settings = DiffMask(draws, noise_level, clip, blur, threshold, method, close, dilate, keep_largest)
         samples = picture_latent(model, editing.one_source(latent, image, vae))
         found = measure(model, samples, source, target, settings, seed, mode, negative, cfg)

@@ -196,9 +196,32 @@ class BoxwrightFlowEdit(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, image, source, target, negative, steps, cfg, scheduler, strength, method, source_cfg, averages,
-        finish, find_mask, draws, noise_level, threshold, dilate, seed, paste, feather, mask=None, regions=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        vae,
+        image,
+        source,
+        target,
+        negative,
+        steps,
+        cfg,
+        scheduler,
+        strength,
+        method,
+        source_cfg,
+        averages,
+        finish,
+        find_mask,
+        draws,
+        noise_level,
+        threshold,
+        dilate,
+        seed,
+        paste,
+        feather,
+        mask=None,
+        regions=None,
+    ) -> io.NodeOutput:
         settings = FlowEditing(method, source_cfg, averages, finish)
         settings.at(cfg)
         for name, prompt in (("source", source), ("target", target)):

@@ -74,9 +74,16 @@ class BoxwrightInvert(io.ComfyNode):
     def execute(cls, model, positive, latent, sigmas, cfg, refinements, storage, check, negative=None) -> io.NodeOutput:
         samples = picture_latent(model, latent)
         found = invert_latent(
-            model, samples, positive, sigmas, negative=negative, cfg=cfg, refinements=refinements, storage=storage,
+            model,
+            samples,
+            positive,
+            sigmas,
+            negative=negative,
+            cfg=cfg,
+            refinements=refinements,
+            storage=storage,
             check=check,
-        )  # fmt: skip
+        )
         report = f"{editing.cost(found.evaluations, len(samples)).capitalize()}"
         if found.errors is not None:
             report += f", {found.check_evaluations} more to check. {deviation_report(found.errors)}"

@@ -114,9 +114,18 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, format, prompt, background, style, unsupported, regions=None, template=EXAMPLE, width=0, height=0,
+        cls,
+        format,
+        prompt,
+        background,
+        style,
+        unsupported,
+        regions=None,
+        template=EXAMPLE,
+        width=0,
+        height=0,
         source=None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         document = Document(
             tuple(regions or ()), None if source is None else tuple(source), prompt, background, parse_style(style)
         )

@@ -107,9 +107,20 @@ class BoxwrightRegionConditioning(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, regions, positive, negative, method, strength, base, base_strength, feather, start, end,
+        cls,
+        clip,
+        regions,
+        positive,
+        negative,
+        method,
+        strength,
+        base,
+        base_strength,
+        feather,
+        start,
+        end,
         region_texts=None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         settings = RegionConditioning(method, strength, base, base_strength, feather, StepWindow(start, end))
         texts: Sequence[list | None]
         if region_texts is None:

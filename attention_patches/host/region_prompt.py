@@ -12,9 +12,13 @@ from .region_conditioning import check_one_for_each
 
 # What the host reads from a conditioning and one pass for all regions cannot follow.
 ONE_PASS_IGNORES = {
-    "area": "its area", "mask": "its mask", "strength": "its strength", "control": "its ControlNet",
-    "gligen": "its GLIGEN boxes", "start_percent": "its time range",
-}  # fmt: skip
+    "area": "its area",
+    "mask": "its mask",
+    "strength": "its strength",
+    "control": "its ControlNet",
+    "gligen": "its GLIGEN boxes",
+    "start_percent": "its time range",
+}
 
 
 def region_texts(conditioning: list, layout: Layout) -> tuple[Tensor, ...]:

@@ -107,9 +107,14 @@ def fitted(mask: Tensor, pictures: Tensor) -> Tensor:
 
 
 def edited_output(
-    vae: Any, latent: Tensor, image: Tensor, area: Tensor | None, spent: list[tuple[str, int]], feather: int | None,
+    vae: Any,
+    latent: Tensor,
+    image: Tensor,
+    area: Tensor | None,
+    spent: list[tuple[str, int]],
+    feather: int | None,
     more: str = "",
-) -> io.NodeOutput:  # fmt: skip
+) -> io.NodeOutput:
     """The outputs of an edit of `image` [B, H, W, C] that ended in `latent`, which could change in `area` (None = all).
 
     `spent`: (what for, model evaluations). `feather`: pixels of transition to the picture's own; None = not pasted.

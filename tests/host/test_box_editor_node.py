@@ -58,11 +58,15 @@ def test_size_and_latent_are_those_of_the_picture():
     assert (size_of(args[0]), prompt_of(args[0])) == ((136, 64), "a card")
 
 
-@pytest.mark.parametrize("latent_format, shape", [
-    (latent_formats.SD15, (1, 4, 32, 16)), (latent_formats.Flux, (1, 16, 32, 16)),
-    (latent_formats.Wan21, (1, 16, 1, 32, 16)),
-    (latent_formats.Flux2, (1, 128, 16, 8)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "latent_format, shape",
+    [
+        (latent_formats.SD15, (1, 4, 32, 16)),
+        (latent_formats.Flux, (1, 16, 32, 16)),
+        (latent_formats.Wan21, (1, 16, 1, 32, 16)),
+        (latent_formats.Flux2, (1, 128, 16, 8)),
+    ],
+)
 def test_the_hosts_samplers_give_the_latent_their_models_shape(latent_format, shape):
     latent = run(text(HEART), width=128, height=256)[7]
     model = types.SimpleNamespace(get_model_object=lambda name: latent_format())

@@ -263,9 +263,19 @@ def test_opacity_and_lora_are_fields_and_loras_are_those_of_the_server(bench):
 @pytest.mark.one_renderer
 def test_masks_come_in_as_paint_and_go_out_as_masks(bench):
     """A mask wired to boxes becomes paint in the editor; the next run sends the same mask out."""
-    mask = {"id": 2, "type": "SolidMask", "pos": [900, 60], "size": [300, 120], "flags": {}, "order": 0, "mode": 0,
-            "inputs": [], "outputs": [{"name": "MASK", "type": "MASK", "links": [1]}], "properties": {},
-            "widgets_values": [0.5, 64, 64]}  # fmt: skip
+    mask = {
+        "id": 2,
+        "type": "SolidMask",
+        "pos": [900, 60],
+        "size": [300, 120],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [{"name": "MASK", "type": "MASK", "links": [1]}],
+        "properties": {},
+        "widgets_values": [0.5, 64, 64],
+    }
     node = editor_node(width=64, height=64)
     node["inputs"] = [{"name": "boxes", "type": "BOUNDING_BOX,ARRAY,BOXWRIGHT_REGIONS,MASK,STRING", "link": 1}]
     bench.load(node, mask, links=[[1, 2, 0, 1, 0, "MASK"]])

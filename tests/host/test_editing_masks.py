@@ -37,10 +37,18 @@ def test_the_heat_is_the_difference_of_the_hosts_predictions(models, family):
     for _ in range(2):
         noise = torch.randn(latent.shape[1:], generator=generator)[None]
         one, two = (
-            sample(models[family], family, comfy.samplers.KSAMPLER(predict), torch.tensor([sigma, 0.0]), latent, noise,
-                   cfg=1.0, positive=positive)
+            sample(
+                models[family],
+                family,
+                comfy.samplers.KSAMPLER(predict),
+                torch.tensor([sigma, 0.0]),
+                latent,
+                noise,
+                cfg=1.0,
+                positive=positive,
+            )
             for positive in (1, 4)
-        )  # fmt: skip
+        )
         total = total + (process(one) - process(two)).abs().mean(1)
     expected = settings.heat(total)
     close(found.heat, expected, 2e-3)

@@ -49,9 +49,18 @@ def editing(method, **settings):
 def sample(model, family, sampler, sigmas, latent, noise=None, cfg=3.0, seed=5, positive=4, **kw):
     noise = torch.zeros_like(latent) if noise is None else noise
     return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, prompt(family, positive), prompt(family, 2), latent, disable_pbar=True,
-        seed=seed, **kw,
-    )  # fmt: skip
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        prompt(family, positive),
+        prompt(family, 2),
+        latent,
+        disable_pbar=True,
+        seed=seed,
+        **kw,
+    )
 
 
 def flow_edit(models, family, method, latent=None, mask=None, strength=0.8, source=1, steps=3, settings=(), **kw):
@@ -88,9 +97,16 @@ def test_a_step_is_that_of_the_hosts_own_predictions(models, family, method):
             return model_k(x, sigmas[:1], **extra_args)
 
         found = comfy.sample.sample_custom(
-            model, torch.zeros_like(latent), scale, comfy.samplers.KSAMPLER(predict), torch.tensor([sigma, 0.0]),
-            prompt(family, positive), prompt(family, negative), latent, disable_pbar=True,
-        )  # fmt: skip
+            model,
+            torch.zeros_like(latent),
+            scale,
+            comfy.samplers.KSAMPLER(predict),
+            torch.tensor([sigma, 0.0]),
+            prompt(family, positive),
+            prompt(family, negative),
+            latent,
+            disable_pbar=True,
+        )
         return process_in(found)
 
     q = x0 * level.signal + noise * level.noise
@@ -287,9 +303,17 @@ def test_edits_of_attention_reach_the_rows_of_both_prompts(models, family):
         return edit_by_flow(model, latent, source, both, prompt(family, 2), settings, 1.5, sigmas, None, 5)[0]
 
     sampled = comfy.sample.sample_custom(
-        patched, torch.zeros_like(latent), 1.5, flow_edit_sampler(both, settings), sigmas, both, prompt(family, 2),
-        latent, disable_pbar=True, seed=5,
-    )  # fmt: skip
+        patched,
+        torch.zeros_like(latent),
+        1.5,
+        flow_edit_sampler(both, settings),
+        sigmas,
+        both,
+        prompt(family, 2),
+        latent,
+        disable_pbar=True,
+        seed=5,
+    )
     close(sampled, edited(patched, both), 1e-4)
     # The same prompt on both sides with the same edits and guidance: nothing to change. Without them in the source's
     # rows there would be.
@@ -334,20 +358,28 @@ def test_sigmas_of_another_kind_of_model_are_refused(models):
         sample(models["flux"], "flux", sampler, schedule(models["sd15"], "normal", 2, 1.0), pictures("flux"))
 
 
-@pytest.mark.parametrize("latent, words", [
-    (torch.zeros(1, 4, 8, 12), "latent is empty"), (torch.ones(1, 4, 3, 8, 12), "not that of pictures"),
-    (torch.full((1, 4, 8, 12), NAN), "NaN or infinite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "latent, words",
+    [
+        (torch.zeros(1, 4, 8, 12), "latent is empty"),
+        (torch.ones(1, 4, 3, 8, 12), "not that of pictures"),
+        (torch.full((1, 4, 8, 12), NAN), "NaN or infinite"),
+    ],
+)
 def test_latents_that_are_no_pictures_are_refused(models, latent, words):
     with pytest.raises(BoxwrightError, match=words):
         flow_edit(models, "sd15", "FlowEdit", latent)
 
 
-@pytest.mark.parametrize("mask, words", [
-    (torch.full((8, 8), NAN), "mask has values from nan"), (torch.full((8, 8), 3.0), "values from 3 to 3"),
-    (torch.ones(3, 8, 8), "shape .3, 8, 8. for 1 picture"),
-    (torch.zeros(8, 8), "mask is empty: nothing in it is white"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (torch.full((8, 8), NAN), "mask has values from nan"),
+        (torch.full((8, 8), 3.0), "values from 3 to 3"),
+        (torch.ones(3, 8, 8), "shape .3, 8, 8. for 1 picture"),
+        (torch.zeros(8, 8), "mask is empty: nothing in it is white"),
+    ],
+)
 def test_masks_for_nothing_are_refused(models, mask, words):
     with pytest.raises(BoxwrightError, match=words):
         flow_edit(models, "sd15", "FlowEdit", mask=mask)
@@ -363,8 +395,10 @@ def test_a_noise_mask_for_nothing_is_refused_before_the_model_is_called(models):
 def test_a_method_names_the_settings_that_it_leaves_unread():
     settings = dict(source_cfg=1.5, draws=2, finish=0.5)
     assert [FlowEditing(method, **settings).unread() for method in ("FlowEdit", "FlowAlign", "Uni-Edit")] == [
-        [], ["source_cfg", "finish"], ["source_cfg", "draws", "finish"],
-    ]  # fmt: skip
+        [],
+        ["source_cfg", "finish"],
+        ["source_cfg", "draws", "finish"],
+    ]
     assert FlowEditing("Uni-Edit").unread() == []
 
 
@@ -391,10 +425,15 @@ def test_a_source_that_needs_loading_is_refused_in_a_running_sampler(models):
         sample(models["sd15"], "sd15", sampler, schedule(models["sd15"], "normal", 2, 0.8), pictures("sd15"))
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"method": "Flow"}, 'no method "Flow"; choose one of FlowEdit, FlowAlign, Uni-Edit'),
-    ({"source_cfg": 0.5}, "source_cfg is 0.5"), ({"draws": 65}, "draws is 65"), ({"finish": -0.1}, "finish is -0.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"method": "Flow"}, 'no method "Flow"; choose one of FlowEdit, FlowAlign, Uni-Edit'),
+        ({"source_cfg": 0.5}, "source_cfg is 0.5"),
+        ({"draws": 65}, "draws is 65"),
+        ({"finish": -0.1}, "finish is -0.1"),
+    ],
+)
 def test_bad_settings_are_refused(settings, words):
     with pytest.raises(BoxwrightError, match=words):
         FlowEditing(**settings)

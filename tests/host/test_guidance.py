@@ -160,9 +160,15 @@ def test_guiders_that_order_their_prompts_differently(models, layout, guider):
             made.set_cfg(4.0, 1.0)
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
         first = []
-        out = made.sample(tiny.latent("sd15"), torch.zeros(1, 4, 16, 24), comfy.samplers.ksampler("euler"), sigmas,
-                          callback=lambda step, denoised, x, total: first.append(denoised.clone()),
-                          disable_pbar=True, seed=1)  # fmt: skip
+        out = made.sample(
+            tiny.latent("sd15"),
+            torch.zeros(1, 4, 16, 24),
+            comfy.samplers.ksampler("euler"),
+            sigmas,
+            callback=lambda step, denoised, x, total: first.append(denoised.clone()),
+            disable_pbar=True,
+            seed=1,
+        )
         return out, first[0]
 
     plain, prediction = sample(models["sd15"])

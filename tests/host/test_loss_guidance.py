@@ -204,8 +204,12 @@ def test_a_time_between_two_steps_of_a_short_run_takes_the_step_before(models):
 
 def test_each_evaluation_tells_its_loss(models):
     said = []
-    run("sd15", guide_by_pictures(models["sd15"], guide_of(loss=BLUE, report=said.append)), noise=tiny.latent(
-        "sd15", batch=2), steps=2)  # fmt: skip
+    run(
+        "sd15",
+        guide_by_pictures(models["sd15"], guide_of(loss=BLUE, report=said.append)),
+        noise=tiny.latent("sd15", batch=2),
+        steps=2,
+    )
     assert [line.split(", loss")[0] for line in said] == ["step 1 of 2", "step 2 of 2"]
     assert len(said[0].split("loss ")[1].split(", ")) == 2
 

@@ -231,19 +231,23 @@ def test_off_is_the_unpatched_picture(toy, encoded, draw, plain, patch, off):
     assert torch.equal(draw(patch(toy, encoded, **off)), plain)
 
 
-@pytest.mark.parametrize("patch, setting", [
-    (rectified, {"strength": 0.5}),
-    (rectified, {"start": 0.5}),
-    (rectified, {"end": 0.5}),
-    (rectified, {"feather": 0.4}),
-    (rectified, {"resolutions": "fine"}),
-    (rectified, {"end_tokens": "hidden"}),
-    (reweighted, {"weights": "blue: 4"}),
-    (reweighted, {"start": 0.5}),
-    (reweighted, {"end": 0.5}),
-    (reweighted, {"region": 1}),
-    (reweighted, {"renormalize": True}),
-], ids=lambda value: str(getattr(value, "__name__", value)))  # fmt: skip
+@pytest.mark.parametrize(
+    "patch, setting",
+    [
+        (rectified, {"strength": 0.5}),
+        (rectified, {"start": 0.5}),
+        (rectified, {"end": 0.5}),
+        (rectified, {"feather": 0.4}),
+        (rectified, {"resolutions": "fine"}),
+        (rectified, {"end_tokens": "hidden"}),
+        (reweighted, {"weights": "blue: 4"}),
+        (reweighted, {"start": 0.5}),
+        (reweighted, {"end": 0.5}),
+        (reweighted, {"region": 1}),
+        (reweighted, {"renormalize": True}),
+    ],
+    ids=lambda value: str(getattr(value, "__name__", value)),
+)
 def test_every_setting_counts(toy, encoded, draw, plain, usual, patch, setting):
     picture = draw(patch(toy, encoded, **setting))
     assert not torch.equal(picture, usual[patch])

@@ -121,8 +121,16 @@ def test_the_loss_is_that_of_the_noise():
 
 
 def execute(model, **inputs):
-    good = dict(target=target("sd15"), steps=3, learning_rate=0.02, start=0.0, end=1.0, seed=0, towards_text=0.5,
-                latent={"samples": picture("sd15")})  # fmt: skip
+    good = dict(
+        target=target("sd15"),
+        steps=3,
+        learning_rate=0.02,
+        start=0.0,
+        end=1.0,
+        seed=0,
+        towards_text=0.5,
+        latent={"samples": picture("sd15")},
+    )
     return guarded(BoxwrightPromptFit).execute(model=model, **good | inputs).result
 
 

@@ -18,10 +18,23 @@ from toyworld import sampling
 
 SOURCE, TARGETS = "a red circle", "a blue circle\na large red circle"
 SETTINGS = dict(
-    source=SOURCE, targets=TARGETS, negative_prompt="", mode="auto", cross_start=0.0, cross_end=0.8, self_start=0.0,
-    self_end=0.4, self_side=32, weights="", word_windows="", blend_words="", subtract_words="", blend_threshold=0.3,
-    blend_pooling=1, blend_start=0.2,
-)  # fmt: skip
+    source=SOURCE,
+    targets=TARGETS,
+    negative_prompt="",
+    mode="auto",
+    cross_start=0.0,
+    cross_end=0.8,
+    self_start=0.0,
+    self_end=0.4,
+    self_side=32,
+    weights="",
+    word_windows="",
+    blend_words="",
+    subtract_words="",
+    blend_threshold=0.3,
+    blend_pooling=1,
+    blend_start=0.2,
+)
 
 
 def empty(batch=1, size=8):

@@ -195,10 +195,15 @@ def test_draws_bring_the_result_closer_to_the_mean_of_many(kind):
     assert scatter(16) < 0.5 * scatter(1)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: FlowEdit(0), "draws is 0; choose 1 to 64"), (lambda: FlowAlign(65), "draws is 65"),
-    (lambda: FlowEdit(finish=1.1), "finish is 1.1"), (lambda: UniEdit(-1.0), "Uni-Edit is -1; choose 0 to 100"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: FlowEdit(0), "draws is 0; choose 1 to 64"),
+        (lambda: FlowAlign(65), "draws is 65"),
+        (lambda: FlowEdit(finish=1.1), "finish is 1.1"),
+        (lambda: UniEdit(-1.0), "Uni-Edit is -1; choose 0 to 100"),
+    ],
+)
 def test_bad_settings_are_refused(make, words):
     with pytest.raises(BoxwrightError, match=words):
         make()

@@ -75,10 +75,19 @@ class Batch:
         PSNR outside that mask; outside that of the difference where none was used.
         """
         model, _, vae = self.toy
-        inputs = defaults(
-            BoxwrightFlowEdit, method=method, steps=STEPS, strength=STRENGTH, cfg=METHODS[method], seed=SEED,
-            find_mask="none", paste=False,
-        ) | settings  # fmt: skip
+        inputs = (
+            defaults(
+                BoxwrightFlowEdit,
+                method=method,
+                steps=STEPS,
+                strength=STRENGTH,
+                cfg=METHODS[method],
+                seed=SEED,
+                find_mask="none",
+                paste=False,
+            )
+            | settings
+        )
         found = BoxwrightFlowEdit.execute(
             model, vae, self.pictures, *self.prompts, mask=self.mask_by(mask), **inputs
         ).result

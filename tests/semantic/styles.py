@@ -108,10 +108,15 @@ def plans(toy, case, positive, layout, files):
 
 
 NAMES = (
-    "no LoRA", "stripes alone, everywhere", "dots alone, everywhere", "both LoRAs everywhere", "Region LoRA",
-    "couple, both LoRAs everywhere", "couple + Region LoRA",
+    "no LoRA",
+    "stripes alone, everywhere",
+    "dots alone, everywhere",
+    "both LoRAs everywhere",
+    "Region LoRA",
+    "couple, both LoRAs everywhere",
+    "couple + Region LoRA",
     "the host's hooks, a pass for each",
-)  # fmt: skip
+)
 COUPLE, FOLLOWED = "couple, no LoRA", "couple + Region LoRA, masks subject"
 HEAD = "| | boxes filled | own style | the other's | plain | strange pixels | s per picture |"
 

@@ -73,8 +73,17 @@ def starts(toy, case, count, arrange=True):
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "stop", stop)
     noise = torch.cat([sampling.noise_for(1000 + seed) for seed in range(count)])
     comfy.sample.sample(
-        patched, noise, 2, 1.0, "euler", "normal", positive, positive, torch.zeros_like(noise), disable_pbar=True,
-    )  # fmt: skip
+        patched,
+        noise,
+        2,
+        1.0,
+        "euler",
+        "normal",
+        positive,
+        positive,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+    )
     return seen[0]
 
 

@@ -79,7 +79,15 @@ def test_every_phrase_is_pulled_at_every_size(toy, size, monkeypatch):
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
         guided = install(model, alone, STANDARD.guides(alone))
         comfy.sample.sample_custom(
-            guided, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas[:2], positive, sampling.encode(clip, ""),
-            torch.zeros_like(noise), disable_pbar=True, seed=0,
-        )  # fmt: skip
+            guided,
+            noise,
+            1.0,
+            comfy.samplers.sampler_object("euler"),
+            sigmas[:2],
+            positive,
+            sampling.encode(clip, ""),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
     assert len(pulls) == 2 and min(pulls) > 0.01, "of the noise"

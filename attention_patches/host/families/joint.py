@@ -224,9 +224,16 @@ class JointAdapter:
             before, text = before + pictures, 0
         pixels = slice(text, text + image)
         place = Place(
-            layer, grid, extent, 0, queries=pixels, text=slice(before, before + own), image=pixels,
-            block=self.layers.index(layer), blocks=len(self.layers),
-        )  # fmt: skip
+            layer,
+            grid,
+            extent,
+            0,
+            queries=pixels,
+            text=slice(before, before + own),
+            image=pixels,
+            block=self.layers.index(layer),
+            blocks=len(self.layers),
+        )
         return with_texts(place, call, self.multiple)
 
     def prepared(self, call: ModelCall) -> AbstractContextManager:

@@ -27,8 +27,12 @@ TRIES_THE_NEXT = {"sample_heunpp2"}
 FREE_STEPS = {"dpm_fast_function"}
 # These go on from a latent other than the one that the model is given.
 KEEPS_ITS_LATENT = {
-    "sample_unipc", "sample_unipc_bh2", "sample_sa_solver", "sample_sa_solver_pece", "dpm_adaptive_function",
-}  # fmt: skip
+    "sample_unipc",
+    "sample_unipc_bh2",
+    "sample_sa_solver",
+    "sample_sa_solver_pece",
+    "dpm_adaptive_function",
+}
 
 
 def step_at(sigmas: Sequence[float], sigma: float) -> int:

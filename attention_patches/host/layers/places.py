@@ -115,10 +115,18 @@ class Weights:
 
     def _site(self, item: Installed, call: LayerCall, grid: Size, view: View) -> AttentionSite:
         return AttentionSite(
-            kind="image_image", layer="layers", grid=grid, view=view, level=0, levels=len(self.adapter.factors),
-            queries=slice(0, grid[0] * grid[1]), progress=call.progress, layout=item.layout, memo=self.cache.memo,
+            kind="image_image",
+            layer="layers",
+            grid=grid,
+            view=view,
+            level=0,
+            levels=len(self.adapter.factors),
+            queries=slice(0, grid[0] * grid[1]),
+            progress=call.progress,
+            layout=item.layout,
+            memo=self.cache.memo,
             lasting=outside_blocks,
-        )  # fmt: skip
+        )
 
     def _extent(self, call: LayerCall, grid: Size) -> Size:
         """Latent cells under a grid. Every halving rounds up, so the last cell may reach past the latent."""

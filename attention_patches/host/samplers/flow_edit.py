@@ -179,9 +179,15 @@ def _prompts(guider: Any, settings: FlowEditing, extra_args: dict) -> Prompts:
         if running is not None:
             running.begins(x)
         return comfy.samplers.sampling_function(
-            guider.inner_model, x, x.new_full((x.shape[0],), sigma), empty if guided else None, shown,
-            settings.source_cfg if guided else 1.0, model_options=aside, seed=seed,
-        )  # fmt: skip
+            guider.inner_model,
+            x,
+            x.new_full((x.shape[0],), sigma),
+            empty if guided else None,
+            shown,
+            settings.source_cfg if guided else 1.0,
+            model_options=aside,
+            seed=seed,
+        )
 
     def target(x: Tensor, sigma: float) -> Tensor:
         return guider(x, x.new_full((x.shape[0],), sigma), model_options=options, seed=seed)
