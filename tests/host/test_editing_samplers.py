@@ -7,7 +7,6 @@ import pytest
 import tiny_models
 import torch
 from editing import (
-    FAMILIES,
     INF,
     NAN,
     close,
@@ -27,12 +26,6 @@ from pack.attention_patches.host.samplers.loops import check_model, picture_late
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
 from pack.attention_patches.samplers.ilvr import ILVR
 from pack.attention_patches.samplers.repaint import RePaint
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
-
 
 # Masked samplers
 

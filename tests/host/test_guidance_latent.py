@@ -18,11 +18,6 @@ from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import preset
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in UNETS}
-
-
 def test_a_published_step_is_the_same_step_in_the_hosts_scale(models, layout):
     """Oracle: z = x / sqrt(1 + sigma^2) moves by -step * dL/dz, then back to x."""
     guide = replace(GUIDE, step_size=lambda progress: 7.0)

@@ -23,11 +23,6 @@ WHOLE = StepWindow()
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
-
-
 def prompt(family, seed, **values):
     return tiny_models.conditioning(family, tiny_models.text(seed=seed), seed=seed, **values)
 

@@ -31,11 +31,6 @@ BLUE = ColorLoss(((0.1, 0.2, 0.9),))
 MODES = ("direct", "through model")
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "sdxl", "flux", "sd3")}
-
-
 def smooth(seen):
     """A loss with no corner anywhere: of every pixel, weighted differently."""
     weights = torch.linspace(0.5, 2.0, seen[0].numel()).view(seen.shape[1:])

@@ -14,11 +14,6 @@ from pack.nodes.prompt_fit import BoxwrightPromptFit
 QUICK = PromptFit(steps=12, learning_rate=0.02)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "sdxl", "flux", "sd3")}
-
-
 def picture(family, batch=1, size=(8, 12)):
     return 0.7 * tiny.latent(family, size, batch, seed=11)
 

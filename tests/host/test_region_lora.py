@@ -23,11 +23,6 @@ from tiny_control import Control
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in FAMILIES}
-
-
 @pytest.fixture
 def whole():
     return tiny.layout(areas=(WHOLE,))

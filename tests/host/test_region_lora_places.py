@@ -12,12 +12,7 @@ from pack.attention_patches.host.layers import layer as changed_layers
 from pack.attention_patches.host.layers.lora import lora_for
 from pack.attention_patches.host.samplers.flow_edit import FlowEditing, flow_edit_sampler
 from pack.attention_patches.methods.region_lora import RegionLora
-from region_loras import EARLY, FAMILIES, WHOLE, run, same, with_loras
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in FAMILIES}
+from region_loras import EARLY, WHOLE, run, same, with_loras
 
 
 @pytest.fixture

@@ -19,11 +19,6 @@ REGIONS = (Region("sky", Box(0, 0, 1, 0.5), 0.7), Region("sun", Box(0, 0.5, 0.5,
 STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "flux")}
-
-
 def picture(family, batch=1, size=(16, 24)):
     return 0.7 * tiny.latent(family, size, batch, seed=11)
 

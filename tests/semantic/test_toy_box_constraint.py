@@ -9,7 +9,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from measure import SEEDS, draw, layout_of, score, score_layouts
+from measure import ELSEWHERE, SEEDS, draw, layout_of, score, score_layouts
 from pack.attention_patches.host.guidance import latent as guidance
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import preset
@@ -18,11 +18,6 @@ from toyworld import sampling
 from toyworld.layouts import LAYOUTS
 
 STANDARD = preset("standard", "boxdiff")
-# The same layouts turned half round: other boxes of the same sizes.
-ELSEWHERE = [
-    replace(case, regions=tuple((phrase, (1 - x - w, 1 - y - h, w, h)) for phrase, (x, y, w, h) in case.regions))
-    for case in LAYOUTS
-]
 
 
 @pytest.fixture(scope="module")
