@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_sampling
 from torch import Tensor
 
@@ -17,9 +19,9 @@ def guides_of(run: Run) -> list[Installed]:
     return [item for item in run.installed if isinstance(item.edit, LatentGuide)]
 
 
-def is_flow(run: Run) -> bool:
-    """Whether the model reads its latent as it is (flow matching), and not divided by sqrt(1 + sigma^2)."""
-    return isinstance(run.guider.inner_model.model_sampling, comfy.model_sampling.CONST)
+def is_flow(model: Any) -> bool:
+    """Whether a model of the host reads its latent as it is (flow matching), and not divided by sqrt(1 + sigma^2)."""
+    return isinstance(model.model_sampling, comfy.model_sampling.CONST)
 
 
 def refuse_films(run: Run) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from .decoders import Decoder
 from .differentiable import differentiable
 from .foreign import explained
 from .gradient import entry_of_rows, finite_gradient, prediction_gradient_options, within_memory
+from .guides import is_flow
 from .steps import step_at
 
 GUIDES = "boxwright_pictures"  # key of a tuple of Guided in transformer_options
@@ -83,7 +83,7 @@ def predict_by_pictures(
     if sigma <= 0:
         return clean
     state = kept[STATE] = kept.get(STATE) or _State(progress_of(sampling, kept["sample_sigmas"].tolist()))
-    progress, flow = min(state.progress(sigma), LAST), isinstance(sampling, comfy.model_sampling.CONST)
+    progress, flow = min(state.progress(sigma), LAST), is_flow(guider.inner_model)
     moves = torch.zeros_like(clean, dtype=torch.float32)
     for item in kept[GUIDES]:
         parts = item.guide.at(progress)

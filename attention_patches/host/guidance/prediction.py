@@ -11,6 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...core.pictures import MOST
 from ...core.seam import LatentGuide
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
 from ..run.run import OVERRIDE, WRAPPER, Run
@@ -21,8 +22,6 @@ from .guides import guides_of, is_flow, report_line
 from .maps import MapReader, reader_of
 from .steps import step_at
 
-# A denoised latent has a deviation near 1: a move by as much as this everywhere leaves no picture, whatever the sigma.
-MOST = 4.0
 MOVES = "boxwright_moves"  # key of the moves of one evaluation in transformer_options
 
 
@@ -145,7 +144,7 @@ def prediction_change(run: Run, guide: LatentGuide, gradient: Tensor, level: flo
     the denoised latent falls by sigma times that. It is bounded at every sigma: that product grows with its cube.
     A flow model's velocity grows in the same way, and its input is not scaled.
     """
-    scaled = 1.0 if is_flow(run) else (1.0 + level**2) ** 0.5
+    scaled = 1.0 if is_flow(run.guider.inner_model) else (1.0 + level**2) ** 0.5
     change = -guide.step_size(run.progress(level)) * level**2 * scaled * gradient
     limit = min(guide.max_change or MOST, MOST) * min(level, 1.0)  # a denoised latent has a deviation near 1
     return change.clamp(-limit, limit)
