@@ -99,9 +99,18 @@ class Toy:
         latent = self.latent.repeat(pictures, 1, 1, 1)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
         comfy.sample.sample_custom(
-            model, noise, CFG, loop, schedule(model, "normal", STEPS, 1.0), positive, self.negative, latent,
-            disable_pbar=True, seed=1, **options,
-        )  # fmt: skip
+            model,
+            noise,
+            CFG,
+            loop,
+            schedule(model, "normal", STEPS, 1.0),
+            positive,
+            self.negative,
+            latent,
+            disable_pbar=True,
+            seed=1,
+            **options,
+        )
 
 
 def _toy() -> Toy:

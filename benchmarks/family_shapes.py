@@ -6,9 +6,15 @@ import torch
 from shape import Shape
 
 _FLUX = dict(
-    hidden_size=512, num_heads=4, mlp_ratio=4.0, depth=1, depth_single_blocks=1, theta=10000, qkv_bias=True,
+    hidden_size=512,
+    num_heads=4,
+    mlp_ratio=4.0,
+    depth=1,
+    depth_single_blocks=1,
+    theta=10000,
+    qkv_bias=True,
     guidance_embed=True,
-)  # fmt: skip
+)
 _HUNYUAN = {**_FLUX, "image_model": "hunyuan_video", "theta": 256} | dict(
     byt5=False, meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False
 )

@@ -69,9 +69,17 @@ def _evaluate(job: Job, model: Any, around: AbstractContextManager) -> None:
 
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 20)[5:7]
     comfy.sample.sample_custom(
-        model, job.noise, job.cfg, comfy.samplers.KSAMPLER(once), sigmas, job.positive, job.negative,
-        torch.zeros_like(job.noise), disable_pbar=True, seed=0,
-    )  # fmt: skip
+        model,
+        job.noise,
+        job.cfg,
+        comfy.samplers.KSAMPLER(once),
+        sigmas,
+        job.positive,
+        job.negative,
+        torch.zeros_like(job.noise),
+        disable_pbar=True,
+        seed=0,
+    )
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from pack.attention_patches.host.layers.lora import lora_for
 from pack.attention_patches.host.loss_guidance import guide_by_pictures
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
-from pack.attention_patches.host.region_prompt import Method as HostMethod
-from pack.attention_patches.host.region_prompt import RegionConditioning
+from pack.attention_patches.host.region_conditioning import Method as HostMethod
+from pack.attention_patches.host.region_conditioning import RegionConditioning
 from pack.attention_patches.host.samplers.h_space import edit_h_space
 from pack.attention_patches.host.samplers.region_strength import redrawn_by_strength
 from pack.attention_patches.methods.arranged_noise import ArrangedNoise

@@ -24,9 +24,16 @@ WORDS = 40  # of the prompt; region r (from 0) owns words 2r + 1 and 2r + 2
 
 
 _UNET = dict(
-    image_size=32, in_channels=4, out_channels=4, model_channels=320, num_heads=8, use_spatial_transformer=True,
-    context_dim=768, use_linear_in_transformer=False, legacy=False,
-)  # fmt: skip
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=320,
+    num_heads=8,
+    use_spatial_transformer=True,
+    context_dim=768,
+    use_linear_in_transformer=False,
+    legacy=False,
+)
 _SDXL = {
     **_UNET,
     **dict(num_heads=-1, num_head_channels=64, context_dim=2048, use_linear_in_transformer=True),

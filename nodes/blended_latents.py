@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..attention_patches.core.masks import MAX_RADIUS
 from ..attention_patches.host.samplers.loops import sampler
 from ..attention_patches.samplers.blended_latents import BlendedLatents
-from .parts import editing, schema
+from .parts import editing_inputs, schema
 
 DEFAULT = BlendedLatents()
 
@@ -41,7 +41,9 @@ class BoxwrightBlendedLatents(io.ComfyNode):
                     tooltip="Share of the steps after which the mask has shrunk to its own size: near 0 = at once, "
                     "1 = at the last step.",
                 ),
-                editing.mask_input("White = redrawn, black = kept, any size. Without one: the latent's noise mask."),
+                editing_inputs.mask_input(
+                    "White = redrawn, black = kept, any size. Without one: the latent's noise mask."
+                ),
             ],
             outputs=[io.Sampler.Output(tooltip="For Sampler Custom (or Advanced), with the picture as its latent.")],
         )

@@ -17,11 +17,10 @@ from ..attention_patches.core.types import Box, BoxwrightError, Region, feather_
 from .parts import schema
 from .parts.boxes import from_anything
 from .parts.boxes import to_bounding_boxes as pixel_boxes
-from .parts.drawing import MAX_SIDE, MIN_SIDE, PAPER, draw_layout
+from .parts.drawing import MIN_SIDE, PAPER, draw_layout, preview_size
 from .parts.regions_json import parse_drawing, regions_to_json
 from .parts.shapes import covered_pixels
 from .parts.sized_regions import SizedRegions
-from .regions import BoundingBoxes, Elements
 
 MAX_PICTURE = 8192  # pixels each way
 FEATHER_CELLS = 256  # each way, of the soft edge of a shape
@@ -109,7 +108,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 ),
                 io.MultiType.Input(
                     "boxes",
-                    [BoundingBoxes, Elements, schema.Regions, io.Mask, io.String],
+                    [schema.BoundingBoxes, schema.Elements, schema.Regions, io.Mask, io.String],
                     optional=True,
                     tooltip=(
                         "Boxes to start from: bounding boxes, elements, regions, masks (as painted shapes), or JSON "
@@ -122,7 +121,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                     "regions", tooltip="The boxes that are switched on, with their phrases; prompt and size go along."
                 ),
                 io.String.Output("prompt", tooltip="The prompt, unchanged."),
-                BoundingBoxes.Output("bboxes", tooltip="The boxes in pixels of width x height, as one frame."),
+                schema.BoundingBoxes.Output("bboxes", tooltip="The boxes in pixels of width x height, as one frame."),
                 io.Mask.Output(
                     "masks",
                     tooltip="One mask per box or shape, with its feather. Very many or very large ones come at half "
@@ -244,19 +243,13 @@ def _mask(region: Region, width: int, height: int) -> Tensor:
     if isinstance(region.area, Box):
         # A box is the product of its sides, and the ramp works along one axis at a time.
         box = region.area
-        down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), (feather * height, 0.0))
-        across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), (0.0, feather * width))
+        down = feathered(coverage(Box(0.0, box.y, 1.0, box.height), (height, 1)), feather)
+        across = feathered(coverage(Box(box.x, 0.0, box.width, 1.0), (1, width)), feather)
         return (down + across - 1.0).clamp_min(0.0)
     rows, columns = min(height, FEATHER_CELLS), min(width, FEATHER_CELLS)  # a ramp is smooth: few cells hold it
-    soft = feathered(coverage(region.area, (rows, columns)), (feather * rows, feather * columns))
+    soft = feathered(coverage(region.area, (rows, columns)), feather)
     ramp = torch.nn.functional.interpolate(soft[None, None], (height, width), mode="bilinear", align_corners=False)
     return torch.maximum(share, ramp[0, 0])
-
-
-def preview_size(width: int, height: int) -> tuple[int, int]:
-    """The picture's size, made smaller in proportion where it is more than a preview may have."""
-    scale = min(1.0, MAX_SIDE / max(width, height))
-    return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
 
 
 def faded(image: Tensor | None, opacity: float) -> Tensor | None:

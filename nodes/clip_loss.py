@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.clip_losses import direction_loss, picture_loss, text_loss
 from ..attention_patches.samplers.clip_loss import MAX_CROPS, Crops
-from .parts import editing, losses, schema
+from .parts import losses, schema
 
 
 class BoxwrightClipLoss(io.ComfyNode):
@@ -45,7 +45,7 @@ class BoxwrightClipLoss(io.ComfyNode):
                     tooltip="How many parts of the picture CLIP looks at: 1 = only the whole, fast, and easily fooled "
                     "by a pattern; 8 = steady; each costs a pass of CLIP and back.",
                 ),
-                editing.seed_input("Of where the crops lie. They are the same in every step."),
+                schema.seed_input("Of where the crops lie. They are the same in every step."),
                 *losses.sum_inputs(),
                 io.Clip.Input(
                     "clip",

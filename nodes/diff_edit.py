@@ -9,11 +9,7 @@ from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.inversion import invert_latent
 from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, schedule
 from ..attention_patches.samplers.diff_mask import DiffMask
-from .diff_mask import check_threshold, dilate_input, draw_inputs, heat_threshold_input
-from .inversion import refinements_input
-from .parts import editing, schema
-
-DILATE = 1  # cells; room for another outline
+from .parts import editing, editing_inputs, schema
 
 
 class BoxwrightDiffEditSampler(io.ComfyNode):
@@ -27,7 +23,7 @@ class BoxwrightDiffEditSampler(io.ComfyNode):
             "inverted path outside (DiffEdit, arXiv 2210.11427). For Sampler Custom, with the target prompt.",
             search_aliases=["diffedit", "inversion sampler", "masked edit", "background preservation"],
             inputs=[
-                editing.Trajectory.Input("trajectory", tooltip="From Invert, with the sigmas of this sampler."),
+                editing_inputs.Trajectory.Input("trajectory", tooltip="From Invert, with the sigmas of this sampler."),
                 io.Mask.Input("mask", tooltip="White = redrawn, black = kept exactly, grey = mixed. Any size."),
             ],
             outputs=[
@@ -55,10 +51,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
             "Sampler in one.",
             search_aliases=["diffedit", "edit image by prompt", "automatic inpainting", "replace object"],
             inputs=[
-                io.Model.Input("model", tooltip="A plain text-to-image model. It stays as it is."),
-                io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Image.Input("image", tooltip="The picture to edit, or several."),
-                *editing.prompt_inputs(),
+                *editing_inputs.picture_inputs(),
                 io.Conditioning.Input(
                     "negative", tooltip="Negative prompt of the edit, and what the picture is inverted with by default."
                 ),
@@ -78,7 +71,7 @@ class BoxwrightDiffEdit(io.ComfyNode):
                     step=0.1,
                     tooltip="Guidance of the edit: 1 = the target prompt alone, higher = follows it more.",
                 ),
-                editing.scheduler_input(SCHEDULERS),
+                editing_inputs.scheduler_input(SCHEDULERS),
                 io.Float.Input(
                     "strength",
                     default=0.8,
@@ -95,24 +88,43 @@ class BoxwrightDiffEdit(io.ComfyNode):
                     tooltip='The prompt of the inversion: "negative" = as published, with none or the negative one, '
                     '"source" = what the picture shows, closer to the old object.',
                 ),
-                refinements_input(),
-                *draw_inputs(),
-                heat_threshold_input(),
-                dilate_input(DILATE),
-                editing.seed_input("Of the mask's noise draws. Nothing else is random."),
-                *editing.paste_inputs(),
-                editing.mask_input("Your own mask instead of the difference mask; white = redrawn. Any size."),
+                editing_inputs.refinements_input(),
+                *editing_inputs.draw_inputs(),
+                editing_inputs.heat_threshold_input(),
+                editing_inputs.dilate_input(editing_inputs.DILATE),
+                schema.seed_input("Of the mask's noise draws. Nothing else is random."),
+                *editing_inputs.paste_inputs(),
+                editing_inputs.mask_input("Your own mask instead of the difference mask; white = redrawn. Any size."),
             ],
-            outputs=editing.edited_outputs("Where it was redrawn."),
+            outputs=editing_inputs.edited_outputs("Where it was redrawn."),
         )
 
     @classmethod
     def execute(
-        cls, model, vae, image, source, target, negative, steps, cfg, scheduler, strength, invert_with, refinements,
-        draws, noise_level, threshold, dilate, seed, paste, feather, mask=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        vae,
+        image,
+        source,
+        target,
+        negative,
+        steps,
+        cfg,
+        scheduler,
+        strength,
+        invert_with,
+        refinements,
+        draws,
+        noise_level,
+        threshold,
+        dilate,
+        seed,
+        paste,
+        feather,
+        mask=None,
+    ) -> io.NodeOutput:
         if mask is None:
-            check_threshold(threshold)
+            editing.check_threshold(threshold)
         samples = picture_latent(model, {"samples": editing.encoded(vae, image)})
         sigmas = schedule(model, scheduler, steps, strength)
         cell = editing.cell_of(model)

@@ -5,67 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..attention_patches.core.masks import MAX_RADIUS
-from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.samplers.diff_mask import measure
 from ..attention_patches.host.samplers.loops import picture_latent
-from ..attention_patches.samplers.diff_mask import MAX_DRAWS, DiffMask
-from .parts import editing, schema
+from ..attention_patches.samplers.diff_mask import DiffMask
+from .parts import editing, editing_inputs, schema
 
 DEFAULT = DiffMask()
-
-
-def draw_inputs() -> list[io.Input]:
-    """`draws` and `noise_level`."""
-    return [
-        io.Int.Input(
-            "draws",
-            default=DEFAULT.draws,
-            min=1,
-            max=MAX_DRAWS,
-            tooltip="How many noise draws are averaged; each costs one evaluation for each prompt. 1 = fast and "
-            "grainy, 10 = as published, more = smoother.",
-        ),
-        io.Float.Input(
-            "noise_level",
-            default=DEFAULT.noise_level,
-            min=0.01,
-            max=0.99,
-            step=0.01,
-            tooltip="How much noise covers the picture while both prompts look at it: near 0 = they hardly differ but "
-            "exactly where the object is, near 1 = they differ everywhere it could be. 0.5 as published.",
-        ),
-    ]
-
-
-def heat_threshold_input() -> io.Input:
-    return io.Float.Input(
-        "threshold",
-        default=DEFAULT.threshold,
-        min=0.0,
-        max=1.0,
-        step=0.01,
-        tooltip="Heat above it is mask: 0 = nearly everything, 1 = nothing. 0.5 as published.",
-    )
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises BoxwrightError for an edit that would look for its mask and find nothing."""
-    if threshold >= 1.0:
-        raise BoxwrightError(
-            f"threshold is {threshold:g}: the mask is where the heat is above it, which is 1 at most, so that nothing "
-            "would change. Choose less, or wire a mask."
-        )
-
-
-def dilate_input(default: int) -> io.Input:
-    return io.Int.Input(
-        "dilate",
-        default=default,
-        min=0,
-        max=MAX_RADIUS,
-        tooltip="Grows the mask by so many latent cells (8 pixels each for most models): 0 = not. "
-        "An object of another shape needs room.",
-    )
 
 
 class BoxwrightDiffMask(io.ComfyNode):
@@ -80,8 +25,8 @@ class BoxwrightDiffMask(io.ComfyNode):
             search_aliases=["diffedit", "automatic mask", "prompt difference", "mask from text", "segment by prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is to make the edit. It stays as it is."),
-                *editing.prompt_inputs(),
-                *draw_inputs(),
+                *editing_inputs.prompt_inputs(),
+                *editing_inputs.draw_inputs(),
                 io.Combo.Input(
                     "mode",
                     options=["paper", "cfg"],
@@ -98,7 +43,7 @@ class BoxwrightDiffMask(io.ComfyNode):
                     tooltip='Guidance of mode "cfg": 1 = the prompts alone, higher = as the sampler will use it. '
                     "Not used by the other mode.",
                 ),
-                editing.seed_input("Of the noise draws. Every picture of a batch gets the same draws."),
+                schema.seed_input("Of the noise draws. Every picture of a batch gets the same draws."),
                 io.Float.Input(
                     "clip",
                     default=DEFAULT.clip,
@@ -123,7 +68,7 @@ class BoxwrightDiffMask(io.ComfyNode):
                     tooltip='How the mask is cut from the heat: "fixed" = above threshold, "otsu" = where the heat '
                     "falls into two groups, for each picture.",
                 ),
-                heat_threshold_input(),
+                editing_inputs.heat_threshold_input(),
                 io.Int.Input(
                     "close",
                     default=DEFAULT.close,
@@ -131,13 +76,13 @@ class BoxwrightDiffMask(io.ComfyNode):
                     max=MAX_RADIUS,
                     tooltip="Fills holes and notches up to twice as wide, in latent cells: 0 = none.",
                 ),
-                dilate_input(DEFAULT.dilate),
+                editing_inputs.dilate_input(DEFAULT.dilate),
                 io.Boolean.Input(
                     "keep_largest",
                     default=DEFAULT.keep_largest,
                     tooltip="Off = every patch counts. On = only the largest, for edits of a single object.",
                 ),
-                *editing.source_inputs(),
+                *editing_inputs.source_inputs(),
                 io.Conditioning.Input("negative", optional=True, tooltip='Negative prompt of mode "cfg".'),
             ],
             outputs=[
@@ -149,9 +94,27 @@ class BoxwrightDiffMask(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, target, draws, noise_level, mode, cfg, seed, clip, blur, method, threshold, close, dilate,
-        keep_largest, latent=None, image=None, vae=None, negative=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        source,
+        target,
+        draws,
+        noise_level,
+        mode,
+        cfg,
+        seed,
+        clip,
+        blur,
+        method,
+        threshold,
+        close,
+        dilate,
+        keep_largest,
+        latent=None,
+        image=None,
+        vae=None,
+        negative=None,
+    ) -> io.NodeOutput:
         settings = DiffMask(draws, noise_level, clip, blur, threshold, method, close, dilate, keep_largest)
         samples = picture_latent(model, editing.one_source(latent, image, vae))
         found = measure(model, samples, source, target, settings, seed, mode, negative, cfg)

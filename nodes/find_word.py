@@ -9,14 +9,13 @@ from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.host.text.layout import encode_layout
 from ..attention_patches.host.word_mask import WordMask, attended
 from ..attention_patches.samplers.diff_mask import DiffMask
-from .diff_mask import dilate_input, draw_inputs
-from .parts import editing, schema
+from .parts import editing, editing_inputs, schema
 
 
 class BoxwrightFindWord(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        draws, noise_level = draw_inputs()
+        draws, noise_level = editing_inputs.draw_inputs()
         return io.Schema(
             node_id="BoxwrightFindWord",
             display_name="Find Word in Picture",
@@ -41,9 +40,9 @@ class BoxwrightFindWord(io.ComfyNode):
                 ),
                 noise_level,
                 schema.threshold_input(),
-                dilate_input(DiffMask().dilate),
-                editing.seed_input("Of the noise draws. Every picture of a batch gets the same draws."),
-                *editing.source_inputs(),
+                editing_inputs.dilate_input(DiffMask().dilate),
+                schema.seed_input("Of the noise draws. Every picture of a batch gets the same draws."),
+                *editing_inputs.source_inputs(),
             ],
             outputs=[
                 io.Mask.Output("mask", tooltip="White where the word's thing is, of the picture's size."),

@@ -19,9 +19,7 @@ from ..attention_patches.host.samplers.loops import SCHEDULERS, picture_latent, 
 from ..attention_patches.samplers.diff_mask import DiffMask
 from ..attention_patches.samplers.flow_edit import MAX_DRAWS
 from ..attention_patches.samplers.noise import falling
-from .diff_edit import DILATE
-from .diff_mask import check_threshold, dilate_input, draw_inputs, heat_threshold_input
-from .parts import editing, schema
+from .parts import editing, editing_inputs, schema
 from .parts.progress import progress_reporter
 
 DEFAULT = FlowEditing()
@@ -85,7 +83,7 @@ class BoxwrightFlowEditSampler(io.ComfyNode):
                     tooltip="What the picture shows, in the words of the positive prompt wherever nothing changes.",
                 ),
                 *method_inputs(),
-                editing.mask_input(
+                editing_inputs.mask_input(
                     "White = changed, black = kept exactly, grey = partly. Any size. Without one: the latent's noise "
                     "mask, or the whole picture."
                 ),
@@ -138,10 +136,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
                 "replace object",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A plain text-to-image model. It stays as it is."),
-                io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Image.Input("image", tooltip="The picture to edit, or several."),
-                *editing.prompt_inputs(),
+                *editing_inputs.picture_inputs(),
                 io.Conditioning.Input(
                     "negative", tooltip="Negative prompt of the guidance. FlowEdit alone makes use of it."
                 ),
@@ -163,7 +158,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
                     "13.5 on SD3). FlowAlign: guidance from the source prompt to the target (13.5). Uni-Edit: its "
                     "omega (5).",
                 ),
-                editing.scheduler_input(SCHEDULERS),
+                editing_inputs.scheduler_input(SCHEDULERS),
                 io.Float.Input(
                     "strength",
                     default=0.8,
@@ -181,12 +176,12 @@ class BoxwrightFlowEdit(io.ComfyNode):
                     tooltip='Where it may change: "difference" = where the two prompts differ, as in DiffEdit, "none" '
                     "= everywhere. Not used where a mask or regions are wired.",
                 ),
-                *draw_inputs(),
-                heat_threshold_input(),
-                dilate_input(DILATE),
-                editing.seed_input("Of the noise, in the mask and in the edit."),
-                *editing.paste_inputs(),
-                editing.mask_input("Where it may change: white. Any size. Goes before find_mask."),
+                *editing_inputs.draw_inputs(),
+                editing_inputs.heat_threshold_input(),
+                editing_inputs.dilate_input(editing_inputs.DILATE),
+                schema.seed_input("Of the noise, in the mask and in the edit."),
+                *editing_inputs.paste_inputs(),
+                editing_inputs.mask_input("Where it may change: white. Any size. Goes before find_mask."),
                 schema.Regions.Input(
                     "regions",
                     optional=True,
@@ -195,15 +190,38 @@ class BoxwrightFlowEdit(io.ComfyNode):
                     "mask as well = where both are.",
                 ),
             ],
-            outputs=editing.edited_outputs("Where it could change."),
+            outputs=editing_inputs.edited_outputs("Where it could change."),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, model, vae, image, source, target, negative, steps, cfg, scheduler, strength, method, source_cfg, averages,
-        finish, find_mask, draws, noise_level, threshold, dilate, seed, paste, feather, mask=None, regions=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        vae,
+        image,
+        source,
+        target,
+        negative,
+        steps,
+        cfg,
+        scheduler,
+        strength,
+        method,
+        source_cfg,
+        averages,
+        finish,
+        find_mask,
+        draws,
+        noise_level,
+        threshold,
+        dilate,
+        seed,
+        paste,
+        feather,
+        mask=None,
+        regions=None,
+    ) -> io.NodeOutput:
         settings = FlowEditing(method, source_cfg, averages, finish)
         settings.at(cfg)
         for name, prompt in (("source", source), ("target", target)):
@@ -214,7 +232,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
         area = wanted_area(mask, regions, image, samples, cell)
         find = area is None and find_mask == "difference"
         if find:
-            check_threshold(threshold)
+            editing.check_threshold(threshold)
         planned = len(samples) * (settings.evaluations(len(sigmas) - 1, cfg) + 2 * draws * find)
         tell = progress_reporter(cls.hidden.unique_id if cls.hidden else None)
         if tell is not None:
@@ -267,9 +285,7 @@ def wanted_area(mask, regions, image, samples, cell) -> torch.Tensor | None:
 
 def _share(region: Region, frame: tuple[int, int]) -> torch.Tensor:
     """How far a region lets each pixel change: 1 inside, falling over its feather, and all of that by its strength."""
-    feather = feather_of(region, 0.0)
-    share = feathered(coverage(region.area, frame), (feather * frame[0], feather * frame[1]))
-    return min(region.strength, 1.0) * share
+    return min(region.strength, 1.0) * feathered(coverage(region.area, frame), feather_of(region, 0.0))
 
 
 NODES = [BoxwrightFlowEditSampler, BoxwrightFlowEdit]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.samplers.loops import sampler
 from ..attention_patches.samplers.ilvr import ILVR, MAX_FACTOR
-from .parts import editing, schema
+from .parts import editing_inputs, schema
 
 DEFAULT = ILVR()
 
@@ -32,7 +32,9 @@ class BoxwrightILVR(io.ComfyNode):
                     "reference itself, 2 to 8 = its layout, 64 = hardly more than its mean colour.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
-                editing.mask_input("White = like the reference, black = free, any size. Without one: everywhere."),
+                editing_inputs.mask_input(
+                    "White = like the reference, black = free, any size. Without one: everywhere."
+                ),
             ],
             outputs=[io.Sampler.Output(tooltip="For Sampler Custom (or Advanced), with the reference as its latent.")],
         )

@@ -8,21 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.host.samplers.inversion import InvertedNoise, direct_inversion_sampler, invert_latent
 from ..attention_patches.host.samplers.loops import picture_latent
-from ..attention_patches.samplers.inversion import MAX_REFINEMENTS, Deviation
-from .parts import editing, schema
-
-REFINEMENTS = 1
-
-
-def refinements_input() -> io.Input:
-    return io.Int.Input(
-        "refinements",
-        default=REFINEMENTS,
-        min=0,
-        max=MAX_REFINEMENTS,
-        tooltip="Further evaluations at each step of the inversion, which make it exact: 0 = plain DDIM inversion, "
-        "1 = errors several times smaller for twice the cost, more than 3 = hardly better.",
-    )
+from ..attention_patches.samplers.inversion import Deviation
+from .parts import editing, editing_inputs, schema
 
 
 class BoxwrightInvert(io.ComfyNode):
@@ -54,7 +41,7 @@ class BoxwrightInvert(io.ComfyNode):
                     tooltip="Guidance while inverting: 1 = none, the faithful choice; higher needs negative, and is "
                     "harder to invert.",
                 ),
-                refinements_input(),
+                editing_inputs.refinements_input(),
                 io.Combo.Input(
                     "storage",
                     options=["memory", "disk"],
@@ -71,7 +58,7 @@ class BoxwrightInvert(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="Negative prompt, for cfg above 1."),
             ],
             outputs=[
-                editing.Trajectory.Output(
+                editing_inputs.Trajectory.Output(
                     "trajectory", tooltip="The picture at every noise level, for DiffEdit Sampler."
                 ),
                 io.Noise.Output(
@@ -87,9 +74,16 @@ class BoxwrightInvert(io.ComfyNode):
     def execute(cls, model, positive, latent, sigmas, cfg, refinements, storage, check, negative=None) -> io.NodeOutput:
         samples = picture_latent(model, latent)
         found = invert_latent(
-            model, samples, positive, sigmas, negative=negative, cfg=cfg, refinements=refinements, storage=storage,
+            model,
+            samples,
+            positive,
+            sigmas,
+            negative=negative,
+            cfg=cfg,
+            refinements=refinements,
+            storage=storage,
             check=check,
-        )  # fmt: skip
+        )
         report = f"{editing.cost(found.evaluations, len(samples)).capitalize()}"
         if found.errors is not None:
             report += f", {found.check_evaluations} more to check. {deviation_report(found.errors)}"
@@ -120,7 +114,7 @@ class BoxwrightDirectInversionSampler(io.ComfyNode):
             "beside it start from the same noise.",
             search_aliases=["direct inversion", "pnp inversion", "null-text", "prompt to prompt real image"],
             inputs=[
-                editing.Trajectory.Input(
+                editing_inputs.Trajectory.Input(
                     "trajectory", tooltip="From Invert, with the source prompt and the sigmas of this sampler."
                 ),
             ],

@@ -9,10 +9,8 @@ from .parts import schema
 from .parts.checks import counted
 from .parts.layout_document import Document
 from .parts.layout_formats import FORMATS, boxes_only, left_out, parse_style, written
-from .parts.layout_template import EXAMPLE, template_format, write_template
+from .parts.layout_template import EXAMPLE, TEMPLATE, template_format, write_template
 from .parts.sized_regions import size_of
-
-TEMPLATE = "template"
 
 
 class BoxwrightLayoutToPrompt(io.ComfyNode):
@@ -116,9 +114,18 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, format, prompt, background, style, unsupported, regions=None, template=EXAMPLE, width=0, height=0,
+        cls,
+        format,
+        prompt,
+        background,
+        style,
+        unsupported,
+        regions=None,
+        template=EXAMPLE,
+        width=0,
+        height=0,
         source=None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         document = Document(
             tuple(regions or ()), None if source is None else tuple(source), prompt, background, parse_style(style)
         )

@@ -8,7 +8,7 @@ from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.prompt_fit import fit_prompt
 from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.samplers.prompt_fit import MAX_STEPS, PromptFit
-from .parts import editing, schema
+from .parts import editing, editing_inputs, schema
 from .parts.loss_plot import plotted
 from .parts.progress import reporter_of
 
@@ -44,7 +44,7 @@ class BoxwrightPromptFit(io.ComfyNode):
                     tooltip="Length of a step: 0.001 as published, 0.01 = fast. If the loss jumps, lower it.",
                 ),
                 *schema.window_inputs(PromptFit.window),
-                editing.seed_input("Of the noise. The same seed, the same prompt."),
+                schema.seed_input("Of the noise. The same seed, the same prompt."),
                 io.Float.Input(
                     "towards_text",
                     default=PromptFit.towards,
@@ -54,7 +54,7 @@ class BoxwrightPromptFit(io.ComfyNode):
                     tooltip="Of the way back to the text: 0 = the picture, 0.6 to 0.8 = the edit, as published, "
                     "1 = the text alone. Output fitted and Conditioning Average do the same without fitting again.",
                 ),
-                *editing.source_inputs(),
+                *editing_inputs.source_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output("conditioning", tooltip="The fitted prompt, moved back by towards_text."),

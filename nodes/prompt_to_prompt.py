@@ -8,17 +8,22 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import without_orders
 from ..attention_patches.core.token_alignment import Mode, alignment_report
-from ..attention_patches.core.types import BoxwrightError, StepWindow
+from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.prompt_to_prompt import edited, encode_prompts, paired_latent
 from ..attention_patches.host.text.conditioning import encode, text_notes
-from ..attention_patches.methods.prompt_to_prompt import MAX_PROMPTS, MAX_SIDE, LocalBlend, Prompts, PromptToPrompt
+from ..attention_patches.methods.prompt_to_prompt import (
+    CROSS,
+    MAX_PROMPTS,
+    MAX_SIDE,
+    SELF,
+    LocalBlend,
+    Prompts,
+    PromptToPrompt,
+)
 from .parts import schema
 from .parts.checks import shortened
-from .parts.phrases import parse_phrases, parse_windows, window_or_none
-from .reweight import parse_weights
+from .parts.phrases import parse_phrases, parse_weights, parse_windows, window_or_none
 
-DEFAULT = PromptToPrompt()
-CROSS, SELF = DEFAULT.cross or StepWindow(0.0, 0.0), DEFAULT.self_attention or StepWindow(0.0, 0.0)
 FRACTION = "as a fraction of the noise schedule"
 
 
@@ -85,7 +90,7 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "self_side",
-                    default=DEFAULT.self_side,
+                    default=PromptToPrompt.self_side,
                     min=1,
                     max=MAX_SIDE,
                     tooltip="Shapes are kept on attention grids of at most self_side x self_side tokens: 16 and 32 = "

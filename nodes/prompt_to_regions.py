@@ -7,14 +7,13 @@ import json
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from .layout_to_prompt import TEMPLATE
 from .parts import schema
 from .parts.layout_document import Document
 from .parts.layout_flux3 import uncited
 from .parts.layout_formats import FORMATS, recognised, summary
 from .parts.layout_formats import read as read_prompt
 from .parts.layout_import import read_layout
-from .parts.layout_template import EXAMPLE, read_template
+from .parts.layout_template import EXAMPLE, TEMPLATE, read_template
 from .parts.sized_regions import SizedRegions
 
 ANY = "any"

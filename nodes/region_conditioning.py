@@ -9,8 +9,13 @@ from comfy_api.latest import io, ui
 
 from ..attention_patches.core.marks import notes_on
 from ..attention_patches.core.types import Region, StepWindow
-from ..attention_patches.host import region_prompt as host
-from ..attention_patches.host.region_prompt import Base, Method, RegionConditioning
+from ..attention_patches.host.region_conditioning import (
+    Base,
+    Method,
+    RegionConditioning,
+    encoded_phrases,
+    texts_in_order,
+)
 from .parts import schema
 from .parts.phrases import texts_of
 
@@ -102,17 +107,28 @@ class BoxwrightRegionConditioning(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, regions, positive, negative, method, strength, base, base_strength, feather, start, end,
+        cls,
+        clip,
+        regions,
+        positive,
+        negative,
+        method,
+        strength,
+        base,
+        base_strength,
+        feather,
+        start,
+        end,
         region_texts=None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         settings = RegionConditioning(method, strength, base, base_strength, feather, StepWindow(start, end))
         texts: Sequence[list | None]
         if region_texts is None:
-            texts = host.encoded_phrases(clip, regions, negative=False)
+            texts = encoded_phrases(clip, regions, negative=False)
         else:
-            texts = host.same_length(regions, region_texts)
+            texts = texts_in_order(region_texts, regions)
         combined = settings.combined(positive, regions, texts)
-        opposed = settings.combined(negative, regions, host.encoded_phrases(clip, regions, negative=True))
+        opposed = settings.combined(negative, regions, encoded_phrases(clip, regions, negative=True))
         said = [note for name, text in texts_of(regions) for note in notes_on(name, text)]
         report = "\n".join([*notes(settings, regions, combined, opposed), *said])
         return io.NodeOutput(combined, opposed, report, ui=ui.PreviewText(report))

@@ -8,7 +8,7 @@ from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.host.samplers.loops import picture_latent
 from ..attention_patches.host.samplers.region_strength import redrawn_by_strength
 from ..attention_patches.samplers.region_strength import RegionStrength
-from .parts import editing, schema
+from .parts import editing, editing_inputs, schema
 from .parts.checks import number_of, shown
 
 DEFAULT = RegionStrength()
@@ -62,7 +62,7 @@ class BoxwrightRegionStrength(io.ComfyNode):
                     tooltip="Over this part of the picture a region's strength passes into what is around it: 0 = a "
                     "hard edge. A region's own feather goes before it.",
                 ),
-                *editing.source_inputs(),
+                *editing_inputs.source_inputs(),
             ],
             outputs=[
                 io.Model.Output(tooltip="For the sampler, with this latent."),

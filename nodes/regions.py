@@ -11,10 +11,6 @@ from .parts.checks import shortened
 from .parts.layout_import import read_layout
 from .parts.regions_json import is_ours, parse_regions_json, regions_to_json
 
-# The host's own classes for these two exist only in recent versions; the type names are all that matters on a wire.
-BoundingBoxes = io.Custom("BOUNDING_BOX")
-Elements = io.Custom("ARRAY")
-
 
 class BoxwrightRegions(io.ComfyNode):
     @classmethod
@@ -74,7 +70,7 @@ class BoxwrightRegions(io.ComfyNode):
                         "name them all anew."
                     ),
                 ),
-                BoundingBoxes.Input(
+                schema.BoundingBoxes.Input(
                     "bounding_boxes",
                     optional=True,
                     extra_dict={"forceInput": True},  # a socket, not the host's four-number widget
@@ -83,7 +79,7 @@ class BoxwrightRegions(io.ComfyNode):
                         "Boxes that reach over the edge are cut there; boxes outside are refused."
                     ),
                 ),
-                Elements.Input(
+                schema.Elements.Input(
                     "elements",
                     optional=True,
                     tooltip="Elements of Create Bounding Boxes: boxes on a scale of 0 to 1000, with descriptions.",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .box_editor import preview_size
 from .parts import schema
-from .parts.drawing import MAX_SIDE, draw_layout
+from .parts.drawing import MAX_SIDE, draw_layout, preview_size
 from .parts.layout_report import layout_report
 from .parts.sized_regions import size_of
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..attention_patches.host.samplers.loops import sampler
 from ..attention_patches.samplers.noise import falling
 from ..attention_patches.samplers.repaint import MAX_JUMP, MAX_REPEATS, RePaint
-from .parts import editing, schema
+from .parts import editing, editing_inputs, schema
 
 DEFAULT = RePaint()
 TYPICAL = (20, 50, 250)  # steps to name where the schedule is not known
@@ -41,7 +41,9 @@ class BoxwrightRePaint(io.ComfyNode):
                     tooltip="How often each stretch is walked: 1 = once, no jumps, the fastest; 10 = as published, ten "
                     "times the cost. See the report.",
                 ),
-                editing.mask_input("White = filled, black = kept, any size. Without one: the latent's noise mask."),
+                editing_inputs.mask_input(
+                    "White = filled, black = kept, any size. Without one: the latent's noise mask."
+                ),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,

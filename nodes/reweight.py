@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from comfy_api.latest import io
 
 from ..attention_patches.core.types import MAX_REGIONS, BoxwrightError, StepWindow
@@ -11,40 +9,10 @@ from ..attention_patches.host.install import install
 from ..attention_patches.host.support import supports
 from ..attention_patches.methods.reweight import HIGHEST, LOWEST, Reweight
 from .parts import schema
+from .parts.phrases import parse_weights
 from .parts.progress import tell
 
-MAX_LINES = 200
-MAX_CHARACTERS = 20_000
 DEFAULT = Reweight(weights=())
-
-
-def parse_weights(text: str) -> tuple[tuple[str, float], ...]:
-    """Lines "phrase: factor" -> ((phrase, factor), ...). Empty lines are skipped. Raises BoxwrightError."""
-    if len(text) > MAX_CHARACTERS:
-        raise BoxwrightError(
-            f"The list of weights has {len(text)} characters; at most {MAX_CHARACTERS} are read. Shorten it."
-        )
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if len(lines) > MAX_LINES:
-        raise BoxwrightError(f"The list of weights has {len(lines)} lines; at most {MAX_LINES} are read. Shorten it.")
-    if not lines:
-        raise BoxwrightError('There is no weight. Write one per line, as "striped: 2".')
-    return tuple(_parse_line(number, line) for number, line in lines)
-
-
-def _parse_line(number: int, line: str) -> tuple[str, float]:
-    phrase, colon, factor = line.rpartition(":")
-    phrase = phrase.strip()
-    try:
-        value = float(factor)
-    except ValueError:
-        value = math.nan
-    if not (colon and phrase and math.isfinite(value)):
-        raise BoxwrightError(
-            f'Line {number} of the weights is "{line.strip()[:60]}"; write a phrase of the prompt, a colon and a '
-            f'number from {LOWEST:g} to {HIGHEST:g}, as "striped: 2".'
-        )
-    return phrase, value
 
 
 class BoxwrightReweight(io.ComfyNode):

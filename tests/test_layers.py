@@ -125,6 +125,17 @@ def test_no_file_imports_itself_over_others():
     assert circle(arrows(ROOT)) == []
 
 
+def nodes_of_nodes(root: Path) -> list[str]:
+    """Where a node imports another one: what they share belongs to nodes/parts."""
+    files = [path for path in sorted((root / "nodes").glob("*.py")) if path.name != "__init__.py"]
+    found = [(path.name, line, target) for path in files for line, target in imports(path, root)]
+    return [f"{name}:{line}" for name, line, target in found if isinstance(target, Path) and target in files]
+
+
+def test_no_node_imports_another():
+    assert nodes_of_nodes(ROOT) == []
+
+
 def test_the_table_itself_has_no_circle_and_no_empty_room():
     assert circle({Path(room): {Path(other) for other in others} for room, others in ROOMS.items()}) == []
     assert {room_of(path, ROOT) for path in shipped(ROOT)} == set(ROOMS)

@@ -65,7 +65,7 @@ SHAPES = json.dumps(
                 "width": 0.38,
                 "height": 0.38,
                 "shape": {"kind": "polygon", "points": [5000, 0, 10000, 10000, 0, 10000]},
-            },  # fmt: skip
+            },
             {"phrase": "blue star", "x": 0.54, "y": 0.52, "width": 0.4, "height": 0.4},
         ],
     }
@@ -86,17 +86,31 @@ def written_layout(info: dict) -> dict:
     graph = templates_graph("box_constraint", info)
     editor = only(graph, "BoxwrightBoxEditor")
     graph["90"] = node(
-        "BoxwrightLayoutToPrompt", regions=[editor, 0], format="FLUX.3", prompt=[editor, 1], background="", style="",
-        unsupported="leave out", template="", width=0, height=0,
-    )  # fmt: skip
+        "BoxwrightLayoutToPrompt",
+        regions=[editor, 0],
+        format="FLUX.3",
+        prompt=[editor, 1],
+        background="",
+        style="",
+        unsupported="leave out",
+        template="",
+        width=0,
+        height=0,
+    )
     return graph
 
 
 def read_layout(info: dict) -> dict:
     graph = written_layout(info)
     graph["91"] = node(
-        "BoxwrightPromptToRegions", text=["90", 0], format="auto", keep_marks=False, width=512, height=512, template="",
-    )  # fmt: skip
+        "BoxwrightPromptToRegions",
+        text=["90", 0],
+        format="auto",
+        keep_marks=False,
+        width=512,
+        height=512,
+        template="",
+    )
     return graph
 
 
@@ -106,9 +120,15 @@ def arranged(info: dict) -> dict:
     prompt, latent = only(graph, "BoxwrightLayoutPrompt"), only(graph, "EmptyLatentImage")
     graph["90"] = node("RandomNoise", noise_seed=3)
     graph["91"] = node(
-        "BoxwrightArrangeNoise", noise=["90", 0], model=[only(graph, "CheckpointLoaderSimple"), 0],
-        positive=[prompt, 0], layout=[prompt, 1], latent=[latent, 0], strength=1.0, block=0,
-    )  # fmt: skip
+        "BoxwrightArrangeNoise",
+        noise=["90", 0],
+        model=[only(graph, "CheckpointLoaderSimple"), 0],
+        positive=[prompt, 0],
+        layout=[prompt, 1],
+        latent=[latent, 0],
+        strength=1.0,
+        block=0,
+    )
     return graph
 
 
@@ -117,11 +137,19 @@ def word_found(info: dict) -> dict:
     graph = templates_graph("diff_edit", info)
     load = only(graph, "CheckpointLoaderSimple")
     graph["90"] = node(
-        "BoxwrightFindWord", model=[load, 0], clip=[load, 1], vae=[load, 2],
+        "BoxwrightFindWord",
+        model=[load, 0],
+        clip=[load, 1],
+        vae=[load, 2],
         image=graph[only(graph, "BoxwrightDiffEdit")]["inputs"]["image"],
-        prompt="a green circle and a red star on a white background", phrase="green circle", draws=8, noise_level=0.5,
-        threshold=0.0, dilate=0, seed=1,
-    )  # fmt: skip
+        prompt="a green circle and a red star on a white background",
+        phrase="green circle",
+        draws=8,
+        noise_level=0.5,
+        threshold=0.0,
+        dilate=0,
+        seed=1,
+    )
     return graph
 
 
@@ -133,13 +161,26 @@ def sampled_flow(info: dict) -> dict:
     graph["90"] = node("VAEEncode", pixels=wires["image"], vae=[load, 2])
     graph["91"] = node("BasicScheduler", model=[load, 0], scheduler="normal", steps=20, denoise=0.8)
     graph["92"] = node(
-        "BoxwrightFlowEditSampler", source=wires["source"], method="FlowEdit", source_cfg=1.0, averages=1, finish=0.0,
+        "BoxwrightFlowEditSampler",
+        source=wires["source"],
+        method="FlowEdit",
+        source_cfg=1.0,
+        averages=1,
+        finish=0.0,
         mask=[edit, names(info, "BoxwrightFlowEdit").index("mask")],
-    )  # fmt: skip
+    )
     graph["93"] = node(
-        "SamplerCustom", model=[load, 0], add_noise=True, noise_seed=1, cfg=5.0, positive=wires["target"],
-        negative=wires["negative"], sampler=["92", 0], sigmas=["91", 0], latent_image=["90", 0],
-    )  # fmt: skip
+        "SamplerCustom",
+        model=[load, 0],
+        add_noise=True,
+        noise_seed=1,
+        cfg=5.0,
+        positive=wires["target"],
+        negative=wires["negative"],
+        sampler=["92", 0],
+        sigmas=["91", 0],
+        latent_image=["90", 0],
+    )
     return graph
 
 
@@ -151,9 +192,13 @@ def inverted(info: dict) -> dict:
     graph["91"] = node("BasicGuider", model=wires["model"], conditioning=wires["positive"])
     graph["92"] = node("KSamplerSelect", sampler_name="euler")
     graph["94"] = node(
-        "SamplerCustomAdvanced", noise=[invert, names(info, "BoxwrightInvert").index("noise")], guider=["91", 0],
-        sampler=["92", 0], sigmas=wires["sigmas"], latent_image=wires["latent"],
-    )  # fmt: skip
+        "SamplerCustomAdvanced",
+        noise=[invert, names(info, "BoxwrightInvert").index("noise")],
+        guider=["91", 0],
+        sampler=["92", 0],
+        sigmas=wires["sigmas"],
+        latent_image=wires["latent"],
+    )
     return graph
 
 
@@ -229,7 +274,7 @@ PAGES = {
     "BoxwrightLossGuidance": Page("loss_guidance", BOXES),
     "BoxwrightColorLoss": Page(recoloured, ("boxes", "unpatched", "patched")),
     "BoxwrightClipLoss": Page(looked_at, ("picture", "crops")),
-}  # fmt: skip
+}
 # Of the README: tiles of the pages' pictures by their places; the drawing above, what came out below.
 COLUMNS = (
     ("BoxwrightBoxConstraint", 0, 2),
@@ -263,8 +308,11 @@ def names(info: dict, kind: str) -> list[str]:
 
 def tapped(graph: dict, tiles: tuple[str, ...], info: dict) -> dict:
     """The graph with a SaveImage for each tile, named by its place, and without the workflow's own outputs."""
-    saved = {each["inputs"]["filename_prefix"].split("/")[-1]: each["inputs"]["images"]
-             for each in graph.values() if each["class_type"] == "SaveImage"}  # fmt: skip
+    saved = {
+        each["inputs"]["filename_prefix"].split("/")[-1]: each["inputs"]["images"]
+        for each in graph.values()
+        if each["class_type"] == "SaveImage"
+    }
     shown = [each["inputs"]["images"] for each in graph.values() if each["class_type"] == "PreviewImage"]
     graph = {key: each for key, each in graph.items() if each["class_type"] not in SHOWN_ONLY}
     for place, tile in enumerate(tiles):
@@ -405,8 +453,10 @@ def row(tiles: list, across: int = 99):
     from PIL import Image
 
     rows = [tiles[first : first + across] for first in range(0, len(tiles), across)]
-    scaled = [[each.resize((round(each.width * SIDE / each.height), SIDE), Image.Resampling.LANCZOS) for each in line]
-              for line in rows]  # fmt: skip
+    scaled = [
+        [each.resize((round(each.width * SIDE / each.height), SIDE), Image.Resampling.LANCZOS) for each in line]
+        for line in rows
+    ]
     width = max(sum(each.width + GAP for each in line) - GAP for line in scaled)
     paper = Image.new("RGB", (width, len(rows) * (SIDE + GAP) - GAP), PAPER)
     for down, line in enumerate(scaled):

@@ -265,9 +265,11 @@ def _registry_problems(root: Path) -> list[str]:
     for name in settings["classifiers"]:
         if name.startswith(("Operating System", "Environment")) and name not in known:
             problems.append(f'pyproject.toml: the registry knows no classifier "{name}", and drops them all')
-    for table, keys in ((settings, ("name", "description", "readme", "requires-python", "license")),
-                        (settings["urls"], ("Repository", "Documentation", "Issues")),
-                        (comfy, ("PublisherId", "DisplayName", "requires-comfyui", "Icon", "Banner"))):  # fmt: skip
+    for table, keys in (
+        (settings, ("name", "description", "readme", "requires-python", "license")),
+        (settings["urls"], ("Repository", "Documentation", "Issues")),
+        (comfy, ("PublisherId", "DisplayName", "requires-comfyui", "Icon", "Banner")),
+    ):
         problems += [f'pyproject.toml has no "{key}"; the registry shows it' for key in keys if not table.get(key)]
     _, _, _, owner, name = settings["urls"]["Repository"].split("/")
     for key, path in PICTURES.items():

@@ -178,13 +178,15 @@ function preferPrompt(node) {
     };
 }
 
-const gone = new Map(); // node -> {since, focus, lens, tool, brush} of an editor that went away in use: the next one takes over
+// node -> {since, focus, lens, tool, brush} of an editor that went away in use: the next one takes over
+const gone = new Map();
 
 function leave(editor, node) {
     const focus = editor.stage.hadFocus(), lens = editor.isFull ? editor.stage.lens.value : null;
     const { tool, brush } = editor.stage.freehand;
     editor.setFull(false);
-    if (focus || lens || tool !== "box") gone.set(keyOf(node, editor.host.name), { since: performance.now(), focus, lens, tool, brush });
+    if (!focus && !lens && tool === "box") return;
+    gone.set(keyOf(node, editor.host.name), { since: performance.now(), focus, lens, tool, brush });
 }
 
 /** Take the focus, the full screen and the tool of the editor that this one replaces. */
@@ -313,7 +315,9 @@ function otherWorkflow(number) {
 function takeOutput(editor, node, output) {
     const [text, mark] = output?.boxwright_upstream ?? [], other = otherWorkflow(output?.boxwright_workflow?.[0]);
     const isWired = !other && node.inputs?.some((input) => input.name === "boxes" && (input.link ?? null) !== null);
-    if (isWired && typeof text === "string" && typeof mark === "string") faces(node, editor).forEach((each) => each.takeOver(text, mark));
+    if (isWired && typeof text === "string" && typeof mark === "string") {
+        faces(node, editor).forEach((each) => each.takeOver(text, mark));
+    }
     const [image] = output?.boxwright_image ?? [], size = output?.boxwright_size;
     const told = { ...(image?.filename && { image }), ...(Array.isArray(size) && { size }) };
     keepRun(node, told, other);

@@ -70,12 +70,12 @@ def visible_cells(share: Tensor) -> Tensor:
     return chosen if bool(chosen.any()) or best <= 0 else share >= best - 1e-6
 
 
-def feathered(share: Tensor, reach: tuple[float, float]) -> Tensor:
-    """Coverage [h, w] with a linear ramp outside its edges; what was covered stays.
+def feathered(share: Tensor, feather: float, view: View = WHOLE_IMAGE) -> Tensor:
+    """Coverage [h, w] of cells over `view`, with a linear ramp outside its edges; what was covered stays.
 
-    `reach` = cells, down and across, over which full coverage falls to 0 (taxicab distance). 0 leaves the axis alone.
+    `feather`: over which part of the image's height, and of its width, full coverage falls to 0 (taxicab distance).
     """
-    for axis, cells in enumerate(reach):
+    for axis, cells in enumerate((feather * share.shape[0] / view.height, feather * share.shape[1] / view.width)):
         if cells > 0:
             share = _ramp(share, axis, cells)
     return share

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .grids import coverage
-from .types import Box, BoxwrightError, StepWindow
+from .types import Box, BoxwrightError, StepWindow, check_range
 
 STRONGEST = 1000.0
 MOST = 4.0  # a denoised latent has a deviation near 1: a move by as much as this everywhere leaves no picture
@@ -57,8 +57,7 @@ class PictureGuide:
 
     def __post_init__(self) -> None:
         for name, value, most in (("strength", self.strength, STRONGEST), ("max_change", self.max_change, MOST)):
-            if not 0.0 <= value <= most:
-                raise BoxwrightError(f"{name} is {value:g}; choose 0 to {most:g}.")
+            check_range(name, value, 0.0, most)
 
     def at(self, progress: float) -> tuple[Part, ...]:
         """The parts that are guided at a moment of the schedule."""

@@ -209,3 +209,6 @@ class NoiseEdit:
     latest: float = 0.5
     smallest_side: int = 16  # cells the shorter side of the coarsest grid that is read should have; see LatentGuide
     report: Callable[[str], None] | None = None  # told once in a run what was done, or why nothing was
+
+
+Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix

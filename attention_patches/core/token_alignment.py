@@ -36,6 +36,7 @@ class Word:
 
     @property
     def special(self) -> bool:
+        """Whether it stands for no word: start, end, template."""
         return self.name.startswith("<") and self.name.endswith(">")
 
 

@@ -33,6 +33,12 @@ class UnsupportedModelError(BoxwrightError):
     """A model whose attention no adapter reaches."""
 
 
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises BoxwrightError unless the value lies from `low` to `high`, both included; NaN never does."""
+    if not low <= value <= high:
+        raise BoxwrightError(f"{name} is {value:g}; choose {low:g} to {high:g}.")
+
+
 def counted(count: int, noun: str) -> str:
     """How many, in words, for messages: "1 region", "2 regions"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -153,6 +159,7 @@ class StepWindow:
             )
 
     def contains(self, progress: float) -> bool:
+        """Whether the window holds at this point of the schedule, 0 to 1."""
         return is_open(self.start, self.end, progress)
 
 

@@ -26,6 +26,7 @@ class FixedNoise:
     values: Tensor
 
     def generate_noise(self, latent: Mapping[str, Any]) -> Tensor:
+        """Those values, for a LATENT of the shape they were made for. Raises BoxwrightError for any other."""
         shape = tuple(latent["samples"].shape)
         if shape != tuple(self.values.shape):
             raise BoxwrightError(
@@ -81,9 +82,18 @@ def arrange(
     edit = settings.edit(phrases, plans.append)
     patched, sampler = install(model, layout, [replace(edit, report=told.append)]), _Start()
     comfy.sample.sample_custom(
-        patched, drawn, 1.0, sampler, sigmas, positive, positive, samples,
-        noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=noise.seed,
-    )  # fmt: skip
+        patched,
+        drawn,
+        1.0,
+        sampler,
+        sigmas,
+        positive,
+        positive,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        disable_pbar=True,
+        seed=noise.seed,
+    )
     if not plans:
         raise BoxwrightError(f"There is nothing to arrange: {told[0]}.")
     return FixedNoise(noise.seed, sampler.noise.to(drawn)), plans[0]

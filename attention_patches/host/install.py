@@ -13,27 +13,25 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.seam import AttentionEdit, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
+from ..core.seam import ContextEdit, Edit, LatentGuide, TextMix
 from ..core.types import Layout, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
 from .guidance import latent, prediction, start
 from .guidance.foreign import refuse_without_gradient
-from .guidance.guides import tell_idle_guides
+from .guidance.guides import refuse_films, tell_idle_guides
 from .run.run import RUN, WRAPPER, Run
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 
 
-Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix
-
-
 def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
     """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
 
-    Raises UnsupportedModelError, for guides also where the family has no gradient, and for mixes where it has no
-    attention to the text alone. Without edits it is the same model.
+    Raises UnsupportedModelError for a model of no family; for guides where the family has no gradient; for edits of the
+    text where the model makes more of it (own_text), and for mixes also where further texts have no place (beside).
+    Without edits it is the same model.
     """
     adapter = adapter_for(model)
     patched = model.clone()
@@ -84,6 +82,7 @@ def _sample_with_edits(
     run = Run(adapter_for(guider.model_patcher), guider, options[EDITS], noise, sigmas)
     run.attach(options)
     prediction.attach(run, options)
+    refuse_films(run)
     tell_idle_guides(run, sigmas)
     with run.with_layers():
         noise = start.edited_noise(

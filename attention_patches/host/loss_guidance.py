@@ -12,7 +12,7 @@ from ..core.types import BoxwrightError, UnsupportedModelError
 from .families import adapter_for
 from .guidance.decoders import decoder_for
 from .guidance.foreign import refuse_without_gradient
-from .guidance.pictures import GUIDES, INSTEAD, LAST, Guided, predict_with_moves
+from .guidance.pictures import GUIDES, INSTEAD, LAST, Guided, predict_by_pictures
 from .run.schedule import progress_of
 
 GRAPH = 3  # rows of the batch for which room is kept in memory, for each that is run with a graph
@@ -38,7 +38,7 @@ def guide_by_pictures(model: Any, guide: PictureGuide, vae: Any = None) -> Any:
         found = {id(each.model): each for each in (*patched.get_additional_models_with_key(GUIDES), *needed)}
         patched.set_additional_models(GUIDES, list(found.values()))
     for kind, wrapper in (
-        (WrappersMP.PREDICT_NOISE, predict_with_moves),
+        (WrappersMP.PREDICT_NOISE, predict_by_pictures),
         (WrappersMP.SAMPLER_SAMPLE, check_run),
         (WrappersMP.PREPARE_SAMPLING, keep_room),
     ):

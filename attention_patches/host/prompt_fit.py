@@ -16,10 +16,10 @@ from ..core.types import BoxwrightError, UnsupportedModelError
 from ..samplers.noise import noised, seeded
 from ..samplers.prompt_fit import MEASURED, PromptFit, noise_loss
 from .families import adapter_for
+from .guidance.aside import entry_aside
 from .guidance.differentiable import differentiable
 from .guidance.foreign import explained, refuse_without_gradient
-from .guidance.gradient import entry_of_rows, finite_gradient, within_memory
-from .guidance.pictures import without_others
+from .guidance.gradient import entry_of_rows, finite_gradient, prediction_gradient_options, within_memory
 from .samplers.loops import check_model, levels_of, run
 
 ENDS = 1e-3  # of the schedule, where noise has no level or no end
@@ -158,9 +158,9 @@ class _Fit:
         entry = entry_of_rows(self.entry, rows, self.picture.shape[0])
         text = entry["model_conds"][self.name]._copy_with(embedding)
         entry = {**entry, "model_conds": {**entry["model_conds"], self.name: text}}
-        entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
+        entry = entry_aside(entry)
         with explained():
             (clean,) = comfy.samplers.calc_cond_batch(
-                self.base_model, [[entry]], noisy, at, without_others(self.options)
+                self.base_model, [[entry]], noisy, at, prediction_gradient_options(self.options)
             )
         return clean

@@ -10,16 +10,19 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.types import Layout
-from ..methods.recorder import Place, Records
+from ..methods.recorder import GraphPlace, Records
 from .attention.calls import MEMO
 from .families import adapter_for
+from .families.blocks import tokens_of
 from .install import install
 from .run.schedule import progress_of
 
 WRAPPER = "boxwright_recorder"
 
 
-def recorded(model: Any, layout: Layout, records: Records, place: Callable[[], Place | None] = lambda: None) -> Any:
+def recorded(
+    model: Any, layout: Layout, records: Records, place: Callable[[], GraphPlace | None] = lambda: None
+) -> Any:
     """A clone of the MODEL that adds a record whenever it samples with the layout's conditioning.
 
     place() is asked at the end of a run where it was made. Raises UnsupportedModelError.
@@ -31,7 +34,7 @@ def recorded(model: Any, layout: Layout, records: Records, place: Callable[[], P
 
 def _record_run(
     records: Records,
-    place: Callable[[], Place | None],
+    place: Callable[[], GraphPlace | None],
     executor: Any,
     guider: Any,
     sigmas: Tensor,
@@ -44,8 +47,7 @@ def _record_run(
     """SAMPLER_SAMPLE wrapper, inside that of `install`."""
     model = guider.inner_model
     factors = adapter_for(guider.model_patcher).factors
-    height, width = noise.shape[-2:]
-    grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
+    grids = [tokens_of(tuple(noise.shape[-2:]), factor) for factor in factors]
     schedule = [*map(progress_of(model.model_sampling, sigmas.tolist()), sigmas[:-1].tolist())]
     record = records.begin(schedule, noise.shape[0], grids)
     extra_args["model_options"]["transformer_options"][MEMO][records] = record

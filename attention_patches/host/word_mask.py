@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import comfy.model_management
@@ -32,9 +32,8 @@ class WordMask:
     @property
     def cut(self) -> DiffMask:
         """How the mask is cut from the heat."""
-        base = self.base
         method: Literal["fixed", "otsu"] = "fixed" if self.threshold else "otsu"
-        return DiffMask(base.draws, base.noise_level, 1.0, base.blur, self.threshold, method, base.close, base.dilate)
+        return replace(self.base, clip=1.0, threshold=self.threshold, method=method, keep_largest=False)
 
 
 def attended(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.grids import coverage, laid_over, visible_cells
 from ..core.seam import NoiseEdit, Start
-from ..core.types import BoxwrightError, Layout, View, counted
+from ..core.types import BoxwrightError, Layout, View, check_range, counted
 from .block_moves import dealt, moved, order_of, whole_blocks
 from .box_constraint import Phrase, constrained_phrases
 
@@ -49,8 +49,7 @@ class ArrangedNoise:
             "rivalry": (self.rivalry, 0.0, 2.0),
         }
         for name, (value, low, high) in ranges.items():
-            if not low <= value <= high:
-                raise BoxwrightError(f"{name} of the arranged noise is {value:g}; choose {low:g} to {high:g}.")
+            check_range(f"{name} of the arranged noise", value, low, high)
 
     def edits(self, layout: Layout) -> list[NoiseEdit]:
         """What to install. Empty at strength 0, and where no region has a strength."""

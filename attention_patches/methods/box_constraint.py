@@ -26,8 +26,18 @@ from torch import Tensor
 
 from ..core.grids import WHOLE_IMAGE, coverage, visible_cells
 from ..core.seam import AttentionLoss, AttentionSite, LatentGuide
-from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View, widest_window, window_of
-from .box_losses import Place, Sight, best_mean, blind_in, corner_loss, inner_loss, outer_loss, place, sight
+from ..core.types import Box, BoxwrightError, Layout, StepWindow, TokenMap, View, check_range, widest_window, window_of
+from .box_losses import (
+    PhraseCells,
+    Sight,
+    best_mean,
+    blind_in,
+    corner_loss,
+    inner_loss,
+    outer_loss,
+    phrase_cells,
+    sight,
+)
 
 ALWAYS = StepWindow()
 # Words that name nothing: in a text encoder that reads from left to right they stand for what comes before the phrase.
@@ -76,8 +86,7 @@ class BoxConstraint:
             "refine_iterations": (self.refine_iterations, 0, 100),
         }
         for name, (value, low, high) in ranges.items():
-            if not low <= value <= high:
-                raise BoxwrightError(f"{name} of the box constraint is {value:g}; choose {low:g} to {high:g}.")
+            check_range(f"{name} of the box constraint", value, low, high)
 
     def guides(self, layout: Layout) -> list[LatentGuide]:
         """What to install. Empty where nothing is constrained: step size 0, or every region has strength 0."""
@@ -121,6 +130,7 @@ class Phrase:
 
     @property
     def strength(self) -> float:
+        """The strongest region's: what counts for the phrase as a whole."""
         return max(self.strengths)
 
 
@@ -185,7 +195,7 @@ class _Facts:
     """What the losses of one grid need beside the maps. Made once for each grid of a run."""
 
     columns: tuple[tuple[Tensor, Tensor], ...]  # of each phrase: its own, and those of its rivals
-    places: tuple[Place, ...]  # of each phrase, of the areas that are on the grid and at work
+    places: tuple[PhraseCells, ...]  # of each phrase, of the areas that are on the grid and at work
     notes: tuple[str, ...]
 
 
@@ -231,13 +241,13 @@ class _Losses:
         total = torch.stack(losses).amax(dim=0) * self._weight(site)
         return AttentionLoss(total, torch.stack(misses, dim=1), self.texts, (), torch.stack(blind, dim=1))
 
-    def _miss(self, seen: Sight, there: Place) -> Tensor:
+    def _miss(self, seen: Sight, there: PhraseCells) -> Tensor:
         """What is reported: how far the best cells of the worst box are from being the phrase's own, [B] in 0..1."""
         share, fraction = seen.share.detach(), self.settings.top_fraction
         found = [1.0 - best_mean(share, cells, fraction) for cells, _ in there.boxes]
         return torch.stack(found).amax(dim=0).clamp_min(0.0) if found else share.new_zeros(share.shape[0])
 
-    def _blind(self, seen: Sight, there: Place) -> Tensor:
+    def _blind(self, seen: Sight, there: PhraseCells) -> Tensor:
         """Whether nothing leads into one of its boxes, bool [B]."""
         share, fraction = seen.share.detach(), self.settings.top_fraction
         missing = ((cells, 1.0 - best_mean(share, cells, fraction)) for cells, _ in there.boxes)
@@ -263,7 +273,7 @@ class _Losses:
             shares = (coverage(area, site.grid, site.view) for area in phrase.areas)
             boxes = [(visible_cells(s), weight) for s, weight, on in zip(shares, phrase.strengths, now) if on]
             boxes = [(cells, weight) for cells, weight in boxes if bool(cells.any())]
-            places.append(place(boxes, site.grid, self.settings.corner_width, device))
+            places.append(phrase_cells(boxes, site.grid, self.settings.corner_width, device))
         notes = tuple(
             f'the box of "{text}" was grown to one cell of the {site.grid[0]}x{site.grid[1]} attention grid'
             for text in small_boxes(self.layout, site.grid, site.view)

@@ -125,7 +125,7 @@ def edge_cells(wanted: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class PhraseCells:
     """Where a phrase belongs on one grid: numbers of cells, row-major, on the device of the maps."""
 
     boxes: tuple[tuple[Tensor, float], ...]  # (cells, strength) of each area
@@ -133,7 +133,9 @@ class Place:
     edges: tuple[tuple[Tensor, Tensor], ...]  # see `corner_loss`
 
 
-def place(boxes: Sequence[tuple[Tensor, float]], grid: tuple[int, int], corner_width: int, device: Any) -> Place:
+def phrase_cells(
+    boxes: Sequence[tuple[Tensor, float]], grid: tuple[int, int], corner_width: int, device: Any
+) -> PhraseCells:
     """`boxes`: (bool [h, w], strength), on the CPU: every look at a tensor of a GPU would wait for it."""
     held = torch.zeros(grid, dtype=torch.bool)
     for cells, _ in boxes:
@@ -144,7 +146,7 @@ def place(boxes: Sequence[tuple[Tensor, float]], grid: tuple[int, int], corner_w
         near = edge_cells(wanted, corner_width)
         edges.append((_numbers(near & wanted, device), _numbers(near & ~wanted, device)))
     inside = tuple((_numbers(cells, device), strength) for cells, strength in boxes)
-    return Place(inside, _numbers(~held, device), tuple(edges))
+    return PhraseCells(inside, _numbers(~held, device), tuple(edges))
 
 
 def _numbers(chosen: Tensor, device: Any) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core.grids import covered, visible_cells
 from ..core.seam import AttentionEdit, AttentionKind, AttentionSite, ContextEdit
-from ..core.types import BoxwrightError, Layout, StepWindow, widest_window, window_of
+from ..core.types import Layout, StepWindow, check_range, widest_window, window_of
 from .occlusion import occluded
 from .region_prompt import Overlap, opacities, regions_at_work
 
@@ -49,9 +49,7 @@ class DenseDiffusion:
 
     def __post_init__(self) -> None:
         for name, limit in (("strength", 1.0), ("cross_weight", 2.0), ("self_weight", 2.0), ("area_adaptive", 1.0)):
-            value = getattr(self, name)
-            if not 0.0 <= value <= limit:
-                raise BoxwrightError(f"{name} {value:g} is outside 0 to {limit:g}; choose a number in between.")
+            check_range(name, getattr(self, name), 0.0, limit)
 
     def edits(self, layout: Layout) -> list[AttentionEdit | ContextEdit]:
         """The changes to install for this layout; none at strength 0 or where both weights are."""

@@ -24,10 +24,10 @@ def occluded(cover: Tensor, opacity: Tensor) -> tuple[Tensor, Tensor]:
     `cover`: how much of the cell a region covers, float [R, N] in 0..1. `opacity`: float [R] in 0..1.
     """
     own = cover * opacity[:, None]
-    return unhidden(cover, opacity) * own, (1.0 - own).prod(dim=0, keepdim=True)
+    return transmittance(cover, opacity) * own, (1.0 - own).prod(dim=0, keepdim=True)
 
 
-def unhidden(cover: Tensor, opacity: Tensor) -> Tensor:
+def transmittance(cover: Tensor, opacity: Tensor) -> Tensor:
     """T: what the regions in front of each one let through, [R, N] in 0..1; `cover` and `opacity` as in `occluded`."""
     from_front = torch.cumprod(torch.flip(1.0 - cover * opacity[:, None], [0]), dim=0)
     return torch.flip(torch.cat([torch.ones_like(from_front[:1]), from_front[:-1]]), [0])

@@ -16,7 +16,6 @@ exactly the source outside the mask, and needs no sampler to let others change i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +29,11 @@ from ..core.seam import AttentionEdit, AttentionSite
 from ..core.token_alignment import TokenAlignment
 from ..core.tokens import missing, phrase_columns
 from ..core.types import BoxwrightError, Layout, PhraseNotFoundError, StepWindow, TokenMap, is_open
-from .reweight import HIGHEST, LOWEST
+from .reweight import check_factor
 
 MAX_PROMPTS = 16  # source and targets
 MAX_SIDE = 256  # tokens; of a grid whose self-attention is injected
+CROSS, SELF = StepWindow(0.0, 0.8), StepWindow(0.0, 0.4)  # as in the published examples
 _BLENDED = "prompt to prompt: maps of the blended words"
 
 
@@ -52,6 +52,7 @@ class Prompts:
 
     @property
     def tokens(self) -> tuple[TokenMap, ...]:
+        """Of the source, then of every target; length P."""
         return (self.layout.prompt.tokens, *self.targets)
 
 
@@ -98,8 +99,8 @@ class LocalBlend:
 class PromptToPrompt:
     """Settings. A window of None is off."""
 
-    cross: StepWindow | None = StepWindow(0.0, 0.8)  # replace or refine the attention to the text
-    self_attention: StepWindow | None = StepWindow(0.0, 0.4)  # inject the source's self-attention
+    cross: StepWindow | None = CROSS  # replace or refine the attention to the text
+    self_attention: StepWindow | None = SELF  # inject the source's self-attention
     self_side: int = 32  # on grids of at most self_side * self_side tokens
     weights: Sequence[tuple[str, float]] = ()  # (phrase of a target, factor), as in `reweight`
     windows: Sequence[tuple[str, StepWindow | None]] = ()  # (phrase of a target, its own `cross` window)
@@ -153,10 +154,7 @@ class PromptToPrompt:
         """float32 [P - 1, T]"""
         factors = torch.ones(len(prompts.targets), len(prompts.layout.prompt.tokens))
         for phrase, factor in self.weights:
-            if not (math.isfinite(factor) and LOWEST <= factor <= HIGHEST):
-                raise BoxwrightError(
-                    f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in between.'
-                )
+            check_factor(phrase, factor)
             factors[_target_columns(prompts, phrase)] *= factor
         return factors
 

@@ -55,7 +55,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Place:
+class GraphPlace:
     """Where in the user's graph a run was made. Nodes are named by what they compute: equal names, equal results."""
 
     node: str  # the one that ran the sampler
@@ -78,7 +78,7 @@ class Records:
         self.recording = recording
         self.columns = recording.columns(tokens)
         self.made = 0  # runs, kept or not
-        self._kept: list[tuple[Place | None, AttentionRecord]] = []  # oldest first
+        self._kept: list[tuple[GraphPlace | None, AttentionRecord]] = []  # oldest first
 
     # --- while a sampler runs ---
 
@@ -106,7 +106,7 @@ class Records:
         inside = [progress for progress in sorted(schedule) if self.recording.window.contains(progress)]
         return AttentionRecord(self, rows, inside)
 
-    def keep(self, record: AttentionRecord, place: Place | None) -> None:
+    def keep(self, record: AttentionRecord, place: GraphPlace | None) -> None:
         """The record's run is over, made at `place` (None: unknown)."""
         record.close()
         self.made += 1

@@ -121,8 +121,7 @@ def visibility(region: Region, site: AttentionSite, feather: float) -> Tensor:
         seen = share if best > 0.5 or best <= 0 else share / best
     else:
         seen = visible_cells(share).float()
-    height, width = site.grid
-    return feathered(seen, (feather * height / site.view.height, feather * width / site.view.width))
+    return feathered(seen, feather, site.view)
 
 
 def at_resolution(site: AttentionSite, resolutions: Resolutions) -> bool:

@@ -116,6 +116,6 @@ class _Followed(RegionPrompt):
 
     masks: Mapping[int, Tensor] = field(default_factory=dict)  # of regions, [h, w]
 
-    def _opacity(self, site: AttentionSite, number: int) -> Tensor:
-        drawn = super()._opacity(site, number)
+    def cover(self, site: AttentionSite, number: int) -> Tensor:
+        drawn = super().cover(site, number)
         return drawn * self.masks[number].flatten() if number in self.masks else drawn

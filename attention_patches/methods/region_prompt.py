@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..core.grids import covered, feathered
 from ..core.seam import AttentionEdit, AttentionSite, ContextEdit, Rows, TextMix, ending
-from ..core.types import BoxwrightError, Layout, StepWindow, feather_of, widest_window, window_of
-from .occlusion import occluded, unhidden
+from ..core.types import BoxwrightError, Layout, StepWindow, check_range, feather_of, widest_window, window_of
+from .occlusion import occluded, transmittance
 from .rectified_attention import RectifiedAttention
 
 Overlap = Literal["order", "blend", "occlude"]
@@ -52,9 +52,7 @@ class RegionPrompt:
 
     def __post_init__(self) -> None:
         for name in ("strength", "base_ratio", "confine_end", "feather"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise BoxwrightError(f"{name} {value:g} is outside 0 to 1; choose a number in between.")
+            check_range(name, getattr(self, name), 0.0, 1.0)
         if self.every < 1:
             raise BoxwrightError(f"every {self.every} is below 1; 1 takes all blocks, 2 every second.")
 
@@ -100,31 +98,32 @@ class RegionPrompt:
 
     def weights(self, site: AttentionSite) -> Tensor:
         """What each region, and last the background, is read by; [R + 1, N], the sum over them at most 1."""
-        alpha = torch.stack([self._opacity(site, number) for number in range(len(site.layout.regions))])
-        left = torch.ones_like(alpha[:1])
+        cover = self.covers(site)
+        left = torch.ones_like(cover[:1])
         if self.overlap == "order":
-            # What later regions let through: the product of 1 - alpha over those behind in the list.
-            through = torch.cat([torch.flip(torch.cumprod(torch.flip(1.0 - alpha, [0]), dim=0), [0]), left])
-            shares = alpha * through[1:]
+            # What later regions let through: the product of 1 - cover over those behind in the list.
+            through = torch.cat([torch.flip(torch.cumprod(torch.flip(1.0 - cover, [0]), dim=0), [0]), left])
+            shares = cover * through[1:]
             rest = through[:1]
         elif self.overlap == "occlude":
-            shares, rest = occluded(alpha, opacities(site.layout))
+            shares, rest = occluded(cover, opacities(site.layout))
         else:
-            total = alpha.sum(dim=0, keepdim=True)
-            shares = alpha / total.clamp_min(1.0)
+            total = cover.sum(dim=0, keepdim=True)
+            shares = cover / total.clamp_min(1.0)
             rest = (1.0 - total).clamp_min(0.0)
         active = self.window.contains(site.progress)
         background = rest * (self.strength if active else 0.0)
         return torch.cat([shares, background]) * (1.0 - self.base_ratio)
 
-    def _opacity(self, site: AttentionSite, number: int) -> Tensor:
+    def covers(self, site: AttentionSite) -> Tensor:
+        """`cover` of every region, [R, N] in 0..1."""
+        return torch.stack([self.cover(site, number) for number in range(len(site.layout.regions))])
+
+    def cover(self, site: AttentionSite, number: int) -> Tensor:
         """How much of each cell a region takes, [N] in 0..1: its coverage with feather, times its strength."""
         region = site.layout.regions[number]
         strength = self.strength * region.strength * window_of(region, self.window).contains(site.progress)
-        feather = feather_of(region, self.feather)
-        height, width = site.grid
-        reach = (feather * height / site.view.height, feather * width / site.view.width)
-        return (strength * feathered(covered(region, site), reach)).flatten()
+        return (strength * feathered(covered(region, site), feather_of(region, self.feather), site.view)).flatten()
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ class _Unhidden(RectifiedAttention):
     couple: RegionPrompt = RegionPrompt()
 
     def seen(self, site: AttentionSite) -> Tensor:
-        cover = torch.stack([self.couple._opacity(site, number) for number in range(len(site.layout.regions))])
-        return super().seen(site) * unhidden(cover, opacities(site.layout))
+        return super().seen(site) * transmittance(self.couple.covers(site), opacities(site.layout))
 
 
 def opacities(layout: Layout) -> Tensor:

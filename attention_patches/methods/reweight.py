@@ -7,7 +7,6 @@ here there is one picture, factors go from -5 to 10, may count in one region onl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,10 +51,7 @@ class Reweight:
     def _factors(self, layout: Layout) -> Tensor:
         factors = torch.ones(len(layout.prompt.tokens))
         for phrase, factor in self.weights:
-            if not (math.isfinite(factor) and LOWEST <= factor <= HIGHEST):
-                raise BoxwrightError(
-                    f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in between.'
-                )
+            check_factor(phrase, factor)
             if self.renormalize and factor < 0:
                 raise BoxwrightError(
                     f'The factor {factor:g} of "{phrase}" cannot be renormalized: probabilities are not negative. '
@@ -87,6 +83,14 @@ class Reweight:
             return probs * self._at(factors, site, probs.device)
 
         return scale
+
+
+def check_factor(phrase: str, factor: float) -> None:
+    """Raises BoxwrightError unless it is a number from LOWEST to HIGHEST."""
+    if not LOWEST <= factor <= HIGHEST:
+        raise BoxwrightError(
+            f'The factor {factor:g} of "{phrase}" is outside {LOWEST:g} to {HIGHEST:g}; choose one in between.'
+        )
 
 
 def _columns(layout: Layout, phrase: str) -> Tensor:

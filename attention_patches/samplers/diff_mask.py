@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.masks import MAX_RADIUS, blurred, closed, dilated, largest_patch, otsu_threshold, stretched
-from ..core.types import BoxwrightError
+from ..core.types import BoxwrightError, check_range
 
 MAX_DRAWS = 64
 
@@ -38,13 +38,13 @@ class DiffMask:
     keep_largest: bool = False
 
     def __post_init__(self) -> None:
-        _within("draws", self.draws, 1, MAX_DRAWS)
-        _within("noise_level", self.noise_level, 0.01, 0.99)
-        _within("clip", self.clip, 0.5, 1.0)
-        _within("blur", self.blur, 0.0, MAX_RADIUS / 4)
-        _within("threshold", self.threshold, 0.0, 1.0)
-        _within("close", self.close, 0, MAX_RADIUS)
-        _within("dilate", self.dilate, 0, MAX_RADIUS)
+        check_range("draws", self.draws, 1, MAX_DRAWS)
+        check_range("noise_level", self.noise_level, 0.01, 0.99)
+        check_range("clip", self.clip, 0.5, 1.0)
+        check_range("blur", self.blur, 0.0, MAX_RADIUS / 4)
+        check_range("threshold", self.threshold, 0.0, 1.0)
+        check_range("close", self.close, 0, MAX_RADIUS)
+        check_range("dilate", self.dilate, 0, MAX_RADIUS)
         if self.method not in ("fixed", "otsu"):
             raise BoxwrightError(f'The threshold method "{self.method}" does not exist; choose "fixed" or "otsu".')
 
@@ -66,8 +66,3 @@ class DiffMask:
         limits = [otsu_threshold(one) if self.method == "otsu" else self.threshold for one in heat]
         masks = closed((heat > heat.new_tensor(limits)[:, None, None]).float(), self.close)
         return dilated(largest_patch(masks) if self.keep_largest else masks, self.dilate)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise BoxwrightError(f"{name} is {value:g}; choose a value from {low:g} to {high:g}.")

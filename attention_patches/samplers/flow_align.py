@@ -19,7 +19,7 @@ from torch import Tensor
 from .flow_edit import check_draws
 from .noise import Callback, falling, report
 from .scene import Scene
-from .straight import Calls, Moment, Prompts, mean_of
+from .straight import Calls, PathTime, Prompts, mean_of
 
 PULL = 0.01  # share of the difference of the clean latents that is taken back in each step
 
@@ -34,6 +34,7 @@ class FlowAlign:
         check_draws(self.draws)
 
     def calls(self, steps: int) -> Calls:
+        """How often a run of so many steps asks each prompt."""
         return Calls(self.draws * steps, self.draws * steps)
 
     def sample(
@@ -47,7 +48,7 @@ class FlowAlign:
 
         `prompts.target` is guided away from the source: source + w (target - source).
         """
-        moments = [Moment.of(sigma, scene.levels) for sigma in falling(sigmas)]
+        moments = [PathTime.of(sigma, scene.levels) for sigma in falling(sigmas)]
         edit = scene.source
         for i, (now, then) in enumerate(zip(moments, moments[1:])):
             edit = edit + scene.mask * mean_of(self.draws, partial(_change, prompts, scene, edit, now, then))
@@ -55,7 +56,7 @@ class FlowAlign:
         return edit
 
 
-def _change(prompts: Prompts, scene: Scene, edit: Tensor, now: Moment, then: Moment) -> Tensor:
+def _change(prompts: Prompts, scene: Scene, edit: Tensor, now: PathTime, then: PathTime) -> Tensor:
     """What one draw of noise adds to the edit in the step."""
     q = now.on_path(scene.source, scene.draw(scene.source))
     p = q + (edit - scene.source)

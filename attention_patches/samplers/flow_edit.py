@@ -17,10 +17,10 @@ from functools import partial
 
 from torch import Tensor
 
-from ..core.types import BoxwrightError
+from ..core.types import BoxwrightError, check_range
 from .noise import Callback, falling, report
 from .scene import Scene
-from .straight import Calls, Moment, Prompts, mean_of
+from .straight import Calls, PathTime, Prompts, mean_of
 
 MAX_DRAWS = 64
 
@@ -38,6 +38,7 @@ class FlowEdit:
             raise BoxwrightError(f"finish is {self.finish:g}; choose a share of the steps, from 0 to 1.")
 
     def calls(self, steps: int) -> Calls:
+        """How often a run of so many steps asks each prompt."""
         last = self._last(steps)
         return Calls(self.draws * (steps - last), self.draws * (steps - last) + last)
 
@@ -56,7 +57,7 @@ class FlowEdit:
 
         With one guidance and one prompt for both, the picture comes back.
         """
-        moments = [Moment.of(sigma, scene.levels) for sigma in falling(sigmas)]
+        moments = [PathTime.of(sigma, scene.levels) for sigma in falling(sigmas)]
         steps = len(moments) - 1
         parting = steps - self._last(steps)
         picture = edit = scene.source
@@ -76,7 +77,7 @@ class FlowEdit:
         return x
 
 
-def _drift(prompts: Prompts, scene: Scene, edit: Tensor, now: Moment) -> Tensor:
+def _drift(prompts: Prompts, scene: Scene, edit: Tensor, now: PathTime) -> Tensor:
     """The velocity of the edit less that of the picture, with the same new noise in both."""
     shown = now.on_path(scene.source, scene.draw(scene.source))
     edited = shown + (edit - scene.source)
@@ -85,6 +86,5 @@ def _drift(prompts: Prompts, scene: Scene, edit: Tensor, now: Moment) -> Tensor:
 
 
 def check_draws(draws: int) -> None:
-    """Raises BoxwrightError."""
-    if not 1 <= draws <= MAX_DRAWS:
-        raise BoxwrightError(f"The number of draws is {draws}; choose 1 to {MAX_DRAWS}.")
+    """Raises BoxwrightError unless there are 1 to MAX_DRAWS."""
+    check_range("The number of draws", draws, 1, MAX_DRAWS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.types import BoxwrightError, StepWindow
+from ..core.types import StepWindow, check_range
 from .noise import Callback, Denoiser, ddpm_step, falling, noised, report
 from .scene import Scene
 
@@ -28,8 +28,7 @@ class ILVR:
     window: StepWindow = StepWindow(0.0, 0.8)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.factor <= MAX_FACTOR:
-            raise BoxwrightError(f"The factor is {self.factor}; choose 1 to {MAX_FACTOR}.")
+        check_range("The factor", self.factor, 1, MAX_FACTOR)
 
     def sample(
         self,

@@ -156,6 +156,7 @@ class Deviation:
 
     @property
     def flat(self) -> bool:
+        """Whether the latent has hardly any spread, so that a share of it says nothing."""
         return self.spread < FLAT
 
 

@@ -35,6 +35,7 @@ Levels = Callable[[float], Level]  # sigma -> Level
 
 
 def noised(clean: Tensor, level: Level, draw: Draw) -> Tensor:
+    """A clean latent [B, C, ...] with the noise of a level, drawn anew; same shape, device and dtype."""
     return clean * level.signal + draw(clean) * level.noise if level.noise else clean * level.signal
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.types import BoxwrightError, StepWindow
+from ..core.types import BoxwrightError, StepWindow, check_range
 
 MAX_STEPS = 5000
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, lie as evenly as any sequence does, wherever it stops
@@ -31,12 +31,10 @@ class PromptFit:
     towards: float = 0.0  # of the way back to the text: 0 = the fitted prompt, 1 = the text; Imagic: 0.6 to 0.8
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise BoxwrightError(f"steps is {self.steps}; choose 1 to {MAX_STEPS}.")
+        check_range("steps", self.steps, 1, MAX_STEPS)
         if not 0.0 < self.learning_rate <= 1.0:
             raise BoxwrightError(f"learning_rate is {self.learning_rate:g}; choose a number above 0, up to 1.")
-        if not 0.0 <= self.towards <= 2.0:
-            raise BoxwrightError(f"towards_text is {self.towards:g}; choose 0 to 2.")
+        check_range("towards_text", self.towards, 0.0, 2.0)
 
     def moments(self, seed: int) -> Iterator[float]:
         """Places in the schedule, one for each step, without end."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.grids import coverage, feathered
-from ..core.types import BoxwrightError, Region, counted, feather_of
+from ..core.types import BoxwrightError, Region, check_range, counted, feather_of
 
 ROUNDING = 1e-4  # of a strength in a mask that was resized, and of the schedule
 
@@ -30,8 +30,7 @@ class RegionStrength:
 
     def __post_init__(self) -> None:
         for name, value in (("background", self.background), ("feather", self.feather)):
-            if not 0.0 <= value <= 1.0:
-                raise BoxwrightError(f"{name} is {value:g}; choose 0 to 1.")
+            check_range(name, value, 0.0, 1.0)
 
     def map_of(self, regions: Sequence[Region], strengths: Sequence[float], size: tuple[int, int]) -> Tensor:
         """The strength of every cell of a grid (h, w), float32 [h, w]. Of regions that overlap, the later is on top.
@@ -45,10 +44,8 @@ class RegionStrength:
             )
         found = torch.full(size, self.background)
         for region, strength in zip(regions, strengths, strict=True):
-            if not 0.0 <= strength <= 1.0:
-                raise BoxwrightError(f'The strength of "{region.phrase}" is {strength:g}; choose 0 to 1.')
-            feather = feather_of(region, self.feather)
-            share = feathered(coverage(region.area, size), (feather * size[0], feather * size[1]))
+            check_range(f'The strength of "{region.phrase}"', strength, 0.0, 1.0)
+            share = feathered(coverage(region.area, size), feather_of(region, self.feather))
             found = torch.lerp(found, torch.full(size, float(strength)), share)
         return found
 

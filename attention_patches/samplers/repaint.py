@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.types import BoxwrightError
+from ..core.types import check_range
 from .noise import Callback, Denoiser, ddpm_step, falling, noised, renoised, report
 from .scene import Scene
 
@@ -28,10 +28,8 @@ class RePaint:
     repeats: int = 10  # times each stretch of `jump` levels is walked; 1 = plain replacement of the known part
 
     def __post_init__(self) -> None:
-        if not 1 <= self.jump <= MAX_JUMP:
-            raise BoxwrightError(f"The jump length is {self.jump}; choose 1 to {MAX_JUMP} steps.")
-        if not 1 <= self.repeats <= MAX_REPEATS:
-            raise BoxwrightError(f"The number of repeats is {self.repeats}; choose 1 to {MAX_REPEATS}.")
+        check_range("The jump length", self.jump, 1, MAX_JUMP)
+        check_range("The number of repeats", self.repeats, 1, MAX_REPEATS)
 
     def walk(self, steps: int) -> list[int]:
         """The noise levels visited after the first, as indices into a schedule of `steps` steps (0 = the noisiest).

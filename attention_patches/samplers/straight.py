@@ -28,7 +28,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Moment:
+class PathTime:
     """One noise level as a time on the straight path."""
 
     sigma: float  # of the host
@@ -36,7 +36,8 @@ class Moment:
     scale: float  # the host's latent is that of the path times this
 
     @classmethod
-    def of(cls, sigma: float, levels: Levels) -> Moment:
+    def of(cls, sigma: float, levels: Levels) -> PathTime:
+        """The time of a noise level of the host."""
         level: Level = levels(sigma)
         scale = level.signal + level.noise
         return cls(sigma, level.noise / scale, scale)

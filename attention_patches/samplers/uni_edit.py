@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.masks import stretched
-from ..core.types import BoxwrightError
+from ..core.types import check_range
 from .inversion import Trajectory, empty_states
 from .noise import Callback, Denoiser, falling, report
 from .scene import Scene
@@ -34,10 +34,10 @@ class UniEdit:
     omega: float = 5.0  # how much further than the mixed velocity; 0 = that alone
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.omega <= MAX_OMEGA:
-            raise BoxwrightError(f"The guidance of Uni-Edit is {self.omega:g}; choose 0 to {MAX_OMEGA:g}.")
+        check_range("The guidance of Uni-Edit", self.omega, 0.0, MAX_OMEGA)
 
     def calls(self, steps: int) -> Calls:
+        """How often a run of so many steps asks each prompt."""
         return Calls(2 * steps + 1, steps)
 
     def sample(

@@ -87,12 +87,14 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
 
 
 def one_of(value: Any, name: str, options: Sequence[str]) -> str:
+    """The value if it is one of the options. Raises BoxwrightError, which lists them."""
     if value not in options:
         raise BoxwrightError(f"{name} is {shown(value)}; choose one of {', '.join(options)}.")
     return value
 
 
 def text(value: Any, name: str) -> str:
+    """The value if it is text. Raises BoxwrightError."""
     if not isinstance(value, str):
         raise BoxwrightError(f"{name} must be text; it is {shown(value)}. Look at the node that is wired to it.")
     return value
@@ -141,6 +143,7 @@ def latent(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def check_size(width: float, height: float, where: str) -> None:
+    """Raises BoxwrightError unless both sides, in any unit, are above 0."""
     for name, value in (("width", width), ("height", height)):
         if value <= 0.0:
             raise BoxwrightError(f"{where}: {name} {value:g} must be above 0. Give the box a size.")
@@ -160,6 +163,7 @@ def clipped_box(x: float, y: float, width: float, height: float, where: str) -> 
 
 
 def check_count(count: int, holds: str) -> None:
+    """Raises BoxwrightError above MAX_REGIONS; `holds`: the beginning of its sentence, "elements holds"."""
     if count > MAX_REGIONS:
         raise BoxwrightError(f"{holds} {counted(count, 'region')}; at most {MAX_REGIONS} are allowed. Remove some.")
 

@@ -18,7 +18,7 @@ from comfy_execution.graph_utils import is_link
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from ...attention_patches.methods.recorder import AttentionRecord, Place, Records
+from ...attention_patches.methods.recorder import AttentionRecord, GraphPlace, Records
 
 # Types of links that carry no picture, so that a picture is not found where it only led to a mask or a prompt of
 # another. Types unknown here (pipes of other packs) may carry one.
@@ -38,12 +38,12 @@ def record_of(records: Records, pictures: str) -> AttentionRecord:
     return records.of(set(map(graph.name, before)), graph.index, set(map(graph.name, mixed)))
 
 
-def place() -> Place | None:
+def place() -> GraphPlace | None:
     """Where in the graph the host is; None where no host is working through one."""
     graph = _Graph.at_work()
     if graph is None:
         return None
-    return Place(
+    return GraphPlace(
         graph.name(graph.node),
         frozenset(map(graph.name, graph.around(graph.node))),
         frozenset(map(graph.name, graph.before(graph.node) | graph.before_around(graph.node))),

@@ -1,4 +1,4 @@
-"""What the editing nodes share: inputs, pictures in and out of the VAE, reports."""
+"""What the editing nodes share: pictures in and out of the VAE, masks, reports. Their inputs: editing_inputs.py."""
 
 from __future__ import annotations
 
@@ -14,41 +14,7 @@ from ...attention_patches.samplers.diff_edit import pasted
 from ...attention_patches.samplers.drawn import nothing_drawn
 from .checks import rgb
 
-Trajectory = io.Custom("BOXWRIGHT_TRAJECTORY")  # attention_patches.samplers.inversion.Trajectory
 CELL = 8  # pixels, where the model does not say
-
-
-def prompt_inputs() -> list[io.Input]:
-    """`source` and `target`."""
-    return [
-        io.Conditioning.Input(
-            "source", tooltip="What the picture shows, in the words of the target prompt wherever nothing changes."
-        ),
-        io.Conditioning.Input("target", tooltip="What it shall show: the source prompt with the edit written in."),
-    ]
-
-
-def source_inputs() -> list[io.Input]:
-    """`latent`, `image` and `vae`, which `one_source` reads."""
-    return [
-        io.Latent.Input("latent", optional=True, tooltip="The picture, encoded. Wire this or image and vae."),
-        io.Image.Input("image", optional=True, tooltip="The picture. Needs vae."),
-        io.Vae.Input("vae", optional=True, tooltip="Encodes image. Not needed with latent."),
-    ]
-
-
-def scheduler_input(schedulers: list[str]) -> io.Input:
-    return io.Combo.Input(
-        "scheduler", options=schedulers, default="normal", tooltip="The noise levels to step through."
-    )
-
-
-def mask_input(tooltip: str) -> io.Input:
-    return io.Mask.Input("mask", optional=True, tooltip=tooltip)
-
-
-def seed_input(tooltip: str) -> io.Input:
-    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
 def one_mask(mask: Tensor) -> Tensor:
@@ -140,38 +106,15 @@ def fitted(mask: Tensor, pictures: Tensor) -> Tensor:
     return masks.float().to(pictures.device).expand(pictures.shape[0], -1, -1)
 
 
-def paste_inputs() -> list[io.Input]:
-    """`paste` and `feather`."""
-    return [
-        io.Boolean.Input(
-            "paste",
-            default=True,
-            tooltip="On = outside the mask the picture's own pixels are put back. Off = they went through the VAE.",
-        ),
-        io.Int.Input(
-            "feather",
-            default=4,
-            min=0,
-            max=64,
-            tooltip="Pixels of soft transition when pasting, inside the mask: 0 = a hard edge.",
-        ),
-    ]
-
-
-def edited_outputs(mask: str) -> list[io.Output]:
-    """What `edited_output` gives; `mask` is the tooltip of the mask."""
-    return [
-        io.Image.Output("image", tooltip="The edited picture."),
-        io.Mask.Output("mask", tooltip=mask),
-        io.Latent.Output("latent", tooltip="The edited latent, nothing pasted."),
-        io.String.Output("report", tooltip="What the mask covers and what the edit cost."),
-    ]
-
-
 def edited_output(
-    vae: Any, latent: Tensor, image: Tensor, area: Tensor | None, spent: list[tuple[str, int]], feather: int | None,
+    vae: Any,
+    latent: Tensor,
+    image: Tensor,
+    area: Tensor | None,
+    spent: list[tuple[str, int]],
+    feather: int | None,
     more: str = "",
-) -> io.NodeOutput:  # fmt: skip
+) -> io.NodeOutput:
     """The outputs of an edit of `image` [B, H, W, C] that ended in `latent`, which could change in `area` (None = all).
 
     `spent`: (what for, model evaluations). `feather`: pixels of transition to the picture's own; None = not pasted.
@@ -207,6 +150,15 @@ def covered_cells(mask: Tensor, image: Tensor, samples: Tensor, cell: int) -> Te
     area = unframed(mask, tuple(image.shape[1:3]), height, width)
     on_latent(area, samples.shape)  # refused now, not when the model has worked
     return area
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises BoxwrightError for an edit that would look for its mask and find nothing."""
+    if threshold >= 1.0:
+        raise BoxwrightError(
+            f"threshold is {threshold:g}: the mask is where the heat is above it, which is 1 at most, so that nothing "
+            "would change. Choose less, or wire a mask."
+        )
 
 
 def cost(evaluations: int, pictures: int) -> str:

@@ -31,7 +31,7 @@ class Tile:
     maps: Tensor  # float32 [B, h, w], any range
 
 
-def heat_colours(values: Tensor) -> Tensor:
+def heat_colors(values: Tensor) -> Tensor:
     """[..., h, w] in [0, 1] -> RGB [..., h, w, 3] in [0, 1]."""
     scale = torch.tensor(HEAT, dtype=torch.float32) / 255.0
     place = values.clamp(0.0, 1.0) * (len(HEAT) - 1)
@@ -41,7 +41,7 @@ def heat_colours(values: Tensor) -> Tensor:
 
 def overlaid(pictures: Tensor, maps: Tensor, opacity: float) -> Tensor:
     """Maps [B, h, w], each stretched to its own range, in colours over the pictures [B, H, W, 3]."""
-    heat = heat_colours(stretched(resized(maps, tuple(pictures.shape[1:3]))).clamp(0.0, 1.0))
+    heat = heat_colors(stretched(resized(maps, tuple(pictures.shape[1:3]))).clamp(0.0, 1.0))
     return torch.lerp(pictures, heat, opacity)
 
 

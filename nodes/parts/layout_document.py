@@ -19,7 +19,7 @@ GRID = 1000
 OVERHANG = 0.02  # of a layer over the edge of the picture: its numbers are rounded, and models write them
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 MAX_TEXT_FIELD = 20_000  # characters of a prompt, background or style
-PICTURE_COLOURS = 16  # in a palette, at most
+PICTURE_COLORS = 16  # in a palette, at most
 LETTERING = re.compile(r'(?s)(.*\S) reading "(.*)"')
 
 # Keys of Region.extra that a prompt may hold.
@@ -80,6 +80,7 @@ def on_the_grid(left: float, top: float, right: float, bottom: float) -> Box:
 
 
 def to_bbox(box: Box) -> list[int]:
+    """[top, left, bottom, right] in thousandths of the picture, as `from_bbox` reads it."""
     left, top, right, bottom = thousandths(box)
     return [top, left, bottom, right]
 
@@ -103,6 +104,7 @@ def from_bbox(value: Any, where: str) -> Box:
 
 
 def compact(data: Any) -> str:
+    """JSON without white space; NaN and infinities raise ValueError."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -121,22 +123,24 @@ def without_lettering(phrase: str) -> tuple[str, dict[str, Any]]:
 
 
 def palette_of(region: Region, limit: int) -> list[str]:
+    """The region's colours, #RRGGBB in capitals. Raises BoxwrightError for others, or more than `limit`."""
     return checked_palette(region.extra.get("palette") or [], limit, f'The palette of "{shortened(region.phrase, 40)}"')
 
 
 def checked_palette(value: Any, limit: int, where: str) -> list[str]:
     """Colours #RRGGBB in capitals, at most `limit`."""
-    colours = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(colours, (list, tuple)) or any(
-        not isinstance(each, str) or not HEX.fullmatch(each) for each in colours
+    colors = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(colors, (list, tuple)) or any(
+        not isinstance(each, str) or not HEX.fullmatch(each) for each in colors
     ):
         raise BoxwrightError(f'{where} must be colours like "#E69F00"; it is {shown(value)}.')
-    if len(colours) > limit:
-        raise BoxwrightError(f"{where} has {len(colours)} colours; at most {limit} are allowed. Remove some.")
-    return [each.upper() for each in colours]
+    if len(colors) > limit:
+        raise BoxwrightError(f"{where} has {len(colors)} colours; at most {limit} are allowed. Remove some.")
+    return [each.upper() for each in colors]
 
 
 def checked_text(value: Any, where: str) -> str:
+    """The text without the space around it. Raises BoxwrightError for other values, and above MAX_TEXT_FIELD."""
     if not isinstance(value, str):
         raise BoxwrightError(f"{where} must be text; it is {shown(value)}.")
     if len(value) > MAX_TEXT_FIELD:
@@ -147,10 +151,12 @@ def checked_text(value: Any, where: str) -> str:
 
 
 def checked_style(value: Any, key: str) -> Any:
+    """The value of a key of the style; a palette is checked where it is written."""
     return value if key == "color_palette" else checked_text(value or "", key)
 
 
 def check_keys(entry: Any, required: Sequence[str], allowed: Sequence[str] | None, where: str) -> None:
+    """Raises BoxwrightError unless it is an object with the required keys, and no other than `allowed` (None = any)."""
     if not isinstance(entry, dict):
         raise BoxwrightError(f"{where} must be an object; it is {shown(entry)}.")
     missing = [key for key in required if key not in entry]
@@ -162,6 +168,7 @@ def check_keys(entry: Any, required: Sequence[str], allowed: Sequence[str] | Non
 
 
 def foreign_keys(data: dict[str, Any], known: Sequence[str], where: str) -> list[str]:
+    """A note on the keys that are not among the known ones; none where there are none."""
     foreign = [str(key) for key in data if key not in known]
     inside = f" of {where}" if where else ""
     return [f"Left out: {shortened(', '.join(foreign), 80)}{inside}."] if foreign else []

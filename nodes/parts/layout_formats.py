@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...attention_patches.core.regions import OPTIONS
 from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, counted, shortened, shown
 from .layout_document import MAX_TEXT_FIELD, PROMPT_KEYS, Document, Places, checked_style
@@ -20,12 +21,17 @@ FORMATS = {form.name: form for form in (FLUX3, IDEOGRAM, MING)}
 
 NAMED = re.compile(r'"id"\s{0,9}:\s{0,9}"[a-z][a-z0-9]{0,60}_[0-9]')  # an id of FLUX.3; detectors count
 
-# Keys that change how a method draws. No prompt has a place for them.
-METHOD_KEYS = {
-    **{"strength": 1.0, "negative": "", "start": 0.0, "end": 1.0, "feather": 0.0},
-    **{"start_frame": 0, "end_frame": None, "opacity": 1.0, "lora": ""},
-}
 EDITOR_KEYS = ("enabled", "locked", "hidden", "color")  # of no concern to a model
+WITH_OTHERS = ("lora_strength",)  # nothing by themselves
+# Values that say as much as none, where None leaves a choice to the method.
+NEUTRAL = {"start": 0.0, "end": 1.0, "feather": 0.0, "start_frame": 0}
+# Fields of a region that change how a method draws, and what they are where they change nothing. No prompt has a place
+# for them.
+METHOD_KEYS = {"strength": Region.strength} | {
+    option.name: NEUTRAL.get(option.name, option.default)
+    for option in OPTIONS
+    if option.name not in (*EDITOR_KEYS, *WITH_OTHERS)
+}
 
 
 def written(

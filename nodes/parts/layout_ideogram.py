@@ -8,7 +8,7 @@ from typing import Any
 from ...attention_patches.core.types import BoxwrightError, Region
 from .checks import check_count, checked_phrase, shortened, shown
 from .layout_document import (
-    PICTURE_COLOURS,
+    PICTURE_COLORS,
     Document,
     Format,
     check_keys,
@@ -24,7 +24,7 @@ from .layout_document import (
 from .regions_json import load_json
 
 STYLE_KEYS = ("aesthetics", "lighting", "photo", "medium", "art_style", "color_palette")
-ELEMENT_COLOURS = 5  # in the palette of an element, at most
+ELEMENT_COLORS = 5  # in the palette of an element, at most
 
 
 def _write_ideogram(document: Document, size: tuple[int, int] | None) -> str:
@@ -46,7 +46,7 @@ def _ideogram_style(style: Mapping[str, Any]) -> dict[str, Any]:
     if "photo" in given and "art_style" in given:
         raise BoxwrightError("The style has both photo and art_style; Ideogram 4 takes one of them. Remove one.")
     if "color_palette" in given:
-        given["color_palette"] = checked_palette(given["color_palette"], PICTURE_COLOURS, "color_palette of the style")
+        given["color_palette"] = checked_palette(given["color_palette"], PICTURE_COLORS, "color_palette of the style")
     return {key: given[key] for key in STYLE_KEYS if key in given}
 
 
@@ -56,7 +56,7 @@ def _ideogram_element(region: Region) -> dict[str, Any]:
     if text:
         element["text"] = checked_text(text, f'The text of "{shortened(region.phrase, 40)}"')
     element["desc"] = region.phrase
-    palette = palette_of(region, ELEMENT_COLOURS)
+    palette = palette_of(region, ELEMENT_COLORS)
     if palette:
         element["color_palette"] = palette
     return element
@@ -92,7 +92,7 @@ def _read_ideogram(text: str) -> Document:
         if element.get("text"):
             extra["text"] = checked_text(element["text"], f"{where}: text")
         if element.get("color_palette"):
-            extra["palette"] = checked_palette(element["color_palette"], ELEMENT_COLOURS, f"{where}: color_palette")
+            extra["palette"] = checked_palette(element["color_palette"], ELEMENT_COLORS, f"{where}: color_palette")
         box = from_bbox(element["bbox"], f"{where}: bbox")
         regions.append(Region(checked_phrase(phrase, f"{where}: desc"), box, extra=extra))
     return Document(

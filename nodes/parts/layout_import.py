@@ -1,6 +1,7 @@
-"""Boxes from a text of any origin. The editor (web/editor/model/json.js) reads the same: tests/golden/layouts.json.
+"""Boxes from a text of any origin.
 
-What is understood is said (Imported.how), and what cannot be told is refused with the words that would tell it.
+The editor (web/editor/model/layout_import.js) reads the same; tests/golden/layouts.json holds both to it. What is
+understood is said (Imported.how), and what cannot be told is refused with the words that would tell it.
 
 The order of four numbers is known from their keys (x1 ... y2, startX ..., xywh, box_2d ...) or from the file (COCO,
 Ideogram 4, FLUX.3, Ming-Image). Four bare numbers are [x1, y1, x2, y2] or [x, y, width, height], whichever puts all

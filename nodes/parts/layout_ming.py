@@ -12,7 +12,7 @@ from .checks import check_count, checked_phrase, shortened, shown
 from .layout_document import (
     GRID,
     OVERHANG,
-    PICTURE_COLOURS,
+    PICTURE_COLORS,
     Document,
     Format,
     check_keys,
@@ -46,13 +46,13 @@ def _write_ming(document: Document, size: tuple[int, int] | None) -> str:
     layers = [_ming_layer(behind, Box(0.0, 0.0, 1.0, 1.0), BEHIND, [])] if behind else []
     for region in document.regions:
         relation = checked_text(region.extra.get("relation") or IN_FRONT, "relation")
-        colours = palette_of(region, PICTURE_COLOURS)
-        layers.append(_ming_layer(with_lettering(region), region.area, relation, colours))
+        colors = palette_of(region, PICTURE_COLORS)
+        layers.append(_ming_layer(with_lettering(region), region.area, relation, colors))
     settings = {key: checked_text(style.get(key, ""), key) for key in CANVAS_KEYS}
     return json.dumps({"canvas_settings": settings, "layers": layers}, ensure_ascii=False, indent=2)
 
 
-def _ming_layer(description: str, box: Box, relation: str, colours: list[str]) -> dict[str, Any]:
+def _ming_layer(description: str, box: Box, relation: str, colors: list[str]) -> dict[str, Any]:
     left, top, right, bottom = thousandths(box)
     # Three digits, as the model saw them. Where the middle lies between two thousandths the lower one is written;
     # an odd width says so, and ming_box finds the box again.
@@ -62,7 +62,7 @@ def _ming_layer(description: str, box: Box, relation: str, colours: list[str]) -
         "description": description,
         "coordinates": coordinates,
         "hierarchy_and_relation": relation,
-        "color_specs": colours,
+        "color_specs": colors,
     }
 
 
@@ -116,17 +116,17 @@ def _read_ming(text: str) -> Document:
         notes += foreign_keys(layer, ("description", "coordinates", "hierarchy_and_relation", "color_specs"), where)
         box = ming_box(layer["coordinates"], where)
         description = checked_phrase(layer["description"], f"{where}: description")
-        colours = checked_palette(layer.get("color_specs") or [], PICTURE_COLOURS, f"{where}: color_specs")
+        colors = checked_palette(layer.get("color_specs") or [], PICTURE_COLORS, f"{where}: color_specs")
         written_as_region = layer.get("hierarchy_and_relation") == IN_FRONT
-        if number == 1 and box == Box(0.0, 0.0, 1.0, 1.0) and not colours and not written_as_region:
+        if number == 1 and box == Box(0.0, 0.0, 1.0, 1.0) and not colors and not written_as_region:
             background = description
             continue
         phrase, extra = without_lettering(description)
         relation = checked_text(layer.get("hierarchy_and_relation") or "", f"{where}: hierarchy_and_relation")
         if relation and relation != IN_FRONT:
             extra["relation"] = relation
-        if colours:
-            extra["palette"] = colours
+        if colors:
+            extra["palette"] = colors
         regions.append(Region(phrase, box, extra=extra))
     style = {key: checked_text(settings[key], key) for key in CANVAS_KEYS if settings.get(key)}
     return Document(tuple(regions), background=background, style=style, notes=tuple(notes))

@@ -16,6 +16,7 @@ from ...attention_patches.core.types import Box, BoxwrightError, Region
 from .checks import check_count, check_size, checked_phrase, clipped_box, shortened
 from .layout_document import OVERHANG, Document, Places
 
+TEMPLATE = "template"  # what nodes call this way to write a layout, among the models' own
 MAX_TEMPLATE = 20_000  # characters
 MAX_LINES = 200  # of the template
 EXAMPLE = "{prompt}\n{phrase}: [{x1}, {y1}, {x2}, {y2}]"

@@ -32,4 +32,5 @@ def loss_output() -> io.Output:
 
 
 def summed(loss: Any, weight: float, more: Any) -> WeightedSum:
+    """The loss times its weight, and `more` if something is wired there."""
     return added(loss, weight, () if more is None else (more,))

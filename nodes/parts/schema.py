@@ -15,6 +15,9 @@ CATEGORY = "Boxwright"
 Regions = io.Custom("BOXWRIGHT_REGIONS")  # tuple[Region, ...]
 Layout = io.Custom("BOXWRIGHT_LAYOUT")  # attention_patches.core.types.Layout
 Record = io.Custom("BOXWRIGHT_RECORD")  # attention_patches.methods.recorder.Records
+# The host's own classes for these two exist only in recent versions; the type names are all that matters on a wire.
+BoundingBoxes = io.Custom("BOUNDING_BOX")
+Elements = io.Custom("ARRAY")
 
 
 def model_input() -> io.Input:
@@ -91,6 +94,10 @@ def window_inputs(window: StepWindow) -> list[io.Input]:
             "noisier half. Must lie above start.",
         ),
     ]
+
+
+def seed_input(tooltip: str) -> io.Input:
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
 def feather_input(default: float) -> io.Input:

@@ -82,6 +82,16 @@ def box(phrase, x, y, width, height, **more):
     return {"phrase": phrase, "x": x, "y": y, "width": width, "height": height, **more}
 
 
+NEAR = 0.006  # of the image: about two pixels of the screen
+ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
+TWO = box("blue star", 0.6, 0.55, 0.3, 0.3)
+
+
+def near(values, off=NEAR):
+    """Numbers that places read back from a drawing may be."""
+    return pytest.approx(values, abs=off)
+
+
 class Bench:
     """A page with the editor, as a person has it. Places on the canvas are fractions of the image."""
 

@@ -76,6 +76,25 @@ def layout():
     return tiny_models.layout()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models so small that threads only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """The name of a tokenizer -> a PromptReader of it; each is built once."""
+    import tiny_encoders
+
+    return tiny_encoders.readers()
+
+
 # Not for the session: while Playwright runs, asyncio.run() of other tests is refused.
 @pytest.fixture(scope="module")
 def chromium():
@@ -99,3 +118,10 @@ def bench(request, chromium):
     server = request.getfixturevalue("server" if version == "pinned" else "newest_server")
     with open_bench(chromium, server.url, renderer == "nodes2") as bench:
         yield bench
+
+
+@pytest.fixture
+def no_errors(bench):
+    """No test may leave an error in the page."""
+    yield
+    assert bench.errors == []

@@ -25,9 +25,18 @@ def pictures(family, batch=1, size=(8, 12)):
 def sample(model, family, sampler, sigmas, latent, noise=None, cfg=3.0, seed=5, positive=1, **kw):
     noise = torch.zeros_like(latent) if noise is None else noise
     return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, prompt(family, positive), prompt(family, 2), latent, disable_pbar=True,
-        seed=seed, **kw,
-    )  # fmt: skip
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        prompt(family, positive),
+        prompt(family, 2),
+        latent,
+        disable_pbar=True,
+        seed=seed,
+        **kw,
+    )
 
 
 def left_mask(size=(8, 12)):

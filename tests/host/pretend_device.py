@@ -60,9 +60,14 @@ class OnDevice(torch.Tensor):
     @staticmethod
     def __new__(cls, data):
         tensor = torch.Tensor._make_wrapper_subclass(
-            cls, data.size(), strides=data.stride(), storage_offset=data.storage_offset(), dtype=data.dtype,
-            layout=data.layout, device=DEVICE,
-        )  # fmt: skip
+            cls,
+            data.size(),
+            strides=data.stride(),
+            storage_offset=data.storage_offset(),
+            dtype=data.dtype,
+            layout=data.layout,
+            device=DEVICE,
+        )
         tensor.data_here = data
         return tensor
 

@@ -41,9 +41,14 @@ SIDES = (64, 64, 64, 72, 96)
 SLOW = ("dpm_adaptive",)  # takes as many steps as it likes
 # Outputs that are drawn for the eye, and large.
 REPORTS = (
-    "BoxwrightArrangeNoise", "BoxwrightDiffMask", "BoxwrightRegionsPreview", "BoxwrightPromptFit", "BoxwrightBoxEditor",
-    "BoxwrightAttentionHeatmap", "BoxwrightFindWord",
-)  # fmt: skip
+    "BoxwrightArrangeNoise",
+    "BoxwrightDiffMask",
+    "BoxwrightRegionsPreview",
+    "BoxwrightPromptFit",
+    "BoxwrightBoxEditor",
+    "BoxwrightAttentionHeatmap",
+    "BoxwrightFindWord",
+)
 LORA = "robust.safetensors"  # what the folder of LoRAs is to hold
 # How often an optional input is wired, where that is not as often as any.
 LIKELY = {"bounding_boxes": 0.02, "elements": 0.02, "masks": 0.04, "boxes": 0.04, "frame": 0.03, "mask": 0.5}
@@ -58,8 +63,12 @@ HOST = (
     "RepeatLatentBatch", "FreeU_V2", "PerturbedAttentionGuidance", "SelfAttentionGuidance", "HyperTile",
     "TomePatchModel", "EasyCache", "RescaleCFG", "DifferentialDiffusion",
 )  # fmt: skip
-PRIMITIVES = {"INT": "PrimitiveInt", "FLOAT": "PrimitiveFloat", "STRING": "PrimitiveStringMultiline",
-              "BOOLEAN": "PrimitiveBoolean"}  # fmt: skip
+PRIMITIVES = {
+    "INT": "PrimitiveInt",
+    "FLOAT": "PrimitiveFloat",
+    "STRING": "PrimitiveStringMultiline",
+    "BOOLEAN": "PrimitiveBoolean",
+}
 # type -> (node, output) where nothing more is to be built
 PLAIN = {
     "MODEL": ("RobustToy", 0), "CLIP": ("RobustToy", 1), "VAE": ("RobustToy", 2), "CLIP_VISION": ("RobustVision", 0),
@@ -278,8 +287,15 @@ class Graph:
         if own == "regions_json":
             return self.regions() if kind == "BoxwrightRegions" or self.random.random() < 0.8 else ""
         if kind == "BoxwrightPromptToRegions" and own == "text":
-            return self.random.choice(["", self.regions(), self.prompt, "red circle: [10, 20, 300, 400]",
-                                       'Bounding boxes: [{"label": "star", "bbox": [1, 2, 3, 4]}]'])  # fmt: skip
+            return self.random.choice(
+                [
+                    "",
+                    self.regions(),
+                    self.prompt,
+                    "red circle: [10, 20, 300, 400]",
+                    'Bounding boxes: [{"label": "star", "bbox": [1, 2, 3, 4]}]',
+                ]
+            )
         if own == "negative_prompt" or (kind == "CLIPTextEncode" and self.random.random() < 0.3):
             return self.random.choice(["", "a moon", "red circle"])
         return self.random.choice(TEXTS[own]) if own in TEXTS else self.prompt

@@ -199,9 +199,17 @@ def test_a_run_inside_a_run_is_left_alone_and_says_so(models, layout):
     positive = tiny.conditioning("sd15", layout.prompt, layout.key)
     noise = tiny.latent("sd15")
     comfy.sample.sample_custom(
-        patched, noise, 1.0, comfy.samplers.KSAMPLER(outer), sigmas, positive, positive, torch.zeros_like(noise),
-        disable_pbar=True, seed=1,
-    )  # fmt: skip
+        patched,
+        noise,
+        1.0,
+        comfy.samplers.KSAMPLER(outer),
+        sigmas,
+        positive,
+        positive,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=1,
+    )
     assert len(lines) == 2 and lines[0].startswith("1 evaluation") and "part of another" in lines[1]
     assert torch.equal(inner_starts[1], tiny.latent("sd15", seed=11)) and not torch.equal(inner_starts[0], noise)
 
@@ -213,10 +221,19 @@ def test_of_a_picture_the_added_noise_is_arranged(models, layout):
     starts = []
     for picture in (torch.zeros_like(noise), 3.0 * tiny.latent("sd15", seed=8)):
         comfy.sample.sample(
-            watched(model, starts, []), noise, 4, 4.0, "euler", "simple",
-            tiny.conditioning("sd15", layout.prompt, layout.key), tiny.conditioning("sd15", tiny.text(seed=2), seed=6),
-            picture, denoise=0.8, disable_pbar=True, seed=1,
-        )  # fmt: skip
+            watched(model, starts, []),
+            noise,
+            4,
+            4.0,
+            "euler",
+            "simple",
+            tiny.conditioning("sd15", layout.prompt, layout.key),
+            tiny.conditioning("sd15", tiny.text(seed=2), seed=6),
+            picture,
+            denoise=0.8,
+            disable_pbar=True,
+            seed=1,
+        )
     assert same_values(starts[0], noise) and same_values(starts[1], noise)
     assert not torch.equal(starts[0], starts[1])
 

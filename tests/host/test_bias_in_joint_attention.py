@@ -43,7 +43,7 @@ def run(family, method, areas):
 
 @pytest.fixture
 def as_if_large(monkeypatch):
-    monkeypatch.setattr(attend, "SORTED_FROM", 0)
+    monkeypatch.setattr(attend, "GROUPED_FROM", 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,7 +58,7 @@ def test_confined_words_take_no_mask_of_tokens_by_tokens(family, as_if_large):
 def test_a_single_token_may_differ_from_all_others(monkeypatch):
     found = []
     for least in (0, 2**40):
-        monkeypatch.setattr(attend, "SORTED_FROM", least)
+        monkeypatch.setattr(attend, "GROUPED_FROM", least)
         found.append(run("flux", PUBLISHED, (ONE_CELL,)))
     torch.testing.assert_close(*found, rtol=0, atol=2e-4 * float(found[1].abs().max()))
     assert not torch.equal(found[0], run("flux", PUBLISHED, (Box(0.0, 0.0, 0.5, 0.5),)))
@@ -84,6 +84,6 @@ def test_a_region_of_a_single_token_is_nearly_that_of_one_and_a_hint_of_another(
 def test_a_row_for_those_alike_is_the_mask(family, feather, monkeypatch):
     found = []
     for least in (0, 2**40):
-        monkeypatch.setattr(attend, "SORTED_FROM", least)
+        monkeypatch.setattr(attend, "GROUPED_FROM", least)
         found.append(run(family, replace(PUBLISHED, feather=feather), HALVES))
     torch.testing.assert_close(*found, rtol=0, atol=2e-4 * float(found[1].abs().max()))

@@ -3,10 +3,8 @@
 import re
 
 import pytest
-from browser import box, editor_node
+from browser import ONE, TWO, box, editor_node
 
-ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
-TWO = box("blue star", 0.6, 0.55, 0.3, 0.3)
 CONTROLS = {
     "button",
     "textbox",
@@ -60,13 +58,7 @@ CONTRAST = r"""() => {
         return [[(high + 0.05) / (low + 0.05), isIcon, `${each.parentElement.className}: ${each.tagName} ${text}`]];
     });
 }"""
-
-
-@pytest.fixture(autouse=True)
-def no_errors(bench):
-    """No test may leave an error in the page."""
-    yield
-    assert bench.errors == []
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 def nameless(bench):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import box, editor_node, open_bench, run
+from browser import ONE, editor_node, open_bench, run
 from PIL import Image
 from toyworld import scorer
 from wb_demo import load_workflow
@@ -16,7 +16,6 @@ from wb_templates import for_toy, template
 
 ROOT = Path(__file__).resolve().parents[2]
 NEAR = 0.008
-ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
 
 
 @pytest.fixture(scope="module", params=["classic", "nodes2"])

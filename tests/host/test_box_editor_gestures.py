@@ -6,22 +6,9 @@ Each test reads back what the workflow keeps. Places are fractions of the image.
 import json
 
 import pytest
-from browser import box, editor_node
+from browser import ONE, TWO, box, editor_node, near
 
-NEAR = 0.006  # of the image: about two pixels of the screen
-ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
-TWO = box("blue star", 0.6, 0.55, 0.3, 0.3)
-
-
-def near(rect):
-    return pytest.approx(rect, abs=NEAR)
-
-
-@pytest.fixture(autouse=True)
-def no_errors(bench):
-    """No test may leave an error in the page."""
-    yield
-    assert bench.errors == []
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 # Drawing

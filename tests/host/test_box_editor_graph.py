@@ -4,26 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import box, editor_node, run
+from browser import NEAR, ONE, TWO, editor_node, near, run
 from test_box_editor_page import node, pixel
 from wb_templates import LORAS
 
 ROOT = Path(__file__).resolve().parents[2]
-NEAR = 0.006
 TO_CHOOSE = tuple(f"the LoRA {name} is not on this server." for name in LORAS.values())
-ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
-TWO = box("blue star", 0.6, 0.55, 0.3, 0.3)
-
-
-def near(rect):
-    return pytest.approx(rect, abs=NEAR)
-
-
-@pytest.fixture(autouse=True)
-def no_errors(bench):
-    """No test may leave an error in the page."""
-    yield
-    assert bench.errors == []
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 def sender(kind, number, value, output, pos=(900, 60)):

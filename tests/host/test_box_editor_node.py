@@ -58,11 +58,15 @@ def test_size_and_latent_are_those_of_the_picture():
     assert (size_of(args[0]), prompt_of(args[0])) == ((136, 64), "a card")
 
 
-@pytest.mark.parametrize("latent_format, shape", [
-    (latent_formats.SD15, (1, 4, 32, 16)), (latent_formats.Flux, (1, 16, 32, 16)),
-    (latent_formats.Wan21, (1, 16, 1, 32, 16)),
-    (latent_formats.Flux2, (1, 128, 16, 8)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "latent_format, shape",
+    [
+        (latent_formats.SD15, (1, 4, 32, 16)),
+        (latent_formats.Flux, (1, 16, 32, 16)),
+        (latent_formats.Wan21, (1, 16, 1, 32, 16)),
+        (latent_formats.Flux2, (1, 128, 16, 8)),
+    ],
+)
 def test_the_hosts_samplers_give_the_latent_their_models_shape(latent_format, shape):
     latent = run(text(HEART), width=128, height=256)[7]
     model = types.SimpleNamespace(get_model_object=lambda name: latent_format())
@@ -97,9 +101,9 @@ def test_many_large_masks_are_halved_until_they_fit(monkeypatch):
 
 
 def test_a_large_picture_has_a_preview_of_the_same_shape():
-    assert box_editor.preview_size(8192, 4096) == (drawing.MAX_SIDE, drawing.MAX_SIDE // 2)
-    assert box_editor.preview_size(512, 768) == (512, 768)
-    assert box_editor.preview_size(8192, 64) == (drawing.MAX_SIDE, drawing.MIN_SIDE)
+    assert drawing.preview_size(8192, 4096) == (drawing.MAX_SIDE, drawing.MAX_SIDE // 2)
+    assert drawing.preview_size(512, 768) == (512, 768)
+    assert drawing.preview_size(8192, 64) == (drawing.MAX_SIDE, drawing.MIN_SIDE)
 
 
 def test_the_image_shows_through_as_much_as_asked():

@@ -6,16 +6,8 @@ import urllib.request
 import uuid
 
 import pytest
-from browser import box, editor_node, run
+from browser import NEAR, ONE, TWO, box, editor_node, near, run
 from PIL import Image
-
-NEAR = 0.006
-ONE = box("red heart", 0.2, 0.2, 0.3, 0.3)
-TWO = box("blue star", 0.6, 0.55, 0.3, 0.3)
-
-
-def near(rect):
-    return pytest.approx(rect, abs=NEAR)
 
 
 def pixel(bench, x, y, number=1):

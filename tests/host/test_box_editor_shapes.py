@@ -6,18 +6,14 @@ Each test reads back what the workflow keeps. Places are fractions of the image.
 import json
 
 import pytest
-from browser import box, editor_node, run
+from browser import box, editor_node, near, run
 from pack.nodes.parts import regions_json, shapes
 
-NEAR = 0.006  # of the image: about two pixels of the screen
 SQUARE = [(0.2, 0.2), (0.7, 0.25), (0.75, 0.7), (0.3, 0.8)]
 POINTS = [5000, 0, 10000, 5000, 5000, 10000, 0, 5000]
 POLYGON = box("kite", 0.2, 0.2, 0.4, 0.4, shape={"kind": "polygon", "points": POINTS})
 ELLIPSE = {"kind": "ellipse"}
-
-
-def near(rect):
-    return pytest.approx(rect, abs=NEAR)
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 def shape_of(bench, index=0):
@@ -36,13 +32,6 @@ def choose(bench, tool):
     bench.part(f'[data-tool="{tool}"]').click()
     bench.page.evaluate("editorOf(1).stage.freehand.setBrush({ radius: 0.04, softness: 0.25 })")  # whoever drew before
     bench.frames(2)
-
-
-@pytest.fixture(autouse=True)
-def no_errors(bench):
-    """No test may leave an error in the page."""
-    yield
-    assert bench.errors == []
 
 
 @pytest.mark.every_version
@@ -263,9 +252,19 @@ def test_opacity_and_lora_are_fields_and_loras_are_those_of_the_server(bench):
 @pytest.mark.one_renderer
 def test_masks_come_in_as_paint_and_go_out_as_masks(bench):
     """A mask wired to boxes becomes paint in the editor; the next run sends the same mask out."""
-    mask = {"id": 2, "type": "SolidMask", "pos": [900, 60], "size": [300, 120], "flags": {}, "order": 0, "mode": 0,
-            "inputs": [], "outputs": [{"name": "MASK", "type": "MASK", "links": [1]}], "properties": {},
-            "widgets_values": [0.5, 64, 64]}  # fmt: skip
+    mask = {
+        "id": 2,
+        "type": "SolidMask",
+        "pos": [900, 60],
+        "size": [300, 120],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [{"name": "MASK", "type": "MASK", "links": [1]}],
+        "properties": {},
+        "widgets_values": [0.5, 64, 64],
+    }
     node = editor_node(width=64, height=64)
     node["inputs"] = [{"name": "boxes", "type": "BOUNDING_BOX,ARRAY,BOXWRIGHT_REGIONS,MASK,STRING", "link": 1}]
     bench.load(node, mask, links=[[1, 2, 0, 1, 0, "MASK"]])

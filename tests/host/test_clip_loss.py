@@ -35,9 +35,17 @@ def randomised(module, gain):
 def vision_of(folder, width=24, model_type="clip_vision_model"):
     """A CLIP_VISION as the host's loader makes one, of 32 x 32 pixels."""
     config = dict(
-        hidden_act="quick_gelu", hidden_size=32, image_size=32, intermediate_size=64, model_type=model_type,
-        num_attention_heads=4, num_channels=3, num_hidden_layers=3, patch_size=8, projection_dim=width,
-    )  # fmt: skip
+        hidden_act="quick_gelu",
+        hidden_size=32,
+        image_size=32,
+        intermediate_size=64,
+        model_type=model_type,
+        num_attention_heads=4,
+        num_channels=3,
+        num_hidden_layers=3,
+        patch_size=8,
+        projection_dim=width,
+    )
     path = folder / f"vision_{width}_{model_type}.json"
     path.write_text(json.dumps(config))
     vision = comfy.clip_vision.ClipVisionModel(str(path))

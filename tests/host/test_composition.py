@@ -103,12 +103,21 @@ def table():
                 said.setdefault(str(error), []).append(f"{name} with {column}")
     refusals = [f"- {'; '.join(pairs)}: {words}\n" for words, pairs in said.items()]
     head = lambda names: f"| | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}\n"  # noqa: E731
-    return "".join([
-        "\n## Each other\n\nThe first stands before the second in the graph. ", ", ".join(numbers), ".\n\n",
-        head([str(number) for number in range(1, len(OURS) + 1)]), *ours,
-        "\n## The host's\n\n", head(list(HOSTS)), *hosts,
-        "\n## What is refused, and in which words\n\n", *(refusals or ["Nothing.\n"]), "\n",
-    ])  # fmt: skip
+    return "".join(
+        [
+            "\n## Each other\n\nThe first stands before the second in the graph. ",
+            ", ".join(numbers),
+            ".\n\n",
+            head([str(number) for number in range(1, len(OURS) + 1)]),
+            *ours,
+            "\n## The host's\n\n",
+            head(list(HOSTS)),
+            *hosts,
+            "\n## What is refused, and in which words\n\n",
+            *(refusals or ["Nothing.\n"]),
+            "\n",
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", OURS)

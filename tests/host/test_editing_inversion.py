@@ -4,20 +4,13 @@ import logging
 
 import comfy.samplers
 import pytest
-import tiny_models
 import torch
 from comfy_extras import nodes_sag
-from editing import FAMILIES, INF, NAN, close, every_family, every_size, inverted, left_mask, pictures, prompt, sample
+from editing import INF, NAN, close, every_family, every_size, inverted, left_mask, pictures, prompt, sample
 from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.host.samplers.diff_edit import diff_edit_sampler, edit
 from pack.attention_patches.host.samplers.inversion import InvertedNoise, invert_latent
 from pack.attention_patches.host.samplers.loops import SCHEDULERS, levels_of, schedule
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
-
 
 # Noise levels
 

@@ -5,7 +5,7 @@ import comfy.samplers
 import pytest
 import tiny_models
 import torch
-from editing import FAMILIES, close, every_family, every_size, mask_of, pictures, prompt, sample
+from editing import close, every_family, every_size, mask_of, pictures, prompt, sample
 from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.recorder import recorded
@@ -14,11 +14,6 @@ from pack.attention_patches.host.samplers.diff_mask import measure
 from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.samplers.diff_mask import DiffMask
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
 
 
 @every_family
@@ -37,10 +32,18 @@ def test_the_heat_is_the_difference_of_the_hosts_predictions(models, family):
     for _ in range(2):
         noise = torch.randn(latent.shape[1:], generator=generator)[None]
         one, two = (
-            sample(models[family], family, comfy.samplers.KSAMPLER(predict), torch.tensor([sigma, 0.0]), latent, noise,
-                   cfg=1.0, positive=positive)
+            sample(
+                models[family],
+                family,
+                comfy.samplers.KSAMPLER(predict),
+                torch.tensor([sigma, 0.0]),
+                latent,
+                noise,
+                cfg=1.0,
+                positive=positive,
+            )
             for positive in (1, 4)
-        )  # fmt: skip
+        )
         total = total + (process(one) - process(two)).abs().mean(1)
     expected = settings.heat(total)
     close(found.heat, expected, 2e-3)

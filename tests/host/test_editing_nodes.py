@@ -17,10 +17,35 @@ from pack.nodes.parts import editing
 from pack.nodes.parts.schema import guarded
 from pack.nodes.repaint import BoxwrightRePaint
 
-MASK = dict(draws=2, noise_level=0.5, mode="paper", cfg=1.0, seed=3, clip=0.99, blur=0.5, method="fixed",
-            threshold=0.5, close=2, dilate=0, keep_largest=False)  # fmt: skip
-EDIT = dict(steps=3, cfg=3.0, scheduler="normal", strength=0.8, invert_with="negative", refinements=1, draws=2,
-            noise_level=0.5, threshold=0.5, dilate=1, seed=3, paste=True, feather=0)  # fmt: skip
+MASK = dict(
+    draws=2,
+    noise_level=0.5,
+    mode="paper",
+    cfg=1.0,
+    seed=3,
+    clip=0.99,
+    blur=0.5,
+    method="fixed",
+    threshold=0.5,
+    close=2,
+    dilate=0,
+    keep_largest=False,
+)
+EDIT = dict(
+    steps=3,
+    cfg=3.0,
+    scheduler="normal",
+    strength=0.8,
+    invert_with="negative",
+    refinements=1,
+    draws=2,
+    noise_level=0.5,
+    threshold=0.5,
+    dilate=1,
+    seed=3,
+    paste=True,
+    feather=0,
+)
 
 
 class Averaging:

@@ -7,7 +7,6 @@ import pytest
 import tiny_models
 import torch
 from editing import (
-    FAMILIES,
     INF,
     NAN,
     close,
@@ -27,12 +26,6 @@ from pack.attention_patches.host.samplers.loops import check_model, picture_late
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
 from pack.attention_patches.samplers.ilvr import ILVR
 from pack.attention_patches.samplers.repaint import RePaint
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
-
 
 # Masked samplers
 
@@ -120,9 +113,14 @@ def test_progress_goes_from_the_first_to_the_last_step(models):
     model, latent, sigmas = models["sd15"], pictures("sd15"), schedule(models["sd15"], "normal", 4, 1.0)
     seen = []
     sample(
-        model, "sd15", sampler(*LOOPS["repaint"], left_mask()), sigmas, latent, seeds("sd15", 0, 1),
+        model,
+        "sd15",
+        sampler(*LOOPS["repaint"], left_mask()),
+        sigmas,
+        latent,
+        seeds("sd15", 0, 1),
         callback=lambda step, x0, x, total: seen.append((step, total)),
-    )  # fmt: skip
+    )
     assert seen[0] == (0, 4) and seen[-1] == (3, 4) and seen == sorted(seen)
 
 

@@ -14,9 +14,24 @@ from pack.nodes.flow_edit import BoxwrightFlowEdit, BoxwrightFlowEditSampler
 from pack.nodes.parts.schema import guarded
 from test_editing_nodes import VAE, image, prompt, silent
 
-EDIT = dict(steps=3, cfg=3.0, scheduler="normal", strength=0.8, method="FlowEdit", source_cfg=1.5, averages=1,
-            finish=0.0, find_mask="difference", draws=2, noise_level=0.5, threshold=0.5, dilate=1, seed=3, paste=True,
-            feather=0)  # fmt: skip
+EDIT = dict(
+    steps=3,
+    cfg=3.0,
+    scheduler="normal",
+    strength=0.8,
+    method="FlowEdit",
+    source_cfg=1.5,
+    averages=1,
+    finish=0.0,
+    find_mask="difference",
+    draws=2,
+    noise_level=0.5,
+    threshold=0.5,
+    dilate=1,
+    seed=3,
+    paste=True,
+    feather=0,
+)
 METHODS = pytest.mark.parametrize("method", ["FlowEdit", "FlowAlign", "Uni-Edit"])
 
 

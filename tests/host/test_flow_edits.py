@@ -1,13 +1,16 @@
 """FlowEdit, FlowAlign and Uni-Edit inside the host's own sampling, on tiny models."""
 
 import logging
+from functools import partial
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import editing
 import pytest
 import tiny_models
 import torch
+from editing import INF, NAN, close, every_family, every_size, left_mask, pictures, prompt
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.install import install
@@ -15,53 +18,18 @@ from pack.attention_patches.host.samplers.flow_edit import METHODS, FlowEditing,
 from pack.attention_patches.host.samplers.loops import OTHER_NOISE, levels_of, schedule
 from pack.attention_patches.samplers.noise import seeded
 
-FAMILIES = ["sd15", "sd2", "flux"]  # eps, v and flow
-every_family = pytest.mark.parametrize("family", FAMILIES)
 every_method = pytest.mark.parametrize("method", METHODS)
-every_size = pytest.mark.parametrize("family, size", [("sd15", (8, 12)), ("sd2", (12, 8)), ("flux", (7, 11))])
-NAN, INF = float("nan"), float("inf")
+sample = partial(editing.sample, positive=4)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
-
-
-def prompt(family, seed):
-    return tiny_models.conditioning(family, tiny_models.text(seed=seed), seed=seed)
-
-
-def pictures(family, batch=1, size=(8, 12)):
-    return tiny_models.latent(family, size, batch, seed=11)
-
-
-def left_mask(size=(8, 12)):
-    """1 in the left half of the picture, in pixels."""
-    mask = torch.zeros(size[0] * 8, size[1] * 8)
-    mask[:, : size[1] * 4] = 1.0
-    return mask
-
-
-def editing(method, **settings):
+def settings_of(method, **settings):
     return FlowEditing(method, **({"source_cfg": 1.5} | settings))
-
-
-def sample(model, family, sampler, sigmas, latent, noise=None, cfg=3.0, seed=5, positive=4, **kw):
-    noise = torch.zeros_like(latent) if noise is None else noise
-    return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, prompt(family, positive), prompt(family, 2), latent, disable_pbar=True,
-        seed=seed, **kw,
-    )  # fmt: skip
 
 
 def flow_edit(models, family, method, latent=None, mask=None, strength=0.8, source=1, steps=3, settings=(), **kw):
     model, latent = models[family], pictures(family) if latent is None else latent
-    sampler = flow_edit_sampler(prompt(family, source), editing(method, **dict(settings)), mask)
+    sampler = flow_edit_sampler(prompt(family, source), settings_of(method, **dict(settings)), mask)
     return sample(model, family, sampler, schedule(model, "normal", steps, strength), latent, **kw)
-
-
-def close(a, b, share=1e-3):
-    torch.testing.assert_close(a, b, rtol=0, atol=share * float(b.abs().max()))
 
 
 @every_family
@@ -88,9 +56,16 @@ def test_a_step_is_that_of_the_hosts_own_predictions(models, family, method):
             return model_k(x, sigmas[:1], **extra_args)
 
         found = comfy.sample.sample_custom(
-            model, torch.zeros_like(latent), scale, comfy.samplers.KSAMPLER(predict), torch.tensor([sigma, 0.0]),
-            prompt(family, positive), prompt(family, negative), latent, disable_pbar=True,
-        )  # fmt: skip
+            model,
+            torch.zeros_like(latent),
+            scale,
+            comfy.samplers.KSAMPLER(predict),
+            torch.tensor([sigma, 0.0]),
+            prompt(family, positive),
+            prompt(family, negative),
+            latent,
+            disable_pbar=True,
+        )
         return process_in(found)
 
     q = x0 * level.signal + noise * level.noise
@@ -109,7 +84,7 @@ def test_a_step_is_that_of_the_hosts_own_predictions(models, family, method):
         m = g.abs().mean(1, keepdim=True)
         m = (m - m.amin()) / (m.amax() - m.amin())
         expected = x - sigma * (cfg * (1 + m) * g + m * wanted + (1 - m) * shown)
-    sampler = flow_edit_sampler(prompt(family, 1), editing(method))
+    sampler = flow_edit_sampler(prompt(family, 1), settings_of(method))
     edited = sample(model, family, sampler, torch.tensor([sigma, 0.0]), latent, cfg=cfg)
     close(process_in(edited), expected, 2e-3)
 
@@ -143,7 +118,7 @@ def test_a_batch_is_single_runs_with_seeds_that_follow(models, family, method):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("source_cfg", [1.0, 1.5])
 def test_evaluations_are_those_announced_and_logged(models, method, cfg, source_cfg, caplog):
-    settings = editing(method, source_cfg=source_cfg, draws=2, finish=0.4)
+    settings = settings_of(method, source_cfg=source_cfg, draws=2, finish=0.4)
     latent, sigmas = pictures("sd15", 2), schedule(models["sd15"], "normal", 5, 1.0)
     with caplog.at_level(logging.INFO):
         sample(models["sd15"], "sd15", flow_edit_sampler(prompt("sd15", 1), settings), sigmas, latent, cfg=cfg)
@@ -153,7 +128,7 @@ def test_evaluations_are_those_announced_and_logged(models, method, cfg, source_
 @every_method
 def test_one_run_is_the_sampler(models, method):
     model, latent = models["sd15"], pictures("sd15", 2)
-    sigmas, settings = schedule(model, "normal", 3, 0.8), editing(method)
+    sigmas, settings = schedule(model, "normal", 3, 0.8), settings_of(method)
     found, evaluations = edit_by_flow(
         model, latent, prompt("sd15", 1), prompt("sd15", 4), prompt("sd15", 2), settings, 3.0, sigmas, left_mask(), 5
     )
@@ -207,7 +182,7 @@ def test_a_guider_without_negative_is_guidance_1(models, method):
 
     model, latent = models["flux"], pictures("flux")
     sigmas = schedule(model, "normal", 3, 0.8)
-    settings = editing(method, source_cfg=1.0)
+    settings = settings_of(method, source_cfg=1.0)
     guider = custom.Guider_Basic(model)
     guider.set_conds(prompt("flux", 4))
     sampler = flow_edit_sampler(prompt("flux", 1), settings)
@@ -215,7 +190,7 @@ def test_a_guider_without_negative_is_guidance_1(models, method):
     close(found, flow_edit(models, "flux", method, cfg=1.0, settings={"source_cfg": 1.0}), 1e-4)
     if method == "FlowEdit":
         with pytest.raises(BoxwrightError, match="source_cfg 1.5 needs a negative prompt"):
-            sampler = flow_edit_sampler(prompt("flux", 1), editing(method))
+            sampler = flow_edit_sampler(prompt("flux", 1), settings_of(method))
             guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=5)
 
 
@@ -227,7 +202,7 @@ def test_a_guider_of_its_own_kind_serves_flow_edit_alone(models, method):
     guider = custom.Guider_DualCFG(model)
     guider.set_conds(prompt("sd15", 4), prompt("sd15", 3), prompt("sd15", 2))
     guider.set_cfg(2.0, 1.5)
-    sampler = flow_edit_sampler(prompt("sd15", 1), editing(method))
+    sampler = flow_edit_sampler(prompt("sd15", 1), settings_of(method))
 
     def go():
         return guider.sample(
@@ -250,7 +225,7 @@ def test_patches_on_guidance_count_and_the_guider_is_left_as_it_was(models):
     sigmas = schedule(model, "normal", 2, 0.8)
 
     def go(method):
-        sampler = flow_edit_sampler(prompt("sd15", 1), editing(method))
+        sampler = flow_edit_sampler(prompt("sd15", 1), settings_of(method))
         return guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=5)
 
     before = {method: go(method) for method in METHODS}
@@ -281,15 +256,23 @@ def test_edits_of_attention_reach_the_rows_of_both_prompts(models, family):
         return zeros + site.layout.columns.any(dim=0) * -4.0
 
     patched = install(models[family], layout, [AttentionEdit("quiet", "bias", fn, StepWindow())])
-    latent, sigmas, settings = pictures(family), schedule(models[family], "normal", 2, 0.8), editing("FlowEdit")
+    latent, sigmas, settings = pictures(family), schedule(models[family], "normal", 2, 0.8), settings_of("FlowEdit")
 
     def edited(model, source):
         return edit_by_flow(model, latent, source, both, prompt(family, 2), settings, 1.5, sigmas, None, 5)[0]
 
     sampled = comfy.sample.sample_custom(
-        patched, torch.zeros_like(latent), 1.5, flow_edit_sampler(both, settings), sigmas, both, prompt(family, 2),
-        latent, disable_pbar=True, seed=5,
-    )  # fmt: skip
+        patched,
+        torch.zeros_like(latent),
+        1.5,
+        flow_edit_sampler(both, settings),
+        sigmas,
+        both,
+        prompt(family, 2),
+        latent,
+        disable_pbar=True,
+        seed=5,
+    )
     close(sampled, edited(patched, both), 1e-4)
     # The same prompt on both sides with the same edits and guidance: nothing to change. Without them in the source's
     # rows there would be.
@@ -309,7 +292,7 @@ def test_readers_hear_the_target_alone(models, method):
     reader = AttentionEdit("read", "read", lambda probs, site: heard.append((site.layer, site.progress)), StepWindow())
     patched = install(models["sd15"], layout, [reader])
     sigmas = torch.tensor([6.0, 2.0, 0.5, 0.0])
-    edit_by_flow(patched, pictures("sd15"), both, both, prompt("sd15", 2), editing(method), 3.0, sigmas, None, 5)
+    edit_by_flow(patched, pictures("sd15"), both, both, prompt("sd15", 2), settings_of(method), 3.0, sigmas, None, 5)
     assert len({progress for _, progress in heard}) == 3 and len(heard) == len(set(heard))
 
 
@@ -323,31 +306,39 @@ def test_readers_hear_the_target_alone(models, method):
 ], ids=str)  # fmt: skip
 @every_method
 def test_bad_schedules_are_refused(models, method, sigmas, words):
-    sampler = flow_edit_sampler(prompt("sd15", 1), editing(method))
+    sampler = flow_edit_sampler(prompt("sd15", 1), settings_of(method))
     with pytest.raises(BoxwrightError, match=words):
         sample(models["sd15"], "sd15", sampler, torch.tensor(sigmas), pictures("sd15"))
 
 
 def test_sigmas_of_another_kind_of_model_are_refused(models):
-    sampler = flow_edit_sampler(prompt("flux", 1), editing("FlowEdit"))
+    sampler = flow_edit_sampler(prompt("flux", 1), settings_of("FlowEdit"))
     with pytest.raises(BoxwrightError, match="starts at sigma 14.6.*from 0 to 1 only"):
         sample(models["flux"], "flux", sampler, schedule(models["sd15"], "normal", 2, 1.0), pictures("flux"))
 
 
-@pytest.mark.parametrize("latent, words", [
-    (torch.zeros(1, 4, 8, 12), "latent is empty"), (torch.ones(1, 4, 3, 8, 12), "not that of pictures"),
-    (torch.full((1, 4, 8, 12), NAN), "NaN or infinite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "latent, words",
+    [
+        (torch.zeros(1, 4, 8, 12), "latent is empty"),
+        (torch.ones(1, 4, 3, 8, 12), "not that of pictures"),
+        (torch.full((1, 4, 8, 12), NAN), "NaN or infinite"),
+    ],
+)
 def test_latents_that_are_no_pictures_are_refused(models, latent, words):
     with pytest.raises(BoxwrightError, match=words):
         flow_edit(models, "sd15", "FlowEdit", latent)
 
 
-@pytest.mark.parametrize("mask, words", [
-    (torch.full((8, 8), NAN), "mask has values from nan"), (torch.full((8, 8), 3.0), "values from 3 to 3"),
-    (torch.ones(3, 8, 8), "shape .3, 8, 8. for 1 picture"),
-    (torch.zeros(8, 8), "mask is empty: nothing in it is white"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (torch.full((8, 8), NAN), "mask has values from nan"),
+        (torch.full((8, 8), 3.0), "values from 3 to 3"),
+        (torch.ones(3, 8, 8), "shape .3, 8, 8. for 1 picture"),
+        (torch.zeros(8, 8), "mask is empty: nothing in it is white"),
+    ],
+)
 def test_masks_for_nothing_are_refused(models, mask, words):
     with pytest.raises(BoxwrightError, match=words):
         flow_edit(models, "sd15", "FlowEdit", mask=mask)
@@ -363,15 +354,17 @@ def test_a_noise_mask_for_nothing_is_refused_before_the_model_is_called(models):
 def test_a_method_names_the_settings_that_it_leaves_unread():
     settings = dict(source_cfg=1.5, draws=2, finish=0.5)
     assert [FlowEditing(method, **settings).unread() for method in ("FlowEdit", "FlowAlign", "Uni-Edit")] == [
-        [], ["source_cfg", "finish"], ["source_cfg", "draws", "finish"],
-    ]  # fmt: skip
+        [],
+        ["source_cfg", "finish"],
+        ["source_cfg", "draws", "finish"],
+    ]
     assert FlowEditing("Uni-Edit").unread() == []
 
 
 @pytest.mark.parametrize("source", [[], [[None, {}]], [[torch.zeros(1, 0, 8), {}]]], ids=["none", "null", "empty"])
 def test_a_source_without_text_is_refused(source):
     with pytest.raises(BoxwrightError, match="source holds no text.*text-to-image"):
-        flow_edit_sampler(source, editing("FlowEdit"))
+        flow_edit_sampler(source, settings_of("FlowEdit"))
 
 
 def test_a_source_that_is_silent_for_a_time_is_refused_and_two_that_take_turns_are_not():
@@ -380,21 +373,26 @@ def test_a_source_that_is_silent_for_a_time_is_refused_and_two_that_take_turns_a
 
     for silent in ([said(0.0, 0.5)], [said(0.2, 1.0)], [said(0.0, 0.4), said(0.6, 1.0)]):
         with pytest.raises(BoxwrightError, match="source says nothing of the picture at 0.*ConditioningSetTimestep"):
-            flow_edit_sampler(silent, editing("FlowEdit"))
-    flow_edit_sampler([said(0.5, 1.0), said(0.0, 0.5)], editing("FlowEdit"))
+            flow_edit_sampler(silent, settings_of("FlowEdit"))
+    flow_edit_sampler([said(0.5, 1.0), said(0.0, 0.5)], settings_of("FlowEdit"))
 
 
 def test_a_source_that_needs_loading_is_refused_in_a_running_sampler(models):
     source = [[text, {**said, "control": object()}] for text, said in prompt("sd15", 1)]
-    sampler = flow_edit_sampler(source, editing("FlowEdit"))
+    sampler = flow_edit_sampler(source, settings_of("FlowEdit"))
     with pytest.raises(BoxwrightError, match='source prompt carries "control".*node Flow Edit'):
         sample(models["sd15"], "sd15", sampler, schedule(models["sd15"], "normal", 2, 0.8), pictures("sd15"))
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"method": "Flow"}, 'no method "Flow"; choose one of FlowEdit, FlowAlign, Uni-Edit'),
-    ({"source_cfg": 0.5}, "source_cfg is 0.5"), ({"draws": 65}, "draws is 65"), ({"finish": -0.1}, "finish is -0.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"method": "Flow"}, 'no method "Flow"; choose one of FlowEdit, FlowAlign, Uni-Edit'),
+        ({"source_cfg": 0.5}, "source_cfg is 0.5"),
+        ({"draws": 65}, "draws is 65"),
+        ({"finish": -0.1}, "finish is -0.1"),
+    ],
+)
 def test_bad_settings_are_refused(settings, words):
     with pytest.raises(BoxwrightError, match=words):
         FlowEditing(**settings)

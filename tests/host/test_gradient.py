@@ -22,11 +22,6 @@ from pack.attention_patches.methods.rectified_attention import RectifiedAttentio
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in UNETS}
-
-
 def plain_weights(family):
     """The same model with ordinary tensors for weights, which autograd differentiates without any help."""
     with torch.inference_mode(False):

@@ -17,11 +17,6 @@ from test_prompt_to_prompt_runs import conditioning as side_by_side
 from test_prompt_to_prompt_runs import prompts_of
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ["sd15", "flux"]}
-
-
 @pytest.mark.parametrize("family", ["sd15", "flux"])
 def test_a_latent_that_grows_is_followed(models, layout, family):
     seen = []

@@ -10,18 +10,13 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_downscale
-from guides import FAST, GUIDE, UNETS, gradients, left_mass, relative, run
+from guides import FAST, GUIDE, gradients, left_mass, relative, run
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import BoxwrightError, StepWindow
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import BoxConstraint
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from tiny_control import Control
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in UNETS}
 
 
 @pytest.mark.parametrize("moves", ["latent", "prediction"])
@@ -160,9 +155,15 @@ def test_guiders_that_order_their_prompts_differently(models, layout, guider):
             made.set_cfg(4.0, 1.0)
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
         first = []
-        out = made.sample(tiny.latent("sd15"), torch.zeros(1, 4, 16, 24), comfy.samplers.ksampler("euler"), sigmas,
-                          callback=lambda step, denoised, x, total: first.append(denoised.clone()),
-                          disable_pbar=True, seed=1)  # fmt: skip
+        out = made.sample(
+            tiny.latent("sd15"),
+            torch.zeros(1, 4, 16, 24),
+            comfy.samplers.ksampler("euler"),
+            sigmas,
+            callback=lambda step, denoised, x, total: first.append(denoised.clone()),
+            disable_pbar=True,
+            seed=1,
+        )
         return out, first[0]
 
     plain, prediction = sample(models["sd15"])

@@ -18,11 +18,6 @@ from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import preset
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in UNETS}
-
-
 def test_a_published_step_is_the_same_step_in_the_hosts_scale(models, layout):
     """Oracle: z = x / sqrt(1 + sigma^2) moves by -step * dL/dz, then back to x."""
     guide = replace(GUIDE, step_size=lambda progress: 7.0)
@@ -126,10 +121,18 @@ def test_every_sampler_is_moved_once_a_step_and_goes_on_from_there(models, layou
 
         monkeypatch.setattr(moving, "latent_change", second)
         comfy.sample.sample_custom(
-            model, tiny.latent("sd15"), 4.0, comfy.samplers.sampler_object(sampler), sigmas, positive, negative,
-            torch.zeros_like(delta), disable_pbar=True, seed=1,
+            model,
+            tiny.latent("sd15"),
+            4.0,
+            comfy.samplers.sampler_object(sampler),
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(delta),
+            disable_pbar=True,
+            seed=1,
             callback=lambda step, denoised, x, total: states.update({(amount, step): x.clone()}),
-        )  # fmt: skip
+        )
         return moved
 
     moved = sample(0.0)
@@ -159,9 +162,17 @@ def test_a_later_step_is_moved_at_its_start_and_not_at_a_trial_of_it(models, lay
 
     def sample(model, noise, latent, part):
         return comfy.sample.sample_custom(
-            model, noise, 4.0, comfy.samplers.sampler_object(sampler), part, positive, negative, latent,
-            disable_pbar=True, seed=1,
-        )  # fmt: skip
+            model,
+            noise,
+            4.0,
+            comfy.samplers.sampler_object(sampler),
+            part,
+            positive,
+            negative,
+            latent,
+            disable_pbar=True,
+            seed=1,
+        )
 
     monkeypatch.setattr(moving, "latent_change", second)
     nothing = torch.zeros_like(delta)

@@ -16,11 +16,6 @@ from pack.attention_patches.host.guidance.gradient import loss_gradient
 from pack.attention_patches.host.install import install
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in UNETS}
-
-
 def prediction(family, model, layout, positive=None, **options):
     """What the sampler is told of the first step: the denoised latent."""
     seen = []

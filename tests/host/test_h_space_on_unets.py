@@ -23,11 +23,6 @@ WHOLE = StepWindow()
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny_models.build(family) for family in FAMILIES}
-
-
 def prompt(family, seed, **values):
     return tiny_models.conditioning(family, tiny_models.text(seed=seed), seed=seed, **values)
 
@@ -80,9 +75,15 @@ def test_the_shift_is_that_of_the_two_prompts(models, family):
 
 def test_window_and_sign_count(models):
     plain = draw(models, "sd15")
-    runs = [draw(models, "sd15", settings) for settings in (
-        HSpace(1.0, WHOLE), HSpace(-1.0, WHOLE), HSpace(1.0, StepWindow(0.0, 0.3)), HSpace(1.0, StepWindow(0.3, 1.0))
-    )]  # fmt: skip
+    runs = [
+        draw(models, "sd15", settings)
+        for settings in (
+            HSpace(1.0, WHOLE),
+            HSpace(-1.0, WHOLE),
+            HSpace(1.0, StepWindow(0.0, 0.3)),
+            HSpace(1.0, StepWindow(0.3, 1.0)),
+        )
+    ]
     for i, one in enumerate(runs):
         assert not torch.allclose(one, plain, atol=1e-3)
         assert not any(torch.allclose(one, other, atol=1e-3) for other in runs[:i])

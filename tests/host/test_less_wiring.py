@@ -151,10 +151,13 @@ def pictures(server, graph):
 
 
 @pytest.mark.every_version
-@pytest.mark.parametrize("name, methods", [
-    ("Place objects", ("BoxwrightArrangedNoise", "BoxwrightBoxConstraint")),
-    ("Regional characters", ("BoxwrightRegionPrompt",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, methods",
+    [
+        ("Place objects", ("BoxwrightArrangedNoise", "BoxwrightBoxConstraint")),
+        ("Regional characters", ("BoxwrightRegionPrompt",)),
+    ],
+)
 def test_a_blueprint_draws_two_things_with_five_nodes_and_nine_wires(page, object_info, name, methods):
     """At the defaults of its nodes, but for what measured best: Box Constraint's preset for arranged noise."""
     page, server = page

@@ -31,11 +31,6 @@ BLUE = ColorLoss(((0.1, 0.2, 0.9),))
 MODES = ("direct", "through model")
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "sdxl", "flux", "sd3")}
-
-
 def smooth(seen):
     """A loss with no corner anywhere: of every pixel, weighted differently."""
     weights = torch.linspace(0.5, 2.0, seen[0].numel()).view(seen.shape[1:])
@@ -82,7 +77,7 @@ def test_a_move_is_the_gradient_by_central_differences(models, family, through, 
     def look(executor, x, at, options):
         base, flow = executor.class_obj.inner_model, family in FLOWS
         clean = executor(x, at, options, None)
-        moved = pictures.predict_with_moves(executor, x, at, options, None)
+        moved = pictures.predict_by_pictures(executor, x, at, options, None)
         found = (clean - moved) / (guide.strength * schedule_weight(float(at[0]), flow, through))
         share = part_share(LEFT, tuple(x.shape[-2:]))
 
@@ -120,7 +115,7 @@ def test_only_the_part_is_moved_and_no_value_by_more_than_the_limit(models, thro
     guide = guide_of(through, BLUE, (Part(Box(0.25, 0.25, 0.3, 0.5)),), strength=500.0, max_change=0.3)
 
     def look(executor, x, at, options):
-        return pictures.predict_with_moves(executor, x, at, options, None) - executor(x, at, options, None)
+        return pictures.predict_by_pictures(executor, x, at, options, None) - executor(x, at, options, None)
 
     moves = inside_a_run("sd15", guide_by_pictures(models["sd15"], guide), look, cfg=5.0, batch=2)
     share = part_share(guide.parts[0], tuple(moves.shape[-2:]))
@@ -204,8 +199,12 @@ def test_a_time_between_two_steps_of_a_short_run_takes_the_step_before(models):
 
 def test_each_evaluation_tells_its_loss(models):
     said = []
-    run("sd15", guide_by_pictures(models["sd15"], guide_of(loss=BLUE, report=said.append)), noise=tiny.latent(
-        "sd15", batch=2), steps=2)  # fmt: skip
+    run(
+        "sd15",
+        guide_by_pictures(models["sd15"], guide_of(loss=BLUE, report=said.append)),
+        noise=tiny.latent("sd15", batch=2),
+        steps=2,
+    )
     assert [line.split(", loss")[0] for line in said] == ["step 1 of 2", "step 2 of 2"]
     assert len(said[0].split("loss ")[1].split(", ")) == 2
 
@@ -301,7 +300,7 @@ def test_the_host_is_asked_for_room_for_the_graph(models, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_16_bits_has_the_same_gradient(models, dtype):
     def look(executor, x, at, options):
-        moved = pictures.predict_with_moves(executor, x, at, options, None)
+        moved = pictures.predict_by_pictures(executor, x, at, options, None)
         return (moved - executor(x, at, options, None)).float()
 
     guide = guide_of("through model", BLUE, strength=1e-2)

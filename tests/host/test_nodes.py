@@ -13,8 +13,9 @@ from pack.attention_patches.core.types import Box, BoxwrightError, Region
 from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.reweight import Reweight
+from pack.nodes.parts.phrases import MAX_CHARACTERS, MAX_WEIGHTS, parse_weights
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
-from pack.nodes.reweight import MAX_CHARACTERS, MAX_LINES, BoxwrightReweight, parse_weights
+from pack.nodes.reweight import BoxwrightReweight
 from schemas import DYNAMIC, GOLDEN, HINT, WRITE, contract, differences, golden, with_choices, written
 from toyworld import sampling
 
@@ -230,19 +231,23 @@ def test_off_is_the_unpatched_picture(toy, encoded, draw, plain, patch, off):
     assert torch.equal(draw(patch(toy, encoded, **off)), plain)
 
 
-@pytest.mark.parametrize("patch, setting", [
-    (rectified, {"strength": 0.5}),
-    (rectified, {"start": 0.5}),
-    (rectified, {"end": 0.5}),
-    (rectified, {"feather": 0.4}),
-    (rectified, {"resolutions": "fine"}),
-    (rectified, {"end_tokens": "hidden"}),
-    (reweighted, {"weights": "blue: 4"}),
-    (reweighted, {"start": 0.5}),
-    (reweighted, {"end": 0.5}),
-    (reweighted, {"region": 1}),
-    (reweighted, {"renormalize": True}),
-], ids=lambda value: str(getattr(value, "__name__", value)))  # fmt: skip
+@pytest.mark.parametrize(
+    "patch, setting",
+    [
+        (rectified, {"strength": 0.5}),
+        (rectified, {"start": 0.5}),
+        (rectified, {"end": 0.5}),
+        (rectified, {"feather": 0.4}),
+        (rectified, {"resolutions": "fine"}),
+        (rectified, {"end_tokens": "hidden"}),
+        (reweighted, {"weights": "blue: 4"}),
+        (reweighted, {"start": 0.5}),
+        (reweighted, {"end": 0.5}),
+        (reweighted, {"region": 1}),
+        (reweighted, {"renormalize": True}),
+    ],
+    ids=lambda value: str(getattr(value, "__name__", value)),
+)
 def test_every_setting_counts(toy, encoded, draw, plain, usual, patch, setting):
     picture = draw(patch(toy, encoded, **setting))
     assert not torch.equal(picture, usual[patch])
@@ -267,7 +272,7 @@ def test_lines_of_weights_all_count(toy, encoded, draw):
         ("  red circle :-1.5 \n\n\tblue:0\n", (("red circle", -1.5), ("blue", 0.0))),
         ("16:9 picture: 1e0", (("16:9 picture", 1.0),)),
         ("red: 2\nred: 3", (("red", 2.0), ("red", 3.0))),
-        ("x: 1\n" * MAX_LINES, (("x", 1.0),) * MAX_LINES),
+        ("x: 1\n" * MAX_WEIGHTS, (("x", 1.0),) * MAX_WEIGHTS),
     ],
 )
 def test_weights_are_read(text, weights):
@@ -286,7 +291,7 @@ def test_weights_are_read(text, weights):
         ("red: nan", "Line 1 .*red: nan"),
         ("red: -inf", "Line 1 .*red: -inf"),
         ("red: 2, blue: 3 times", "Line 1 .*a number"),
-        ("x: 1\n" * (MAX_LINES + 1), f"{MAX_LINES + 1} lines; at most {MAX_LINES}"),
+        ("x: 1\n" * (MAX_WEIGHTS + 1), f"{MAX_WEIGHTS + 1} lines; at most {MAX_WEIGHTS}"),
         ("x" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
     ],
 )

@@ -25,7 +25,7 @@ from pack.attention_patches.host.loss_guidance import guide_by_pictures
 from pack.attention_patches.host.prompt_fit import fit_prompt
 from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.recorder import recorded
-from pack.attention_patches.host.region_prompt import RegionConditioning
+from pack.attention_patches.host.region_conditioning import RegionConditioning
 from pack.attention_patches.host.samplers.diff_edit import edit
 from pack.attention_patches.host.samplers.diff_mask import measure
 from pack.attention_patches.host.samplers.flow_edit import FlowEditing, edit_by_flow
@@ -91,9 +91,17 @@ def custom(family, model, loop, steps):
     sigmas = schedule(family, model, steps)
     noise = torch.zeros_like(tiny.latent(family, SIZE))
     return comfy.sample.sample_custom(
-        model, noise, 3.0, loop, sigmas, prompt(family, 1), prompt(family, 2), tiny.latent(family, SIZE, seed=11),
-        disable_pbar=True, seed=5,
-    )  # fmt: skip
+        model,
+        noise,
+        3.0,
+        loop,
+        sigmas,
+        prompt(family, 1),
+        prompt(family, 2),
+        tiny.latent(family, SIZE, seed=11),
+        disable_pbar=True,
+        seed=5,
+    )
 
 
 def schedule(family, model, steps):
@@ -274,9 +282,19 @@ def region_strength(family, model, steps):
     model, latent = redrawn_by_strength(model, latent, torch.tensor([[0.9, 0.4]]))
     noise, mask = tiny.latent(family, SIZE), latent["noise_mask"]
     return comfy.sample.sample(
-        model, noise, steps, 3.0, "euler", "simple", prompt(family, 1), prompt(family, 2), latent["samples"],
-        disable_pbar=True, seed=1, noise_mask=mask,
-    )  # fmt: skip
+        model,
+        noise,
+        steps,
+        3.0,
+        "euler",
+        "simple",
+        prompt(family, 1),
+        prompt(family, 2),
+        latent["samples"],
+        disable_pbar=True,
+        seed=1,
+        noise_mask=mask,
+    )
 
 
 def prompt_fit(family, model, steps):
@@ -399,9 +417,11 @@ def test_every_node_that_runs_a_model_is_here():
 
 # Kernels that round otherwise for tensors that lie otherwise; through a gradient in 16 bits it grows.
 ROUNDING = {
-    "ilvr": 1e-5, "loss guidance: CLIP": 1e-5, "loss guidance: through model": 0.01,
+    "ilvr": 1e-5,
+    "loss guidance: CLIP": 1e-5,
+    "loss guidance: through model": 0.01,
     **dict.fromkeys(("box constraint", "fast", "attend and excite", "prompt fit"), 0.2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family, name, dtype", CASES if FULL else SOME)
@@ -459,9 +479,13 @@ def test_prompt_to_prompt_waits_twice_more_where_it_blends(models, of_the_host):
 
 # What else waits in a step, the host's own and the progress of the run included; docs/benchmarks.md has the numbers.
 MORE_WAITS = {
-    "box constraint": 6.5, "fast": 4, "attend and excite": 4.5, "recorder": 2, "region lora": 2,
+    "box constraint": 6.5,
+    "fast": 4,
+    "attend and excite": 4.5,
+    "recorder": 2,
+    "region lora": 2,
     "loss guidance: direct": 7,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MORE_WAITS)

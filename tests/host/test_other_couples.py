@@ -12,11 +12,6 @@ from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ["sd15", "flux"]}
-
-
 def coupled(model, texts, weights, with_base=True, swap=False):
     """An attention couple as most packs write it: each prompt row's queries once for each text, results mixed."""
     model, count = model.clone(), len(texts) + with_base

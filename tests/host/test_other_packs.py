@@ -19,12 +19,6 @@ from test_prompt_to_prompt_runs import conditioning as side_by_side
 from test_prompt_to_prompt_runs import prompts_of
 from together import with_control
 
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ["sd15", "flux"]}
-
-
 # --- attention that ignores masks ---
 
 

@@ -83,11 +83,6 @@ def scope(monkeypatch):
     return scope
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "flux")}
-
-
 def draw(family, model, layout):
     tiny.run(family, model, tiny.conditioning(family, layout.prompt, layout.key), steps=2)
 

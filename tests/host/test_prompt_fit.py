@@ -14,11 +14,6 @@ from pack.nodes.prompt_fit import BoxwrightPromptFit
 QUICK = PromptFit(steps=12, learning_rate=0.02)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "sdxl", "flux", "sd3")}
-
-
 def picture(family, batch=1, size=(8, 12)):
     return 0.7 * tiny.latent(family, size, batch, seed=11)
 
@@ -31,10 +26,11 @@ def target(family, seed=4):
 def test_the_model_predicts_the_picture_better_from_a_fitted_prompt(models, family, share):
     """On the same noise before and after: without a change of the prompt the share would be 1 to the last digit."""
     wanted = target(family)
-    settings = PromptFit(steps=24, learning_rate=0.1)
+    # Of the tiny SDXL a prompt hardly matters: in few long steps, how many threads add up decides where it ends.
+    settings = PromptFit(96, 0.02) if family == "sdxl" else PromptFit(24, 0.1)
     found = fit_prompt(models[family], picture(family), wanted, settings, seed=3)
     assert found.after < share * found.before  # random weights hardly heed their prompt; the toy does
-    assert len(found.losses) == 24
+    assert len(found.losses) == settings.steps
     (text, values), (fitted, others) = wanted[0], found.conditioning[0]
     assert fitted.shape == text.shape and fitted.dtype == text.dtype and not torch.equal(fitted, text)
     assert others.keys() == values.keys() and others is not values
@@ -121,8 +117,16 @@ def test_the_loss_is_that_of_the_noise():
 
 
 def execute(model, **inputs):
-    good = dict(target=target("sd15"), steps=3, learning_rate=0.02, start=0.0, end=1.0, seed=0, towards_text=0.5,
-                latent={"samples": picture("sd15")})  # fmt: skip
+    good = dict(
+        target=target("sd15"),
+        steps=3,
+        learning_rate=0.02,
+        start=0.0,
+        end=1.0,
+        seed=0,
+        towards_text=0.5,
+        latent={"samples": picture("sd15")},
+    )
     return guarded(BoxwrightPromptFit).execute(model=model, **good | inputs).result
 
 

@@ -11,17 +11,30 @@ from pack.attention_patches.methods.recorder import Recording, Records
 from pack.nodes.attention_heatmap import BoxwrightAttentionHeatmap, recorded_phrases
 from pack.nodes.attention_recorder import BoxwrightAttentionRecorder
 from pack.nodes.mask_from_word import BoxwrightMaskFromWord
-from pack.nodes.parts.heatmaps import HEAT, heat_colours
+from pack.nodes.parts.heatmaps import HEAT, heat_colors
 from pack.nodes.parts.phrases import parse_phrases, parse_windows
 from pack.nodes.prompt_to_prompt import BoxwrightPromptToPrompt
 from toyworld import sampling
 
 SOURCE, TARGETS = "a red circle", "a blue circle\na large red circle"
 SETTINGS = dict(
-    source=SOURCE, targets=TARGETS, negative_prompt="", mode="auto", cross_start=0.0, cross_end=0.8, self_start=0.0,
-    self_end=0.4, self_side=32, weights="", word_windows="", blend_words="", subtract_words="", blend_threshold=0.3,
-    blend_pooling=1, blend_start=0.2,
-)  # fmt: skip
+    source=SOURCE,
+    targets=TARGETS,
+    negative_prompt="",
+    mode="auto",
+    cross_start=0.0,
+    cross_end=0.8,
+    self_start=0.0,
+    self_end=0.4,
+    self_side=32,
+    weights="",
+    word_windows="",
+    blend_words="",
+    subtract_words="",
+    blend_threshold=0.3,
+    blend_pooling=1,
+    blend_start=0.2,
+)
 
 
 def empty(batch=1, size=8):
@@ -277,7 +290,7 @@ def test_huge_grids_are_refused(recorded):
 
 
 def test_heat_colours_run_from_cold_to_hot():
-    values = heat_colours(torch.linspace(0, 1, 64)[None])
+    values = heat_colors(torch.linspace(0, 1, 64)[None])
     light = values @ torch.tensor([0.2126, 0.7152, 0.0722])
     assert bool((light.diff() > 0).all())
     assert (values[0, 0] * 255).round().tolist() == list(HEAT[0])

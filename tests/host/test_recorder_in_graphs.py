@@ -86,8 +86,15 @@ class Twice:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",),
-                             "latent_image": ("LATENT",), "seed": ("INT",)}}  # fmt: skip
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "seed": ("INT",),
+            }
+        }
 
     def draw(self, model, positive, negative, latent_image, seed):
         one = nodes.KSampler().sample(model, seed, 2, 4.0, "euler", "normal", positive, negative, latent_image)[0]
@@ -137,8 +144,15 @@ def node(kind, **inputs):
 
 def sampler(seed, model="recorder", latent=("latent", 0), **settings):
     settings = dict(steps=2, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0) | settings
-    return node("KSampler", model=[model, 0], seed=seed, positive=["text", 0], negative=["nothing", 0],
-                latent_image=list(latent), **settings)  # fmt: skip
+    return node(
+        "KSampler",
+        model=[model, 0],
+        seed=seed,
+        positive=["text", 0],
+        negative=["nothing", 0],
+        latent_image=list(latent),
+        **settings,
+    )
 
 
 def base(batch=1, **recorder):
@@ -235,8 +249,12 @@ def test_pictures_through_other_nodes(cache):
 
 def test_pictures_of_another_sampler_are_refused():
     """Also where a recorded picture led to them, by a mask for one."""
-    graph = {**base(), **watched("a", 1), "b": sampler(2, model="loader"),
-             "b picture": node("VAEDecode", samples=["b", 0], vae=["loader", 2])}  # fmt: skip
+    graph = {
+        **base(),
+        **watched("a", 1),
+        "b": sampler(2, model="loader"),
+        "b picture": node("VAEDecode", samples=["b", 0], vae=["loader", 2]),
+    }
     graph |= masked("b", "b picture")
     with pytest.raises(Failed, match="None of this recorder's runs|The record is empty"):
         Host("classic").run(graph)
@@ -264,8 +282,16 @@ def test_a_picture_out_of_a_list_is_refused():
 @every_cache
 def test_a_second_pass_behind_a_node_that_the_host_expands(cache):
     """The pass behind it counts, as it does behind a sampler that stands in the graph."""
-    inside = node("Expanded", model=["recorder", 0], vae=["loader", 2], positive=["text", 0],
-                  negative=["nothing", 0], latent=["latent", 0], seed=1, runs=1)  # fmt: skip
+    inside = node(
+        "Expanded",
+        model=["recorder", 0],
+        vae=["loader", 2],
+        positive=["text", 0],
+        negative=["nothing", 0],
+        latent=["latent", 0],
+        seed=1,
+        runs=1,
+    )
     behind = {
         "pixels": node("VAEEncode", pixels=["a", 0], vae=["loader", 2]),
         "b": sampler(2, latent=("pixels", 0), denoise=0.5),
@@ -303,9 +329,20 @@ def test_a_record_that_the_host_dropped_is_missed_and_drawn_again():
 def test_samplers_inside_a_node_that_the_host_expands(cache, runs):
     host = Host(cache)
     for seed, threshold in ((1, 0.5), (2, 0.5), (1, 0.4)):
-        graph = {**base(), "a": node("Expanded", model=["recorder", 0], vae=["loader", 2], positive=["text", 0],
-                 negative=["nothing", 0], latent=["latent", 0], seed=seed, runs=runs),
-                 **masked("a", "a", threshold)}  # fmt: skip
+        graph = {
+            **base(),
+            "a": node(
+                "Expanded",
+                model=["recorder", 0],
+                vae=["loader", 2],
+                positive=["text", 0],
+                negative=["nothing", 0],
+                latent=["latent", 0],
+                seed=seed,
+                runs=runs,
+            ),
+            **masked("a", "a", threshold),
+        }
         found = host.run(graph)["a"]
         alone = {**base(), **watched("a", seed, threshold)}
         if runs == 2:
@@ -318,8 +355,15 @@ def test_the_heatmap_draws_the_record_of_its_pictures():
     host, drawn = Host("lru"), []
     for seed, opacity in ((1, 1.0), (2, 1.0), (1, 0.99)):
         graph = {**base(), **watched("a", seed)}
-        graph["a mask"] = node("BoxwrightAttentionHeatmap", record=["recorder", 1], images=["a picture", 0],
-                               phrases="star", columns="mean", opacity=opacity, threshold=0.5)  # fmt: skip
+        graph["a mask"] = node(
+            "BoxwrightAttentionHeatmap",
+            record=["recorder", 1],
+            images=["a picture", 0],
+            phrases="star",
+            columns="mean",
+            opacity=opacity,
+            threshold=0.5,
+        )
         drawn.append(host.run(graph)["a"])
     first, second, again = drawn
     assert (again - first).abs().max() < 0.03 < (second - first).abs().max()

@@ -23,11 +23,6 @@ from tiny_control import Control
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in FAMILIES}
-
-
 @pytest.fixture
 def whole():
     return tiny.layout(areas=(WHOLE,))
@@ -182,10 +177,15 @@ def test_with_the_hosts_hooks(models, whole):
     assert not torch.allclose(expected, run("sd15", loras.merged(model, files[1], 0.8), whole), atol=1e-2)
 
 
-@pytest.mark.parametrize("edits", [
-    lambda lay: RegionPrompt(base_ratio=0.2).edits(lay), lambda lay: PUBLISHED.edits(lay),
-    lambda lay: preset("standard", "boxdiff").guides(lay),
-], ids=["region prompt", "rectified", "box constraint"])  # fmt: skip
+@pytest.mark.parametrize(
+    "edits",
+    [
+        lambda lay: RegionPrompt(base_ratio=0.2).edits(lay),
+        lambda lay: PUBLISHED.edits(lay),
+        lambda lay: preset("standard", "boxdiff").guides(lay),
+    ],
+    ids=["region prompt", "rectified", "box constraint"],
+)
 @pytest.mark.parametrize("first", [True, False])
 def test_with_other_methods(models, edits, first):
     """Everything of theirs, the texts of regions and the gradient of a guide too, sees the LoRA."""

@@ -12,12 +12,7 @@ from pack.attention_patches.host.layers import layer as changed_layers
 from pack.attention_patches.host.layers.lora import lora_for
 from pack.attention_patches.host.samplers.flow_edit import FlowEditing, flow_edit_sampler
 from pack.attention_patches.methods.region_lora import RegionLora
-from region_loras import EARLY, FAMILIES, WHOLE, run, same, with_loras
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in FAMILIES}
+from region_loras import EARLY, WHOLE, run, same, with_loras
 
 
 @pytest.fixture
@@ -253,9 +248,17 @@ def test_a_prompt_that_a_sampler_adds_to_its_run_has_its_own_part_of_the_picture
 
     def edited(patched):
         return comfy.sample.sample_custom(
-            patched, torch.zeros_like(noise), 3.0, sampler, sigmas, target,
-            tiny.conditioning("sd15", tiny.text(seed=2), seed=6), noise, disable_pbar=True, seed=1,
-        )  # fmt: skip
+            patched,
+            torch.zeros_like(noise),
+            3.0,
+            sampler,
+            sigmas,
+            target,
+            tiny.conditioning("sd15", tiny.text(seed=2), seed=6),
+            noise,
+            disable_pbar=True,
+            seed=1,
+        )
 
     found, expected = edited(with_loras(model, whole, [file])), edited(loras.merged(model, file, 0.8))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))

@@ -14,7 +14,7 @@ from pack.attention_patches.host.attention import attend
 from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.install import install
-from pack.attention_patches.host.run.apart import rows_of
+from pack.attention_patches.host.run.inputs import rows_of
 from pack.attention_patches.methods.bounded_attention import BoundedAttention
 from pack.attention_patches.methods.box_constraint import preset
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion

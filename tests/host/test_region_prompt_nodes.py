@@ -118,7 +118,7 @@ def test_a_model_that_reads_a_pooled_text_is_told_of(encoded):
 
 def test_what_is_refused(toy, encoded):
     layout, one = encoded[1], sampling.encode(toy[1], "a moon")
-    with pytest.raises(BoxwrightError, match="holds 1 text, and the layout 2 regions.*Combine"):
+    with pytest.raises(BoxwrightError, match="holds 1 text for 2 regions.*Combine"):
         run_node(toy, layout, region_texts=one)
     with pytest.raises(BoxwrightError, match="Text 2 of region_texts has the shape 1x77x5 instead of 1 x tokens x 128"):
         run_node(toy, layout, region_texts=[*one, [torch.zeros(1, 77, 5), {}]])

@@ -26,11 +26,6 @@ FAMILIES = ["sd15", "sd2", "sdxl"]  # sd2 predicts v
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in [*FAMILIES, "flux"]}
-
-
 # --- exactness ---
 
 

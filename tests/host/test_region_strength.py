@@ -19,11 +19,6 @@ REGIONS = (Region("sky", Box(0, 0, 1, 0.5), 0.7), Region("sun", Box(0, 0.5, 0.5,
 STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ("sd15", "flux")}
-
-
 def picture(family, batch=1, size=(16, 24)):
     return 0.7 * tiny.latent(family, size, batch, seed=11)
 
@@ -36,9 +31,18 @@ def draw(family, model, latent, sampler="euler", first=0, cfg=3.0, layout=None):
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)[first:]
     noise = tiny.latent(family, latent["samples"].shape[-2:], latent["samples"].shape[0])
     return comfy.sample.sample_custom(
-        model, noise, cfg, comfy.samplers.sampler_object(sampler), sigmas, positive, negative, latent["samples"],
-        noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=1,
-    )  # fmt: skip
+        model,
+        noise,
+        cfg,
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        positive,
+        negative,
+        latent["samples"],
+        noise_mask=latent.get("noise_mask"),
+        disable_pbar=True,
+        seed=1,
+    )
 
 
 def by_strength(model, samples, strengths):
@@ -91,8 +95,12 @@ def test_every_part_is_first_shown_to_the_model_as_the_noised_picture(models):
     for sigma, x in seen:
         noised = scaled + sigma * tiny.latent("sd15")
         away = (x - noised).abs().flatten(2)
-        kept.append([float(away.unflatten(2, (16, 24))[..., side].max()) < 0.05 * sigma
-                     for side in (slice(12), slice(12, None))])  # fmt: skip
+        kept.append(
+            [
+                float(away.unflatten(2, (16, 24))[..., side].max()) < 0.05 * sigma
+                for side in (slice(12), slice(12, None))
+            ]
+        )
     assert kept[0] == [True, True] and kept[-1] == [False, False]
     left, right = ([row[side] for row in kept].index(False) for side in (0, 1))
     assert left < right

@@ -224,7 +224,7 @@ def blended(colour, paper, share=1.0):
 def test_box_is_filled_outlined_and_nothing_else_is_touched():
     image = drawing.draw_layout([Region("a", Box(0.25, 0.5, 0.5, 0.25))], 400, 200)
     assert image.shape == (1, 200, 400, 3) and image.dtype == torch.float32
-    orange = drawing.region_colour(0)
+    orange = drawing.region_color(0)
     assert pixel(image, 250, 125) == pytest.approx(blended(orange, drawing.PAPER), abs=1)
     for x, y in ((299, 149), (299, 120), (200, 149)):  # the corner without the label, and two edges
         assert pixel(image, x, y) == list(orange)
@@ -234,7 +234,7 @@ def test_box_is_filled_outlined_and_nothing_else_is_touched():
 
 
 def test_later_regions_lie_on_top():
-    red, blue = drawing.region_colour(0), drawing.region_colour(1)
+    red, blue = drawing.region_color(0), drawing.region_color(1)
     image = drawing.draw_layout([Region("a", Box(0.0, 0.0, 0.7, 1.0)), Region("b", Box(0.3, 0.0, 0.7, 1.0))], 400, 400)
     assert pixel(image, 200, 300) == pytest.approx(blended(blue, blended(red, drawing.PAPER)), abs=2)
 
@@ -260,7 +260,7 @@ def test_mask_is_drawn_with_its_soft_edge():
     ramp = torch.linspace(0.0, 1.0, 400).expand(400, 400)
     image = drawing.draw_layout([Region("a", ramp)], 400, 400)
     for x in (20, 100, 380):
-        expected = blended(drawing.region_colour(0), drawing.PAPER, float(ramp[0, x]))
+        expected = blended(drawing.region_color(0), drawing.PAPER, float(ramp[0, x]))
         assert pixel(image, x, 390) == pytest.approx(expected, abs=2)
 
 
@@ -271,7 +271,7 @@ def test_mask_of_another_size_is_stretched():
     for x, y in ((20, 20), (20, 180), (780, 180)):
         assert pixel(image, x, y) == list(drawing.PAPER)
     for y in (5, 60):
-        assert pixel(image, 780, y) == pytest.approx(blended(drawing.region_colour(0), drawing.PAPER), abs=1)
+        assert pixel(image, 780, y) == pytest.approx(blended(drawing.region_color(0), drawing.PAPER), abs=1)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -326,7 +326,7 @@ def test_label_keeps_its_number():
 
 
 def test_colours_are_distinct_and_labels_readable():
-    colours = [drawing.region_colour(index) for index in range(64)]
+    colours = [drawing.region_color(index) for index in range(64)]
     distances = [sum((p - q) ** 2 for p, q in zip(a, b)) ** 0.5 for i, a in enumerate(colours) for b in colours[:i]]
     assert min(distances) > 15
 
@@ -341,7 +341,7 @@ def test_colours_are_distinct_and_labels_readable():
 
 def test_colours_and_ink_are_those_of_the_editor():
     golden = json.loads((ROOT / "tests" / "golden" / "drawing.json").read_text("utf-8"))
-    assert ["#" + bytes(drawing.region_colour(index)).hex() for index in range(70)] == golden["palette"]
+    assert ["#" + bytes(drawing.region_color(index)).hex() for index in range(70)] == golden["palette"]
     for colour, ink in golden["inks"]:
         assert "#" + bytes(drawing._ink(tuple(bytes.fromhex(colour[1:])))).hex() == ink, colour
 

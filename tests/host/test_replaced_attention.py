@@ -19,11 +19,6 @@ from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.samplers.diff_mask import DiffMask
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in ["sd15", "flux"]}
-
-
 def image_prompt(options_too):
     """As image-prompt adapters do: the attention to the text by a call of its own, and that to an image added."""
 

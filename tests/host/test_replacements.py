@@ -89,16 +89,20 @@ def changed(**values):
     return io.NodeReplace(**{**vars(REGIONS), **values})
 
 
-@pytest.mark.parametrize("replacement, words", [
-    (REGIONS, None),
-    (changed(old_node_id="BoxwrightReweight"), "BoxwrightReweight is a node"),
-    (changed(new_node_id="BoxwrightNone"), "there is no node BoxwrightNone"),
-    (changed(input_mapping=REGIONS.input_mapping[:-1]), "input phrases gets no value"),
-    (changed(input_mapping=[*REGIONS.input_mapping, {"new_id": "size", "set_value": 1}]), "no input size"),
-    (changed(old_widget_ids=["boxes", "width"]), "height is a widget"),
-    (changed(old_widget_ids=["boxes", "width", "height", "x"]), "nothing takes x"),
-    (changed(output_mapping=[{"old_idx": 0, "new_idx": 2}]), "no output 2"),
-], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "replacement, words",
+    [
+        (REGIONS, None),
+        (changed(old_node_id="BoxwrightReweight"), "BoxwrightReweight is a node"),
+        (changed(new_node_id="BoxwrightNone"), "there is no node BoxwrightNone"),
+        (changed(input_mapping=REGIONS.input_mapping[:-1]), "input phrases gets no value"),
+        (changed(input_mapping=[*REGIONS.input_mapping, {"new_id": "size", "set_value": 1}]), "no input size"),
+        (changed(old_widget_ids=["boxes", "width"]), "height is a widget"),
+        (changed(old_widget_ids=["boxes", "width", "height", "x"]), "nothing takes x"),
+        (changed(output_mapping=[{"old_idx": 0, "new_idx": 2}]), "no output 2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_replacement_that_would_lose_something_is_named(replacement, words):
     found = faults([replacement], golden())
     assert found == [] if words is None else words in found[0]

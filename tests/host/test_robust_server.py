@@ -80,12 +80,13 @@ def registered(toy, tmp_path_factory):
 
 
 METHODS = {
-    "BoxwrightRectifiedAttention": dict(strength=1.0, start=0.0, end=1.0, feather=0.0, resolutions="all",
-                                        end_tokens="visible"),
+    "BoxwrightRectifiedAttention": dict(
+        strength=1.0, start=0.0, end=1.0, feather=0.0, resolutions="all", end_tokens="visible"
+    ),
     "BoxwrightReweight": dict(weights="red: 3", start=0.0, end=1.0, region=0, renormalize=False),
     "BoxwrightBoxConstraint": dict(mode="fast", preset="standard"),
     "BoxwrightArrangedNoise": dict(strength=1.0, block=0),
-}  # fmt: skip
+}
 
 
 def patched(kind, seed):

@@ -19,11 +19,6 @@ SUBJECT = RegionLora(masks="subject")
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny.build(family) for family in FAMILIES}
-
-
 @pytest.fixture
 def halves():
     return tiny.layout()

@@ -13,18 +13,9 @@ import torch
 from pack.attention_patches.core.tokens import phrase_columns
 from pack.attention_patches.core.types import TokenMap
 from pack.attention_patches.host.text.conditioning import encode
-from tiny_encoders import ENCODERS, TOKENIZERS, assert_same_conditioning, change_rows, one_thread, readers, tiny_clip
+from tiny_encoders import ENCODERS, TOKENIZERS, assert_same_conditioning, change_rows, tiny_clip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def reader():
-    return readers()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

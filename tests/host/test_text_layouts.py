@@ -11,18 +11,9 @@ from pack.attention_patches.core.types import PhraseNotFoundError, Region
 from pack.attention_patches.host.text.conditioning import text_notes
 from pack.attention_patches.host.text.layout import encode_layout, missing_phrases
 from pack.attention_patches.host.text.reader import PromptReader
-from tiny_encoders import EVERYWHERE, assert_same_conditioning, one_thread, readers, regions, tiny_clip
+from tiny_encoders import EVERYWHERE, assert_same_conditioning, regions, tiny_clip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def reader():
-    return readers()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def owned(layout):

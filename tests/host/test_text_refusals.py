@@ -5,18 +5,9 @@ from comfy.text_encoders import cogvideo, hidream, hidream_o1, longcat_image, sd
 from pack.attention_patches.core.types import BoxwrightError, Region
 from pack.attention_patches.host.text.conditioning import encode
 from pack.attention_patches.host.text.layout import encode_layout
-from tiny_encoders import EVERYWHERE, LLM_SIZE, SIZES, clip_without_model, one_thread, readers, regions, tiny_clip
+from tiny_encoders import EVERYWHERE, LLM_SIZE, SIZES, clip_without_model, regions, tiny_clip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def reader():
-    return readers()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,9 @@ from pack.attention_patches.core.tokens import phrase_columns
 from pack.attention_patches.core.types import BoxwrightError
 from pack.attention_patches.host.text.conditioning import encode, text_notes
 from pack.attention_patches.host.text.layout import encode_layout
-from tiny_encoders import ENCODERS, TOKENIZERS, change_rows, one_thread, readers, regions, tiny_clip
+from tiny_encoders import ENCODERS, TOKENIZERS, change_rows, regions, tiny_clip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def reader():
-    return readers()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -99,8 +99,14 @@ def reweight(weights, **settings):
 
 def regional(**inputs):
     """The region prompt in the place of the method, with inputs replaced or, as None, left out."""
-    usual = {"mode": "couple", "mode.base_ratio": 0.2, "mode.confine_end": 0.4, "mode.feather": 0.0, "bound": "off",
-             "mode.blocks": "all"}  # fmt: skip
+    usual = {
+        "mode": "couple",
+        "mode.base_ratio": 0.2,
+        "mode.confine_end": 0.4,
+        "mode.feather": 0.0,
+        "bound": "off",
+        "mode.blocks": "all",
+    }
     usual |= dict(strength=1.0, overlap="order", start=0.0, end=1.0, model=["checkpoint", 0], layout=["prompt", 1])
     inputs = {name: value for name, value in {**usual, **inputs}.items() if value is not None}
     return {"method": node("BoxwrightRegionPrompt", **inputs)}
@@ -240,11 +246,15 @@ def test_a_run_that_failed_leaves_the_next_picture_as_it_was(server):
     assert np.array_equal(draw(server, good(**detour)), before)
 
 
-@pytest.mark.parametrize("execute_node", [
-    lambda model, layout: BoxwrightRectifiedAttention.execute(model, layout, 1.0, 0.0, 1.0, 0.0, "all", "visible"),
-    lambda model, layout: BoxwrightRectifiedAttention.execute(model, layout, 0.0, 0.0, 1.0, 0.0, "all", "visible"),
-    lambda model, layout: BoxwrightReweight.execute(model, layout, "w1: 2", 0.0, 1.0, 0, False),
-], ids=["rectified", "rectified, off", "reweight"])  # fmt: skip
+@pytest.mark.parametrize(
+    "execute_node",
+    [
+        lambda model, layout: BoxwrightRectifiedAttention.execute(model, layout, 1.0, 0.0, 1.0, 0.0, "all", "visible"),
+        lambda model, layout: BoxwrightRectifiedAttention.execute(model, layout, 0.0, 0.0, 1.0, 0.0, "all", "visible"),
+        lambda model, layout: BoxwrightReweight.execute(model, layout, "w1: 2", 0.0, 1.0, 0, False),
+    ],
+    ids=["rectified", "rectified, off", "reweight"],
+)
 def test_a_model_of_another_family_is_refused(execute_node):
     unet = dict(n_layers=1, n_double_layers=1, dim=64, n_heads=2, cond_seq_dim=64, dtype=torch.float32)
     model = comfy.supported_models.AuraFlow(unet).get_model({}, "")
@@ -265,11 +275,15 @@ def test_a_mask_of_another_size_is_stretched_over_the_image(server):
     assert not np.array_equal(as_box, unpatched(server))
 
 
-@pytest.mark.parametrize("inputs", [
-    {},
-    {"mode": "dense", "mode.dense_end": 0.3, "mode.cross_weight": 1.0, "mode.self_weight": 0.3},
-    {"bound": "coarse", "bound.bound_end": 0.5},
-], ids=["couple", "dense", "bound"])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"mode": "dense", "mode.dense_end": 0.3, "mode.cross_weight": 1.0, "mode.self_weight": 0.3},
+        {"bound": "coarse", "bound.bound_end": 0.5},
+    ],
+    ids=["couple", "dense", "bound"],
+)
 def test_what_a_mode_reads_arrives_in_the_node(server, inputs):
     assert not np.array_equal(draw(server, good(**regional(**inputs))), unpatched(server))
     off = draw(server, good(**regional(strength=0.0, **inputs)))

@@ -1,6 +1,5 @@
 """Every tokenizer that the host ships, and tiny encoders of the host's own classes."""
 
-import contextlib
 import io
 import re
 import types
@@ -46,15 +45,6 @@ from pack.attention_patches.host.text.reader import BYTE_OF, PromptReader
 from tokenizers.models import BPE
 
 EVERYWHERE = Box(0.0, 0.0, 1.0, 1.0)
-
-
-@contextlib.contextmanager
-def one_thread():
-    """The models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_sentencepiece(bos=-1, eos=1, pad=0, unk=2, byte_fallback=True):

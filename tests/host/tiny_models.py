@@ -20,9 +20,17 @@ from pack.attention_patches.core.types import Box, EncodedText, Layout, Region, 
 
 CONTEXT = 64
 _UNET = dict(
-    image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1, 1], channel_mult=[1, 2, 2],
-    use_spatial_transformer=True, context_dim=CONTEXT, legacy=False, dtype=torch.float32,
-)  # fmt: skip
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=32,
+    num_res_blocks=[1, 1, 1],
+    channel_mult=[1, 2, 2],
+    use_spatial_transformer=True,
+    context_dim=CONTEXT,
+    legacy=False,
+    dtype=torch.float32,
+)
 _EVERY_LEVEL = dict(
     transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0], transformer_depth_middle=1
 )
@@ -32,14 +40,37 @@ _QUERIES_AND_KEYS = (
 )  # parts of their weights' names
 _FLUX_LAYERS = frozenset({"double.0", "double.1", "single.0", "single.1"})
 _WAN = dict(
-    image_model="wan2.1", patch_size=(1, 2, 2), text_dim=CONTEXT, in_dim=16, out_dim=16, dim=64, ffn_dim=128,
-    freq_dim=32, num_heads=2, num_layers=2, dtype=torch.float32,
-)  # fmt: skip
+    image_model="wan2.1",
+    patch_size=(1, 2, 2),
+    text_dim=CONTEXT,
+    in_dim=16,
+    out_dim=16,
+    dim=64,
+    ffn_dim=128,
+    freq_dim=32,
+    num_heads=2,
+    num_layers=2,
+    dtype=torch.float32,
+)
 _COSMOS = dict(
-    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
-    model_channels=64, num_blocks=2, num_heads=2, crossattn_emb_channels=CONTEXT, pos_emb_cls="rope3d",
-    pos_emb_learnable=True, pos_emb_interpolation="crop", use_adaln_lora=True, adaln_lora_dim=16, dtype=torch.float32,
-)  # fmt: skip
+    max_img_h=240,
+    max_img_w=240,
+    max_frames=128,
+    in_channels=16,
+    out_channels=16,
+    patch_spatial=2,
+    patch_temporal=1,
+    model_channels=64,
+    num_blocks=2,
+    num_heads=2,
+    crossattn_emb_channels=CONTEXT,
+    pos_emb_cls="rope3d",
+    pos_emb_learnable=True,
+    pos_emb_interpolation="crop",
+    use_adaln_lora=True,
+    adaln_lora_dim=16,
+    dtype=torch.float32,
+)
 
 
 @dataclass(frozen=True)
@@ -481,9 +512,19 @@ def run(
     noise = latent(family) if noise is None else noise
     negative = negative if negative is not None else conditioning(family, text(seed=2), seed=6)
     return comfy.sample.sample(
-        model, noise, steps, cfg, sampler, scheduler, positive, negative, torch.zeros_like(noise),
-        disable_pbar=True, seed=1, **kw,
-    )  # fmt: skip
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        positive,
+        negative,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=1,
+        **kw,
+    )
 
 
 def probe(model, seen: list):

@@ -184,7 +184,7 @@ HOSTS = {
     "GLIGEN": with_gligen,
     "context windows": with_windows,
     "TorchCompileModel": compiled,
-}  # fmt: skip
+}
 MORE_ROWS = ("context windows",)  # with a batch that is cut
 NO_TRACE = ("TorchCompileModel", "context windows")  # a picture as without it, where rows are pictures
 

@@ -25,7 +25,7 @@ from pack.attention_patches.methods.box_losses import (
     edge_cells,
     inner_loss,
     outer_loss,
-    place,
+    phrase_cells,
     sight,
     slope,
     smoothed,
@@ -64,7 +64,7 @@ def numbers(box) -> torch.Tensor:
 
 
 def edges_of(box, width):
-    return place([(box, 1.0)], tuple(box.shape), width, "cpu").edges
+    return phrase_cells([(box, 1.0)], tuple(box.shape), width, "cpu").edges
 
 
 # --- the parts ---
@@ -339,11 +339,14 @@ def test_articles_of_a_phrase_do_not_count_unless_it_is_nothing_else():
     assert [phrase.columns for phrase in constrained_phrases(alone)] == [(1,), (4,)]
 
 
-@pytest.mark.parametrize("words, spans, kept", [
-    (["an", "an", "vil"], [(0, 2), (3, 5), (5, 8)], (2, 3)),  # "an anvil", its second word in two pieces
-    (["letter", "A"], [(0, 6), (7, 8)], (1, 2)),
-    (["a", "the", "sis"], [(0, 1), (2, 5), (5, 8)], (2, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, spans, kept",
+    [
+        (["an", "an", "vil"], [(0, 2), (3, 5), (5, 8)], (2, 3)),  # "an anvil", its second word in two pieces
+        (["letter", "A"], [(0, 6), (7, 8)], (1, 2)),
+        (["a", "the", "sis"], [(0, 1), (2, 5), (5, 8)], (2, 3)),
+    ],
+)
 def test_pieces_of_words_and_names_are_no_articles(words, spans, kept):
     text = "".join(word if i and spans[i][0] == spans[i - 1][1] else f" {word}" for i, word in enumerate(words)).strip()
     made = oracles.layout([oracles.LEFT], [list(range(1, len(words) + 1))], ["w"] * len(words), T)

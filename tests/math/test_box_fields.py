@@ -32,17 +32,35 @@ def test_options_are_checked_and_become_fields_and_the_rest_is_kept():
         "theirs": {"a": [1]},
     }
     [region] = regions_json.parse_regions_json(text(HEART | given))
-    assert region == Region("red heart", Box(0.1, 0.2, 0.3, 0.4), 1.0, {key: given[key] for key in
-                            ("locked", "hidden", "theirs")}, negative="blurry", start=0.0, end=1.0, feather=0.25,
-                            opacity=0.5, color="#E69f00", enabled=True, lora="inks/blue.safetensors",
-                            lora_strength=-2.0)  # fmt: skip
+    assert region == Region(
+        "red heart",
+        Box(0.1, 0.2, 0.3, 0.4),
+        1.0,
+        {key: given[key] for key in ("locked", "hidden", "theirs")},
+        negative="blurry",
+        start=0.0,
+        end=1.0,
+        feather=0.25,
+        opacity=0.5,
+        color="#E69f00",
+        enabled=True,
+        lora="inks/blue.safetensors",
+        lora_strength=-2.0,
+    )
     assert [type(getattr(region, key)) for key in regions_json.FRACTIONS] == [float] * 4
     assert regions_json.parse_regions_json(regions_json.regions_to_json([region])) == (region,)
 
 
 def test_an_option_is_written_under_the_name_of_its_field_and_only_where_it_says_something():
-    values = {"negative": "blurry", "start": 0.1, "end": 0.9, "feather": 0.25, "opacity": 0.5, "color": "#e69f00",
-              "enabled": False}  # fmt: skip
+    values = {
+        "negative": "blurry",
+        "start": 0.1,
+        "end": 0.9,
+        "feather": 0.25,
+        "opacity": 0.5,
+        "color": "#e69f00",
+        "enabled": False,
+    }
     values |= {"start_frame": 1, "end_frame": 9}
     values |= {"lora": "ink.safetensors", "lora_strength": 0.5}
     assert set(values) == {option.name for option in OPTIONS}

@@ -173,7 +173,7 @@ def test_a_phrase_that_stands_twice_is_replaced_twice_and_one_cut_otherwise_stay
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(BoxwrightError, match="cross_weight 2.5 is outside 0 to 2"):
+    with pytest.raises(BoxwrightError, match="cross_weight is 2.5; choose 0 to 2"):
         DenseDiffusion(cross_weight=2.5)
 
 

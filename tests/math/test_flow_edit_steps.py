@@ -7,7 +7,7 @@ from pack.attention_patches.samplers.flow_align import FlowAlign
 from pack.attention_patches.samplers.flow_edit import FlowEdit
 from pack.attention_patches.samplers.inversion import decode
 from pack.attention_patches.samplers.noise import noised, seeded
-from pack.attention_patches.samplers.straight import Moment, Prompts
+from pack.attention_patches.samplers.straight import PathTime, Prompts
 from pack.attention_patches.samplers.uni_edit import UniEdit, uni_inverted
 from toy_diffusion import FINE, LEVELS, SIGMAS, Gaussian, half_mask, picture, scene
 
@@ -34,7 +34,7 @@ def curved(a, b):
 def test_the_host_latent_of_a_point_is_what_the_host_makes_of_picture_and_noise(kind):
     clean, noise = picture(seed=1), picture(seed=2)
     for sigma in SIGMAS[kind]:
-        moment = Moment.of(sigma, LEVELS[kind])
+        moment = PathTime.of(sigma, LEVELS[kind])
         expected = noised(clean, LEVELS[kind](sigma), lambda like: noise)
         torch.testing.assert_close(moment.on_path(clean, noise) * moment.scale, expected)
 
@@ -55,7 +55,7 @@ def test_flow_edit_moves_a_normal_picture_as_the_exact_flow_does(kind, skip):
     the edit has missed by starting at t0 shrinks as the spread of the noisy pictures does."""
     source, sigmas = picture(), FINE[kind][skip:]
     edited = FlowEdit().sample(pair(kind), sigmas, scene(kind, source, draw=seeded(1)))
-    t0, spread = Moment.of(sigmas[0], LEVELS[kind]).time, 0.7
+    t0, spread = PathTime.of(sigmas[0], LEVELS[kind]).time, 0.7
     missed = (1 - t0) * spread / ((1 - t0) ** 2 * spread**2 + t0**2) ** 0.5
     assert (missed > 0.1) == (skip > 0)
     torch.testing.assert_close(edited - source, torch.full_like(source, 1.5 * (1 - missed)), atol=0.04, rtol=0)
@@ -123,7 +123,7 @@ def test_the_step_of_uni_edit_is_the_same_on_the_straight_path(kind):
     """So models of noise need no conversion there: x of the host is the point times its scale, at both ends."""
     sigma, lower = SIGMAS[kind][2:4]
     x, clean = picture(seed=7), picture(seed=8)
-    here, there = Moment.of(sigma, LEVELS[kind]), Moment.of(lower, LEVELS[kind])
+    here, there = PathTime.of(sigma, LEVELS[kind]), PathTime.of(lower, LEVELS[kind])
     point = x / here.scale
     moved = point + (there.time - here.time) * here.velocity(point, clean)
     torch.testing.assert_close(moved * there.scale, x + (lower - sigma) * (x - clean) / sigma, atol=1e-5, rtol=1e-5)
@@ -195,10 +195,15 @@ def test_draws_bring_the_result_closer_to_the_mean_of_many(kind):
     assert scatter(16) < 0.5 * scatter(1)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: FlowEdit(0), "draws is 0; choose 1 to 64"), (lambda: FlowAlign(65), "draws is 65"),
-    (lambda: FlowEdit(finish=1.1), "finish is 1.1"), (lambda: UniEdit(-1.0), "Uni-Edit is -1; choose 0 to 100"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: FlowEdit(0), "draws is 0; choose 1 to 64"),
+        (lambda: FlowAlign(65), "draws is 65"),
+        (lambda: FlowEdit(finish=1.1), "finish is 1.1"),
+        (lambda: UniEdit(-1.0), "Uni-Edit is -1; choose 0 to 100"),
+    ],
+)
 def test_bad_settings_are_refused(make, words):
     with pytest.raises(BoxwrightError, match=words):
         make()

@@ -70,10 +70,10 @@ def test_visible_cells_keep_the_best_where_none_is_half_covered():
 def test_feather_ramps_outside_and_keeps_the_inside():
     share = torch.zeros(1, 9)
     share[0, 3:5] = 1.0
-    ramp = feathered(share, (0.0, 4.0))
+    ramp = feathered(share, 4 / 9)
     torch.testing.assert_close(ramp[0], torch.tensor([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0.0]))
-    assert torch.equal(feathered(share, (0.0, 0.0)), share)
-    both = feathered(torch.nn.functional.pad(share, (0, 0, 2, 2)), (2.0, 4.0))
+    assert torch.equal(feathered(share, 0.0), share)
+    both = feathered(torch.nn.functional.pad(share, (0, 0, 2, 2)), 4 / 9, View(height=10 / 9))  # 2 cells down, 4 across
     torch.testing.assert_close(both[1], (ramp[0] - 0.5).clamp_min(0))
 
 

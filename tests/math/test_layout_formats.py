@@ -217,8 +217,13 @@ def test_style_lines_and_json():
     caption = json.loads(write("Ideogram 4", HEART, style=style))
     assert caption["style_description"]["color_palette"] == ["#FF0000", "#00FF00"]
     assert formats.parse_style(json.dumps(style)) == style
-    for bad, words in [("mood: dark", "'mood'"), ("lighting: a\nlighting: b", "twice"), ("{", "not valid JSON"),
-                       ("x" * 20_001, "20001 characters"), ('{"lighting": 5}', "must be text")]:  # fmt: skip
+    for bad, words in [
+        ("mood: dark", "'mood'"),
+        ("lighting: a\nlighting: b", "twice"),
+        ("{", "not valid JSON"),
+        ("x" * 20_001, "20001 characters"),
+        ('{"lighting": 5}', "must be text"),
+    ]:
         with refused(words):
             formats.parse_style(bad)
 

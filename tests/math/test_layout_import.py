@@ -36,9 +36,13 @@ def refused(words):
 
 def test_the_limits_are_the_golden_ones():
     assert GOLDEN["limits"] == {
-        "boxes": MAX_REGIONS, "phrase": MAX_PHRASE, "text": regions_json.MAX_TEXT, "depth": regions_json.MAX_DEPTH,
-        "rounding": checks.ROUNDING, "slack": layout_units.SLACK,
-    }  # fmt: skip
+        "boxes": MAX_REGIONS,
+        "phrase": MAX_PHRASE,
+        "text": regions_json.MAX_TEXT,
+        "depth": regions_json.MAX_DEPTH,
+        "rounding": checks.ROUNDING,
+        "slack": layout_units.SLACK,
+    }
 
 
 @named(GOLDEN["import"])

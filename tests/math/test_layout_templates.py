@@ -36,8 +36,15 @@ def test_template_of_json_is_json():
     assert data["boxes"][1] == {"label": 'a "neon"\nsign', "text": "OPEN", "box": [0, 102, 192, 410]}
 
 
-@pytest.mark.parametrize("form", [template.EXAMPLE, JSON_TEMPLATE, "{phrase}|{x:px}|{y:px}|{w:px}|{h:px}", (
-    "# {background}\n{n}. {id}: {phrase} ({x1:9999} {y1:.6} {x2:9999} {y2:.6})\nend")])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [
+        template.EXAMPLE,
+        JSON_TEMPLATE,
+        "{phrase}|{x:px}|{y:px}|{w:px}|{h:px}",
+        ("# {background}\n{n}. {id}: {phrase} ({x1:9999} {y1:.6} {x2:9999} {y2:.6})\nend"),
+    ],
+)
 def test_template_round_trip_is_exact_to_its_grid(form):
     rng = random.Random(2)
     for _ in range(100):
@@ -47,10 +54,17 @@ def test_template_round_trip_is_exact_to_its_grid(form):
         )
         if "px" in form:  # whole pixels
             regions = tuple(
-                Region(each.phrase, Box(*(round(side * 64) / 64 for side in (each.area.x / 2, each.area.y / 2)),
-                                        rng.randint(1, 32) / 64, rng.randint(1, 32) / 64), extra=each.extra)
+                Region(
+                    each.phrase,
+                    Box(
+                        *(round(side * 64) / 64 for side in (each.area.x / 2, each.area.y / 2)),
+                        rng.randint(1, 32) / 64,
+                        rng.randint(1, 32) / 64,
+                    ),
+                    extra=each.extra,
+                )
                 for each in regions
-            )  # fmt: skip
+            )
         document = Document(regions, prompt="a picture", background="sky")
         text = template.write_template(form, document, SIZE)
         read = template.read_template(form, text, SIZE)

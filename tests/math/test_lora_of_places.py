@@ -77,5 +77,5 @@ def test_off_is_no_edit():
 
 
 def test_a_feather_outside_0_to_1_is_refused():
-    with pytest.raises(BoxwrightError, match="feather 2"):
+    with pytest.raises(BoxwrightError, match="feather is 2"):
         RegionLora(feather=2.0)

@@ -173,8 +173,12 @@ def test_only_on_grids_up_to_the_limit():
     edit = edit_of(PromptToPrompt(self_side=16), prompts_of("a"), "image_image")
     lay = prompts_of("a").layout
     assert [edit.where(site(lay, grid)) for grid in ((8, 8), (16, 16), (8, 32), (16, 17), (64, 64))] == [
-        True, True, True, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 # --- local blend ---

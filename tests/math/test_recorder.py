@@ -7,7 +7,7 @@ import torch
 from oracles import encoded, layout, site
 from pack.attention_patches.core.masks import mask_of, otsu_threshold, resized, stretched
 from pack.attention_patches.core.types import BoxwrightError, PhraseNotFoundError, StepWindow, TokenMap, View
-from pack.attention_patches.methods.recorder import MAX_RUNS, Place, Recording, Records
+from pack.attention_patches.methods.recorder import MAX_RUNS, GraphPlace, Recording, Records
 
 WORDS = ["a", "red", "heart", "and", "a", "blue", "star"]
 FINE, COARSE = (4, 6), (2, 3)
@@ -160,7 +160,7 @@ def test_what_was_made_in_inference_mode_may_be_added_to_outside_it(two):
 
 
 def at(node, before=(), around=(), index=0, execution=None):
-    return Place(node, frozenset(around), frozenset(before), index, execution or node)
+    return GraphPlace(node, frozenset(around), frozenset(before), index, execution or node)
 
 
 def runs_of(two, *places, **settings):

@@ -172,7 +172,7 @@ def test_negatives_are_read_in_the_negatives_rows_where_their_region_is():
 
 @pytest.mark.parametrize("name", ["strength", "base_ratio", "confine_end", "feather"])
 def test_settings_out_of_range_are_refused(name):
-    with pytest.raises(BoxwrightError, match=f"{name} 1.5 is outside 0 to 1"):
+    with pytest.raises(BoxwrightError, match=f"{name} is 1.5; choose 0 to 1"):
         RegionPrompt(**{name: 1.5})
 
 

@@ -125,14 +125,18 @@ def test_a_mask_that_is_a_rectangle_becomes_a_box_and_an_empty_one_is_refused():
         boxes.from_anything(mask, 9, 9)
 
 
-@pytest.mark.parametrize("shape", [
-    {"kind": "polygon", "points": [1, 2] * 100_000},
-    {"kind": "paint", "width": 512, "height": 512, "runs": "aZ" * 450_000},
-    {"kind": "paint", "width": 1e300, "height": 512, "runs": "Z"},
-    {"kind": "paint", "width": 512, "height": 512, "runs": "a1" * 7_500},
-    {"kind": "paint", "width": 512, "height": 512, "runs": "Z999999" * 2_000},
-    {"kind": "polygon", "points": [[[[0]]]] * 20_000},
-], ids=range(6))  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"kind": "polygon", "points": [1, 2] * 100_000},
+        {"kind": "paint", "width": 512, "height": 512, "runs": "aZ" * 450_000},
+        {"kind": "paint", "width": 1e300, "height": 512, "runs": "Z"},
+        {"kind": "paint", "width": 512, "height": 512, "runs": "a1" * 7_500},
+        {"kind": "paint", "width": 512, "height": 512, "runs": "Z999999" * 2_000},
+        {"kind": "polygon", "points": [[[[0]]]] * 20_000},
+    ],
+    ids=range(6),
+)
 def test_hostile_shapes_are_refused_before_they_are_unpacked(shape):
     long = text(*[HEART | {"shape": ELLIPSE}] * 10, HEART | {"shape": shape})
     tracemalloc.start()

@@ -65,8 +65,12 @@ def test_words_of_a_text(text, words):
 def test_tokens_of_a_word_are_one_word_and_case_does_not_count():
     found = words_of(tokens(["A", "Cat|Fish", "a"]))
     assert [(word.name, word.columns) for word in found] == [
-        ("<start>", (0,)), ("a", (1,)), ("catfish", (2, 3)), ("a", (4,)), ("<end>", (5,)),
-    ]  # fmt: skip
+        ("<start>", (0,)),
+        ("a", (1,)),
+        ("catfish", (2, 3)),
+        ("a", (4,)),
+        ("<end>", (5,)),
+    ]
 
 
 def test_tokens_that_are_parts_of_one_character_are_one_word():

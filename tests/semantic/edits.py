@@ -80,9 +80,18 @@ def draw(toy, source, target, method, seeds):
     positive, prompts = encode_prompts(model, clip, [source, target], "auto")
     noise = torch.cat([sampling.noise_for(seed) for seed in seeds]).repeat_interleave(2, dim=0)
     latents = comfy.sample.sample(
-        edited(model, prompts, method), noise, STEPS, 5.0, "euler", "normal", positive, sampling.encode(clip, ""),
-        torch.zeros_like(noise), disable_pbar=True, seed=seeds[0],
-    )  # fmt: skip
+        edited(model, prompts, method),
+        noise,
+        STEPS,
+        5.0,
+        "euler",
+        "normal",
+        positive,
+        sampling.encode(clip, ""),
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=seeds[0],
+    )
     return vae.decode(latents).float().cpu()
 
 

@@ -10,10 +10,10 @@ from pack.attention_patches.host.samplers.diff_mask import measure
 from pack.attention_patches.host.samplers.loops import sampler, schedule
 from pack.attention_patches.samplers.blended_latents import BlendedLatents
 from pack.attention_patches.samplers.diff_mask import DiffMask
-from pack.nodes.diff_edit import DILATE
 from pack.nodes.find_word import BoxwrightFindWord
 from pack.nodes.flow_edit import BoxwrightFlowEdit
 from pack.nodes.parts import editing
+from pack.nodes.parts.editing_inputs import DILATE
 from picture_edits import CFG, Score, _words, defaults, edit
 from toyworld import sampling
 
@@ -75,10 +75,19 @@ class Batch:
         PSNR outside that mask; outside that of the difference where none was used.
         """
         model, _, vae = self.toy
-        inputs = defaults(
-            BoxwrightFlowEdit, method=method, steps=STEPS, strength=STRENGTH, cfg=METHODS[method], seed=SEED,
-            find_mask="none", paste=False,
-        ) | settings  # fmt: skip
+        inputs = (
+            defaults(
+                BoxwrightFlowEdit,
+                method=method,
+                steps=STEPS,
+                strength=STRENGTH,
+                cfg=METHODS[method],
+                seed=SEED,
+                find_mask="none",
+                paste=False,
+            )
+            | settings
+        )
         found = BoxwrightFlowEdit.execute(
             model, vae, self.pictures, *self.prompts, mask=self.mask_by(mask), **inputs
         ).result

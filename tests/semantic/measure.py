@@ -5,6 +5,7 @@ Two seeds for each layout, or with BOXWRIGHT_FULL=1 the eight of docs/results.md
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pack.attention_patches.core.types import Box, Layout, Region
@@ -16,6 +17,11 @@ from toyworld.layouts import LAYOUTS
 
 FULL = bool(os.environ.get("BOXWRIGHT_FULL"))
 SEEDS = tuple(range(8 if FULL else 2))
+# The same layouts turned half round: other boxes of the same sizes.
+ELSEWHERE = [
+    replace(case, regions=tuple((phrase, (1 - x - w, 1 - y - h, w, h)) for phrase, (x, y, w, h) in case.regions))
+    for case in LAYOUTS
+]
 SHOWN = ("presence", "iou", "inside_mass", "leakage", "bound", "ap50", "unexpected")
 
 

@@ -99,9 +99,19 @@ def draw(toy, pair, edits_of, seeds) -> torch.Tensor:
     noise = torch.cat([sampling.noise_for(seed) for seed in seeds])
     latent = vae.encode(begin(pair)[None]).expand(len(noise), -1, -1, -1)
     latent = comfy.sample.sample(
-        patched, noise, STEPS, 5.0, "euler", "normal", positive, sampling.encode(clip, ""), latent,
-        denoise=DENOISE, disable_pbar=True, seed=seeds[0],
-    )  # fmt: skip
+        patched,
+        noise,
+        STEPS,
+        5.0,
+        "euler",
+        "normal",
+        positive,
+        sampling.encode(clip, ""),
+        latent,
+        denoise=DENOISE,
+        disable_pbar=True,
+        seed=seeds[0],
+    )
     return vae.decode(latent).float().cpu()
 
 

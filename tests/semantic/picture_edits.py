@@ -145,9 +145,17 @@ def edit_picture(toy, job, seed, **settings):
     ).result
     sigmas = schedule(model, settings["scheduler"], settings["steps"], settings["strength"])
     plain = comfy.sample.sample_custom(
-        model, sampling.noise_for(seed), CFG, comfy.samplers.ksampler("euler"), sigmas, target, empty, encoded,
-        disable_pbar=True, seed=seed,
-    )  # fmt: skip
+        model,
+        sampling.noise_for(seed),
+        CFG,
+        comfy.samplers.ksampler("euler"),
+        sigmas,
+        target,
+        empty,
+        encoded,
+        disable_pbar=True,
+        seed=seed,
+    )
     return {
         "DiffEdit, pasted": Score.of(pasted, job, job.picture, mask),
         "DiffEdit": Score.of(vae.decode(latent["samples"]), job, again, mask),
@@ -175,7 +183,15 @@ def round_trip(toy, job, steps, refinements):
     sigmas = schedule(model, "normal", steps, 1.0)
     path = invert_latent(model, encoded, prompt, sigmas, refinements=refinements).trajectory
     drawn = comfy.sample.sample_custom(
-        model, InvertedNoise(model, path).generate_noise({"samples": encoded}), 1.0, comfy.samplers.ksampler("euler"),
-        sigmas, prompt, prompt, encoded, disable_pbar=True, seed=1,
-    )  # fmt: skip
+        model,
+        InvertedNoise(model, path).generate_noise({"samples": encoded}),
+        1.0,
+        comfy.samplers.ksampler("euler"),
+        sigmas,
+        prompt,
+        prompt,
+        encoded,
+        disable_pbar=True,
+        seed=1,
+    )
     return psnr(vae.decode(drawn), vae.decode(encoded))

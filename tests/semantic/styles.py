@@ -11,7 +11,7 @@ from attributes import texture_of
 from pack.attention_patches.core.types import Box, Region
 from pack.attention_patches.host.install import install
 from pack.attention_patches.host.layers.lora import lora_for
-from pack.attention_patches.host.region_prompt import RegionConditioning
+from pack.attention_patches.host.region_conditioning import RegionConditioning
 from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.region_lora import RegionLora
 from pack.attention_patches.methods.region_prompt import RegionPrompt
@@ -108,10 +108,15 @@ def plans(toy, case, positive, layout, files):
 
 
 NAMES = (
-    "no LoRA", "stripes alone, everywhere", "dots alone, everywhere", "both LoRAs everywhere", "Region LoRA",
-    "couple, both LoRAs everywhere", "couple + Region LoRA",
+    "no LoRA",
+    "stripes alone, everywhere",
+    "dots alone, everywhere",
+    "both LoRAs everywhere",
+    "Region LoRA",
+    "couple, both LoRAs everywhere",
+    "couple + Region LoRA",
     "the host's hooks, a pass for each",
-)  # fmt: skip
+)
 COUPLE, FOLLOWED = "couple, no LoRA", "couple + Region LoRA, masks subject"
 HEAD = "| | boxes filled | own style | the other's | plain | strange pixels | s per picture |"
 

@@ -3,24 +3,16 @@
 Thresholds lie well inside what was measured (docs/results.md).
 """
 
-from dataclasses import replace
-
 import comfy.sample
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from measure import draw, layout_of, score
+from measure import ELSEWHERE, draw, layout_of, score
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.arranged_noise import ArrangedNoise
 from pack.attention_patches.methods.box_constraint import preset
 from toyworld import sampling
 from toyworld.layouts import LAYOUTS
-
-# The same layouts turned half round: other boxes of the same sizes.
-ELSEWHERE = [
-    replace(case, regions=tuple((phrase, (1 - x - w, 1 - y - h, w, h)) for phrase, (x, y, w, h) in case.regions))
-    for case in LAYOUTS
-]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +65,17 @@ def starts(toy, case, count, arrange=True):
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "stop", stop)
     noise = torch.cat([sampling.noise_for(1000 + seed) for seed in range(count)])
     comfy.sample.sample(
-        patched, noise, 2, 1.0, "euler", "normal", positive, positive, torch.zeros_like(noise), disable_pbar=True,
-    )  # fmt: skip
+        patched,
+        noise,
+        2,
+        1.0,
+        "euler",
+        "normal",
+        positive,
+        positive,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+    )
     return seen[0]
 
 

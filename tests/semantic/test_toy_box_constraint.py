@@ -9,7 +9,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from measure import SEEDS, draw, layout_of, score, score_layouts
+from measure import ELSEWHERE, SEEDS, draw, layout_of, score, score_layouts
 from pack.attention_patches.host.guidance import latent as guidance
 from pack.attention_patches.host.install import install
 from pack.attention_patches.methods.box_constraint import preset
@@ -18,11 +18,6 @@ from toyworld import sampling
 from toyworld.layouts import LAYOUTS
 
 STANDARD = preset("standard", "boxdiff")
-# The same layouts turned half round: other boxes of the same sizes.
-ELSEWHERE = [
-    replace(case, regions=tuple((phrase, (1 - x - w, 1 - y - h, w, h)) for phrase, (x, y, w, h) in case.regions))
-    for case in LAYOUTS
-]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +74,15 @@ def test_every_phrase_is_pulled_at_every_size(toy, size, monkeypatch):
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
         guided = install(model, alone, STANDARD.guides(alone))
         comfy.sample.sample_custom(
-            guided, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas[:2], positive, sampling.encode(clip, ""),
-            torch.zeros_like(noise), disable_pbar=True, seed=0,
-        )  # fmt: skip
+            guided,
+            noise,
+            1.0,
+            comfy.samplers.sampler_object("euler"),
+            sigmas[:2],
+            positive,
+            sampling.encode(clip, ""),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
     assert len(pulls) == 2 and min(pulls) > 0.01, "of the noise"

@@ -34,10 +34,20 @@ def test_the_picture_comes_back_beside_its_edit(toy):
         ("direct inversion", BoxwrightDirectInversionSampler.execute(trajectory)[0]),
         ("inverted noise alone", comfy.samplers.ksampler("euler")),
     ):
-        pictures[name] = vae.decode(comfy.sample.sample_custom(
-            patched, noise.generate_noise(pair), CFG, sampler, sigmas, positive, negative, pair["samples"],
-            disable_pbar=True, seed=1,
-        ))  # fmt: skip
+        pictures[name] = vae.decode(
+            comfy.sample.sample_custom(
+                patched,
+                noise.generate_noise(pair),
+                CFG,
+                sampler,
+                sigmas,
+                positive,
+                negative,
+                pair["samples"],
+                disable_pbar=True,
+                seed=1,
+            )
+        )
         print(f"\n{name}: {psnr(pictures[name][:1], again):.1f} dB, changed {has_changed(pictures[name][1], job)}")
     assert psnr(pictures["direct inversion"][:1], again) > 60
     assert psnr(pictures["inverted noise alone"][:1], again) < 40

@@ -62,9 +62,20 @@ def redraw(toy, model, conditioning, latent, denoise, steps=8, **options):
     """Image to image with fixed noise: [1, H, W, 3]."""
     _, clip, vae = toy
     found = comfy.sample.sample(
-        model, sampling.noise_for(1, SIZE), steps, 3.0, "euler", "normal", conditioning, sampling.encode(clip, ""),
-        latent, denoise=denoise, disable_pbar=True, seed=1, **options,
-    )  # fmt: skip
+        model,
+        sampling.noise_for(1, SIZE),
+        steps,
+        3.0,
+        "euler",
+        "normal",
+        conditioning,
+        sampling.encode(clip, ""),
+        latent,
+        denoise=denoise,
+        disable_pbar=True,
+        seed=1,
+        **options,
+    )
     return vae.decode(found).float()
 
 

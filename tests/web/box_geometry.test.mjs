@@ -6,7 +6,8 @@ import test from "node:test";
 
 import { automaticColor, contrast, inkOn, lineOn } from "../../web/editor/model/colors.js";
 import * as geometry from "../../web/editor/model/geometry.js";
-import { parsePasted, Problem } from "../../web/editor/model/json.js";
+import { Problem } from "../../web/editor/model/json.js";
+import { parsePasted } from "../../web/editor/model/layout_import.js";
 import { isInPrompt } from "../../web/editor/model/phrases.js";
 import { ENGLISH, translator } from "../../web/editor/model/words.js";
 import { dice } from "./random_edits.mjs";

@@ -6,6 +6,7 @@ import test from "node:test";
 
 import * as model from "../../web/editor/model/drawing.js";
 import * as json from "../../web/editor/model/json.js";
+import { parsePasted } from "../../web/editor/model/layout_import.js";
 import { ENGLISH } from "../../web/editor/model/words.js";
 
 const GOLDEN = JSON.parse(readFileSync(new URL("../golden/layouts.json", import.meta.url), "utf8"));
@@ -38,7 +39,7 @@ test("the limits are the golden ones", () => {
 for (const example of GOLDEN.import) {
     test(`read as Python reads it: ${example.name}`, () => {
         const [width, height] = example.size ?? [512, 384];
-        const read = () => json.parsePasted(textOf(example), width, height);
+        const read = () => parsePasted(textOf(example), width, height);
         if (example.error) {
             assert.equal(problemOf(read), example.error);
             return;
@@ -54,7 +55,7 @@ for (const example of GOLDEN.import) {
 
 test("how the numbers were read is said in words there are", () => {
     for (const example of GOLDEN.import.filter((each) => !each.error)) {
-        const { words, order } = json.parsePasted(textOf(example), ...(example.size ?? [512, 384]));
+        const { words, order } = parsePasted(textOf(example), ...(example.size ?? [512, 384]));
         assert.equal(words === null, example.source === "boxwright");
         if (words) assert.ok(words.order && words.unit in ENGLISH, `${order} of ${example.name}`);
     }
@@ -107,5 +108,5 @@ test("hostile texts are refused in words", () => {
         `caption ${"[{".repeat(5000)}]`, JSON.stringify(Array(50_000).fill([0, 0, 1, 1])),
         `{"layers": ${JSON.stringify(Array(70_000).fill({}))}}`, '[{"__proto__": [1, 2, 3, 4]}]',
         '{"compositional_deconstruction": {"elements": 5}}', '{"boxes": [null]}', '[{"bbox": {"bbox": {"bbox": 1}}}]'];
-    for (const text of texts) assert.ok(problemOf(() => json.parsePasted(text, 512, 512)), text.slice(0, 40));
+    for (const text of texts) assert.ok(problemOf(() => parsePasted(text, 512, 512)), text.slice(0, 40));
 });

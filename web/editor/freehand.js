@@ -34,11 +34,11 @@ export class Freehand {
     }
 
     slider(key) {
-        const words = this.editor.t(BRUSH_WORDS[key]), [low, high] = key === "radius" ? SIZES : [0, 1];
-        const input = element("input", { type: "range", min: low, max: high, step: 0.002, "aria-label": words, on: {
+        const text = this.editor.t(BRUSH_WORDS[key]), [low, high] = key === "radius" ? SIZES : [0, 1];
+        const input = element("input", { type: "range", min: low, max: high, step: 0.002, "aria-label": text, on: {
             input: () => this.setBrush({ [key]: Number(input.value) }),
         } });
-        return { key, input, node: element("label", { class: "bw-field", title: words }, [element("span", { text: words }), input]) };
+        return { key, input, node: element("label", { class: "bw-field", title: text }, [element("span", { text }), input]) };
     }
 
     /** Show what the tool has to say and to set. */
@@ -233,8 +233,9 @@ export class Freehand {
         }
         if (key === "Escape" && this.tool !== "box") this.choose("box");
         else if (key in TOOL_KEYS) this.choose(TOOL_KEYS[key]);
-        else if (this.isPainting() && "[]".includes(key)) this.setBrush({ radius: this.brush.radius * (key === "]" ? 1.25 : 0.8) });
-        else return false;
+        else if (this.isPainting() && "[]".includes(key)) {
+            this.setBrush({ radius: this.brush.radius * (key === "]" ? 1.25 : 0.8) });
+        } else return false;
         return true;
     }
 

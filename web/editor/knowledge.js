@@ -30,14 +30,15 @@ export class Knowledge {
     /** Warnings, box id -> words. Worked out once per state, prompt and size. */
     flags() {
         const { state, size, facts: { prompt } } = this.editor, { flags } = this.known, loras = this.editor.host.loras();
-        if (flags?.boxes === state.boxes && flags.prompt === prompt && flags.size === size && flags.loras === loras) return flags.value;
+        const asked = { boxes: state.boxes, prompt, size, loras };
+        if (flags && Object.keys(asked).every((key) => flags[key] === asked[key])) return flags.value;
         const value = new Map();
         state.boxes.forEach((box, index) => {
             const words = this.outOfRange(box, index)
                 || (option(box, "enabled") ? this.warning(box, index, prompt, size, loras) : "");
             if (words) value.set(box.id, words);
         });
-        this.known.flags = { boxes: state.boxes, prompt, size, loras, value };
+        this.known.flags = { ...asked, value };
         return value;
     }
 
@@ -46,14 +47,17 @@ export class Knowledge {
         const [[key, value] = []] = Object.entries(box.given ?? {}), { t } = this.editor;
         if (!key) return "";
         const [low, high] = RANGES[key];
-        return t("flagRange", { number: index + 1, name: t(NUMBERS[key]), value, low, high, shown: box[key] ?? option(box, key) });
+        const shown = box[key] ?? option(box, key);
+        return t("flagRange", { number: index + 1, name: t(NUMBERS[key]), value, low, high, shown });
     }
 
     warning(box, index, prompt, size, loras) {
         const { t } = this.editor;
         if (!box.phrase.trim()) return t("flagEmpty", { number: index + 1 });
         if (prompt?.trim() && !this.isInPrompt(box.phrase, prompt)) return t("flagMissing", { phrase: box.phrase });
-        if (box.lora && loras && fileAmong(loras, box.lora) === undefined) return t("flagLora", { phrase: box.phrase, name: box.lora });
+        if (box.lora && loras && fileAmong(loras, box.lora) === undefined) {
+            return t("flagLora", { phrase: box.phrase, name: box.lora });
+        }
         const grids = unfilledGrids(box, size);
         if (grids.length < ATTENTION_CELLS.length) return ""; // one of the grids sees it
         return t("flagSmall", { phrase: box.phrase, grids: grids.map((grid) => grid.join(" × ")).join(", ") });

@@ -220,7 +220,8 @@ export class Inspector {
         this.root.hidden = state.boxes.length === 0;
         this.note.textContent = !first ? t("selectSome") : boxes.length > 1 ? t("selectedMany", { count: boxes.length }) : "";
         this.note.hidden = boxes.length === 1;
-        if (!first || (this.shown === first && this.size === size && this.percent === view.percent && this.loras === loras)) return;
+        const isShown = this.shown === first && this.size === size && this.percent === view.percent && this.loras === loras;
+        if (!first || isShown) return;
         [this.shown, this.size, this.percent, this.loras] = [first, size, view.percent, loras];
         this.unit.value = view.percent ? "%" : "px";
         for (const { key, input } of this.places) show(input, trimmedNumber(first[key] * this.scale(key)));
@@ -255,7 +256,9 @@ export class Inspector {
     /** Put [value, words] entries into a list, unless they are there. */
     fill(select, entries, value) {
         const key = JSON.stringify(entries);
-        if (select.entries !== key) select.replaceChildren(...entries.map(([each, text]) => element("option", { value: each, text })));
+        if (select.entries !== key) {
+            select.replaceChildren(...entries.map(([each, text]) => element("option", { value: each, text })));
+        }
         select.entries = key;
         select.value = value;
     }

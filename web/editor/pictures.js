@@ -57,6 +57,7 @@ export function cutOut(picture, { x, y, width, height }) {
     const image = element("canvas", {
         width: Math.max(1, Math.round(width * across * scale)), height: Math.max(1, Math.round(height * down * scale)),
     });
-    image.getContext("2d").drawImage(picture, x * across, y * down, width * across, height * down, 0, 0, image.width, image.height);
+    const part = [x * across, y * down, width * across, height * down];
+    image.getContext("2d").drawImage(picture, ...part, 0, 0, image.width, image.height);
     return { image, x, y, width, height };
 }

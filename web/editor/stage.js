@@ -118,7 +118,8 @@ export class Stage {
         this.canvas.focus({ preventScroll: true });
         this.canvas.setPointerCapture(event.pointerId);
         if (this.freehand.isOn()) return this.freehand.down(event);
-        const keys = keysOf(event), { state } = this.editor, shape = this.freehand.tool === "ellipse" ? { kind: "ellipse" } : undefined;
+        const keys = keysOf(event), { state } = this.editor;
+        const shape = this.freehand.tool === "ellipse" ? { kind: "ellipse" } : undefined;
         this.gesture = begin(state, this.point(event), keys, this.drawing || Boolean(shape), this.handleReach(event), shape);
         Object.assign(this.gesture, { pointer: event.pointerId, at: [event.clientX, event.clientY], far: false });
         if (this.gesture.kind === "move") this.editor.show(this.gesture.base);
@@ -334,10 +335,11 @@ export class Stage {
             area: this.area, theme: THEMES[this.editor.theme], picture: this.editor.picture(), opacity: facts.opacity,
             grid: view.grid, pins: this.editor.host.pins(),
             gaps: view.gaps ? this.editor.knowledge.coverage().gaps : null, flags: this.editor.knowledge.flags(),
-            freehand: this.freehand.scene(), handles: !this.freehand.isOn(), draft: this.shown?.draft, marquee: this.shown?.marquee, guides: this.shown?.guides, hover: this.hover,
-            editing: this.words.open?.id,
+            freehand: this.freehand.scene(), handles: !this.freehand.isOn(), draft: this.shown?.draft,
+            marquee: this.shown?.marquee, guides: this.shown?.guides, hover: this.hover, editing: this.words.open?.id,
         });
-        this.empty.hidden = state.boxes.length > 0 || Boolean(this.gesture) || this.freehand.isUnderWay() || Boolean(this.editor.problem);
+        const isDrawing = Boolean(this.gesture) || this.freehand.isUnderWay();
+        this.empty.hidden = state.boxes.length > 0 || isDrawing || Boolean(this.editor.problem);
         this.words.place();
     }
 }

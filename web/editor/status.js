@@ -4,7 +4,9 @@ import { element } from "./dom.js";
 import { Problem } from "./model/json.js";
 import { stateOf } from "./model/drawing.js";
 
-const SOURCES = { width: "sourceWidth", height: "sourceHeight", prompt: "sourcePrompt", boxes: "sourceBoxes", opacity: "opacity" };
+const SOURCES = {
+    width: "sourceWidth", height: "sourceHeight", prompt: "sourcePrompt", boxes: "sourceBoxes", opacity: "opacity",
+};
 
 export class Status {
     constructor(editor) {

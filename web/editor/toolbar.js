@@ -59,7 +59,9 @@ export class Toolbar {
                 editor.stage.freehand.choose(name);
                 editor.stage.canvas.focus({ preventScroll: true });
             } },
-        }, [icon(TOOL_ICONS[name]), element("span", { text: t(TOOL_WORDS[name]) }), element("kbd", { text: TOOL_LETTERS[name] })]));
+        }, [
+            icon(TOOL_ICONS[name]), element("span", { text: t(TOOL_WORDS[name]) }), element("kbd", { text: TOOL_LETTERS[name] }),
+        ]));
     }
 
     togglePanel() {
@@ -86,7 +88,8 @@ export class Toolbar {
             return element("label", { class: "bw-item" }, [input, element("span", { text: t(words) })]);
         };
         const choice = (key, words, options, read) => {
-            const input = element("select", { "data-view": key, on: { change: () => editor.setView({ [key]: read(input.value) }) } },
+            const change = () => editor.setView({ [key]: read(input.value) });
+            const input = element("select", { "data-view": key, on: { change } },
                 options.map(([value, text]) => element("option", { value, text })));
             return element("label", { class: "bw-item" }, [element("span", { text: t(words) }), input]);
         };
@@ -99,9 +102,10 @@ export class Toolbar {
         return [
             check("snap", "snap"),
             check("gaps", "showGaps"),
-            choice("grid", "grid", GRIDS.map((grid) => [String(grid), grid ? t("pixels", { count: grid }) : t("gridOff")]), Number),
+            choice("grid", "grid", GRIDS.map((count) => [String(count), count ? t("pixels", { count }) : t("gridOff")]), Number),
             choice("behind", "behind", [
-                ["input", t("behindInput")], ["last", t("behindLast")], ["file", t("behindFile")], ["nothing", t("behindNothing")],
+                ["input", t("behindInput")], ["last", t("behindLast")], ["file", t("behindFile")],
+                ["nothing", t("behindNothing")],
             ], String),
             element("label", { class: "bw-item" }, [element("span", { text: t("opacity") }), this.opacity]),
             action("copyJson", () => editor.copyOut(editor.clipboardText())),

@@ -1,12 +1,15 @@
 // The editor as an element: toolbar, canvas, list, fields. One file, since all of them are drawn anew from one state; the
-// parts that could stand alone (panel, stage, pictures) do. It knows its host only through the object it is given:
-// { t, name, read() -> text, write(text), settle(), undo(), redo(), facts() -> {width, height, prompt: text or null,
-//   opacity, sources: [{key, title, how}], drawingFrom: title or null}, picture(source, file) -> image or null,
-//   setOpacity(number), upload(file) -> promise of {filename, subfolder, type} or null, fileAt(address) -> the same or null,
-//   loras() -> names of the server's LoRAs or null, pins() -> Map, keepPins(Map), view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event), isPanning(),
-//   notify(text) }. facts(): see box_editor.js; asked for at every sync, not at every frame.
+// parts that could stand alone (panel, stage, pictures) do. It knows its host only through the object it is given, which
+// host/host_of.js makes:
+// { t, name, read() -> text, write(text), settle(), undo(), redo(), canUndo(), canRedo(),
+//   facts() -> {width, height, prompt: text or null, opacity, sources: [{key, title, how}], drawingFrom: title or null},
+//   picture(source, file) -> image or null, setOpacity(number), upload(file) -> promise of {filename, subfolder, type} or
+//   null, fileAt(address) -> the same or null, loras() -> names of the server's LoRAs or null, pins() -> Map,
+//   keepPins(Map), view() -> anything, setView(object), recall() -> history or null, keep(history), forward(event),
+//   isPanning(), notify(text) }. facts() is asked for at every sync, not at every frame.
 
-import { drawingText, MAX_BOXES, parsePasted, Problem } from "./model/json.js";
+import { drawingText, MAX_BOXES, Problem } from "./model/json.js";
+import { parsePasted } from "./model/layout_import.js";
 import {
     added, duplicated, followed, freePlace, hasRoom, mended, newHistory, pasted, present, presentText, remembered, removed,
     selected, split, stateOf, withBackground,
@@ -346,5 +349,4 @@ export class BoxEditor {
         }
         this.paste(text);
     }
-
 }

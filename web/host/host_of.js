@@ -53,7 +53,7 @@ export function hostOf(node, name, access, t) {
         keep: (history) => keepHistory(node, name, history),
         forward: forwardPointer,
         isPanning: () => Boolean(app.canvas?.read_only),
-        notify: (words) => app.extensionManager?.toast?.add({ severity: "warn", summary: "Boxwright", detail: words, life: 6000 }),
+        notify: (detail) => app.extensionManager?.toast?.add({ severity: "warn", summary: "Boxwright", detail, life: 6000 }),
     };
 }
 

@@ -13,18 +13,18 @@ from ...core.seam import NEVER
 from .block import Block
 from .call import AttentionCall, additive
 from .calls import Installed
-from .company import Part
+from .joint_texts import QueryGroup
 from .outside_blocks import outside_blocks
 from .saveable import saveable
 
 WORK_BYTES = 64 * 2**20  # what one chunk of queries may take for its masks or probabilities
-SORTED_FROM = 16 * 2**20  # bytes of a mask of tokens by tokens; smaller ones cost less than queries in groups
+GROUPED_FROM = 16 * 2**20  # bytes of a mask of tokens by tokens; smaller ones cost less than queries in groups
 
 
 def attend(rows: AttentionCall, block: Block) -> Tensor:
     """The rows of one chunk, in as few pieces of the query axis as memory allows."""
-    if block.coupled or (block.sorted and _mask_bytes(rows) >= SORTED_FROM):
-        return _attend_in_company(rows, block)
+    if block.coupled or (block.differs_in_text_bias and _mask_bytes(rows) >= GROUPED_FROM):
+        return _attend_in_groups(rows, block)
     if not block.edited:
         return rows.fused()
     outputs = []
@@ -43,33 +43,33 @@ def _mask_bytes(rows: AttentionCall) -> int:
     return rows.shape[1] * rows.shape[2] * rows.q.element_size()
 
 
-def _attend_in_company(rows: AttentionCall, block: Block) -> Tensor:
+def _attend_in_groups(rows: AttentionCall, block: Block) -> Tensor:
     """A joint attention in groups of queries that read alike."""
-    seating = block.seating(rows) if block.coupled else block.sorts(rows)
-    outputs = [piece for part in seating.parts for piece in _attend_part(rows, part)]
-    if not seating.image_apart:
+    grouped = block.query_groups(rows) if block.coupled else block.query_groups_by_bias(rows)
+    outputs = [piece for group in grouped.groups for piece in _attend_group(rows, group)]
+    if not grouped.image_apart:
         for part, is_image in query_parts(rows, block, block.explicit):
             if is_image:
                 queries = rows.queries(part)
                 explicit = explicit_attention(queries, block, part) if block.explicit else None
                 outputs.append(queries.exact(block.bias(queries, part)) if explicit is None else explicit)
-    return torch.cat(outputs, dim=rows.out_axis).index_select(rows.out_axis, seating.order)
+    return torch.cat(outputs, dim=rows.out_axis).index_select(rows.out_axis, grouped.order)
 
 
-def _attend_part(rows: AttentionCall, part: Part) -> Iterator[Tensor]:
-    count, keys = len(part.queries), rows.k.shape[rows.token_axis]
-    chosen = rows if part.keys is None else rows.keys_in(part.keys)
-    step = count if part.bias is None or len(part.bias) == 1 else max(1, WORK_BYTES // (keys * 4))
+def _attend_group(rows: AttentionCall, group: QueryGroup) -> Iterator[Tensor]:
+    count, keys = len(group.queries), rows.k.shape[rows.token_axis]
+    chosen = rows if group.keys is None else rows.keys_in(group.keys)
+    step = count if group.bias is None or len(group.bias) == 1 else max(1, WORK_BYTES // (keys * 4))
     for first in range(0, count, step):
         some = slice(first, min(first + step, count))
-        queries = chosen.queries(part.run) if part.run and step == count else chosen.chosen(part.queries[some])
-        if part.bias is None:
+        queries = chosen.queries(group.run) if group.run and step == count else chosen.chosen(group.queries[some])
+        if group.bias is None:
             yield queries.fused()
             continue
-        if len(part.bias) == 1:
-            bias = part.bias.expand(some.stop - some.start, -1)
+        if len(group.bias) == 1:
+            bias = group.bias.expand(some.stop - some.start, -1)
         else:  # of the texts' columns
-            bias = pad(part.bias[some], (part.start, keys - part.start - part.bias.shape[1]))
+            bias = pad(group.bias[some], (group.start, keys - group.start - group.bias.shape[1]))
         yield queries.exact(bias[None, None])
 
 

@@ -16,7 +16,7 @@ from ...core.types import Layout, is_timed
 from .cache import BiasCache
 from .call import AttentionCall
 from .calls import Chunk, IncompatiblePatchError, Installed, ModelCall, Place, view_of
-from .company import Company, Seating, Sharing, acting
+from .joint_texts import JointTexts, QueryGroups, TextShares, acting
 from .outside_blocks import outside_blocks
 from .sending import sent
 
@@ -43,7 +43,7 @@ class Block:
         return bool(self.mixes) and self.place.further is not None
 
     @property
-    def sorted(self) -> bool:
+    def differs_in_text_bias(self) -> bool:
         """Whether image tokens of a joint attention differ in a bias on the text and in nothing else.
 
         Then those that are biased alike share one row of bias, and no mask of tokens by tokens is made.
@@ -53,18 +53,22 @@ class Block:
 
     @property
     def biased(self) -> bool:
+        """Whether something is added to scores: what an attention mask can hold."""
         return bool(self.text_bias or self.image_bias) or self.coupled
 
     @property
     def explicit(self) -> bool:
+        """Whether scores or probabilities themselves are edited, which no fused kernel lets see."""
         return bool(self.scores or self.probs)
 
     @property
     def edited(self) -> bool:
+        """Whether the attention to the row's own text, or of the image to itself, changes."""
         return self.biased or self.explicit
 
     @property
     def changes(self) -> bool:
+        """Whether what the attention returns changes; else its edits only read."""
         return self.edited or bool(self.mixes)
 
     def site(self, item: Installed, tokens: slice, frame: int = 0) -> AttentionSite:
@@ -124,7 +128,7 @@ class Block:
         place, keys, tokens = self.place, queries.k.shape[queries.token_axis], self.tokens(part)
         frame = self.frame(part)
         if self.coupled:
-            columns, of_texts = self.company(keys).columns, self._image_bias_of_texts(keys, queries.q)
+            columns, of_texts = self.joint_texts(keys).columns, self._image_bias_of_texts(keys, queries.q)
             first = tokens.start + frame * place.tokens % of_texts.shape[2]
             text = of_texts[:, :, first : first + tokens.stop - tokens.start]
         else:
@@ -143,59 +147,59 @@ class Block:
                 total[..., columns] += item.edit.fn(zeros, self.site(item, tokens, frame)).to(total)
         return total.clamp_min(NEVER)
 
-    def company(self, tokens: int) -> Company:
+    def joint_texts(self, tokens: int) -> JointTexts:
         """The texts of a joint attention of so many tokens."""
-        return Company(self.place, self.call.spans, tokens)
+        return JointTexts(self.place, self.call.spans, tokens)
 
-    def sorts(self, like: AttentionCall) -> Seating:
+    def query_groups_by_bias(self, like: AttentionCall) -> QueryGroups:
         """The queries of a joint attention by their bias on the text, on the device of `like`."""
-        company, timed = self.company(like.shape[1]), any(self._pictures(item.layout, 0) for item in self.text_bias)
+        texts, timed = self.joint_texts(like.shape[1]), any(self._pictures(item.layout, 0) for item in self.text_bias)
         frames = range(self.call.frames if timed else 1)
 
         def work_out() -> Tensor:
             return torch.cat([self._text_bias(frame)[0, 0] for frame in frames])
 
-        def make(found: Tensor) -> Seating:
-            return Seating.of(company.undisturbed(), company.image(found, pick=False), self.place, like.q)
+        def make(found: Tensor) -> QueryGroups:
+            return QueryGroups.of(texts.undisturbed(), texts.image(found, pick=False), self.place, like.q)
 
         own = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
-        key = ("sorts", *self._key(self.text_bias, like.q), like.q.dtype, like.shape[1], len(frames), *own)
+        key = ("by bias", *self._key(self.text_bias, like.q), like.q.dtype, like.shape[1], len(frames), *own)
         return self.cache.once(key, self.call.progress, work_out, make)
 
-    def seating(self, like: AttentionCall, image: bool = True) -> Seating:
+    def query_groups(self, like: AttentionCall, image: bool = True) -> QueryGroups:
         """The queries of a joint attention by what they read, on the device of `like`.
 
         Those of the image only with `image`, and not where each of them has scores or a bias of its own.
         """
         tokens, image = like.q.shape[like.token_axis], image and not (self.explicit or self.image_bias)
-        company = self.company(tokens)
+        texts = self.joint_texts(tokens)
 
         def work_out() -> Tensor:
-            return torch.cat([self._company_bias(company), self._sharing.texts.T], dim=1)
+            return torch.cat([self._joint_bias(texts), self._text_shares.texts.T], dim=1)
 
-        def make(found: Tensor) -> Seating:
-            parts = company.image(found[:, : len(company.owners)]) if image else ()
-            return Seating.of(company.outside(self._sharing), parts, self.place, like.q)
+        def make(found: Tensor) -> QueryGroups:
+            groups = texts.image(found[:, : len(texts.owners)]) if image else ()
+            return QueryGroups.of(texts.outside(self._text_shares), groups, self.place, like.q)
 
-        key = ("seating", *self._company_key(like.q), tokens, image)
+        key = ("query groups", *self._joint_key(like.q), tokens, image)
         return self.cache.once(key, self.call.progress, work_out, make)
 
     def _image_bias_of_texts(self, tokens: int, like: Tensor) -> Tensor:
         """For image tokens of all different frames, all texts of a joint attention, [1, 1, frames * h * w, columns]."""
-        key = ("texts", *self._company_key(like), tokens)
-        work_out = partial(self._company_bias, self.company(tokens))
+        key = ("texts", *self._joint_key(like), tokens)
+        work_out = partial(self._joint_bias, self.joint_texts(tokens))
         return self.cache.once(
             key, self.call.progress, work_out, lambda bias: sent(bias[None, None], like.device, like.dtype)
         )
 
-    def _company_key(self, like: Tensor) -> tuple[Any, ...]:
+    def _joint_key(self, like: Tensor) -> tuple[Any, ...]:
         spans = tuple((span.start, span.stop) for span in self.call.spans)
         acts, frames = acting(self.mixes, self._mix_sites[0]), len(self._mix_sites)
         own = (self.place.text.start, self.place.text.stop, self.chunk.text_length)
         return (*self._key([*self.text_bias, *self.mixes], like), like.dtype, acts, frames, *own, *spans)
 
-    def _company_bias(self, company: Company) -> Tensor:
-        bias = company.image_bias(self._sharing)
+    def _joint_bias(self, texts: JointTexts) -> Tensor:
+        bias = texts.image_bias(self._text_shares)
         own = torch.cat([self._text_bias(frame)[0, 0] for frame in range(len(self._mix_sites))])
         bias[:, : own.shape[1]] += own
         return bias.clamp_min(NEVER)
@@ -209,8 +213,8 @@ class Block:
         return [[self.site(item, whole, frame) for item in self.mixes] for frame in frames]
 
     @cached_property
-    def _sharing(self) -> Sharing:
-        return Sharing.of(self.mixes, self._mix_sites)
+    def _text_shares(self) -> TextShares:
+        return TextShares.of(self.mixes, self._mix_sites)
 
     def shares(self, item: Installed, rows: AttentionCall) -> Shares:
         """Who reads which text of a mix at this site, in every frame."""
@@ -254,6 +258,7 @@ def _every(whole: slice, width: int) -> Iterator[slice]:
 
 
 def blocks_of(call: ModelCall, place: Place, cache: BiasCache) -> list[Block]:
+    """One for each chunk of the call's rows, in order."""
     return [_block(call, chunk, place, cache) for chunk in place.chunks or call.chunks]
 
 

@@ -54,19 +54,23 @@ class AttentionCall:
 
     @property
     def token_axis(self) -> int:
+        """The axis of q, k and v on which tokens are: [B, heads, tokens, channels] or [B, tokens, ...]."""
         return 2 if self.options.get("skip_reshape", False) else 1
 
     @property
     def out_axis(self) -> int:
+        """The same of what the attention returns."""
         return 2 if self.options.get("skip_output_reshape", False) else 1
 
     def rows(self, rows: slice) -> AttentionCall:
+        """The call for some rows of the batch."""
         mask = self.mask
         if mask is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
             mask = mask[rows]
         return replace(self, q=self.q[rows], k=self.k[rows], v=self.v[rows], mask=mask)
 
     def queries(self, part: slice) -> AttentionCall:
+        """The call for a run of queries; itself for all of them."""
         axis, count = self.token_axis, self.q.shape[self.token_axis]
         if part == slice(0, count):
             return self
@@ -85,6 +89,7 @@ class AttentionCall:
         return replace(self, q=q, mask=mask)
 
     def keys(self, part: slice) -> AttentionCall:
+        """The call with a run of keys alone."""
         axis, mask = self.token_axis, self.mask
         count, width = self.k.shape[axis], part.stop - part.start
         if mask is not None and mask.shape[-1] == count:
@@ -104,6 +109,7 @@ class AttentionCall:
         return replace(self, k=k, v=v, mask=mask)
 
     def fused(self, bias: Tensor | None = None) -> Tensor:
+        """The host's attention; `bias`, broadcast to [B, heads, queries, keys], is added to the scores."""
         mask = self.mask
         if bias is not None:
             mask = bias if mask is None else additive(mask, bias.dtype) + bias

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ...core.seam import AttentionEdit, AttentionKind, ContextEdit, LatentGuide, LayerEdit, NoiseEdit, TextMix
+from ...core.seam import AttentionEdit, AttentionKind, Edit, TextMix
 from ...core.types import BoxwrightError, Layout, View
 from .call import Attention, AttentionCall
 
@@ -22,7 +22,7 @@ class IncompatiblePatchError(BoxwrightError):
     """Another patch on the same model changed the attention so that an edit can no longer be placed."""
 
 
-E = TypeVar("E", bound="AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix")
+E = TypeVar("E", bound=Edit)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Chunk:
     origin: slice | None = None  # its rows in the model call, where another patch moved them for one attention
 
     def without_readers(self) -> Chunk:
+        """The same rows where readers have heard already."""
         return replace(self, edits=tuple(i for i in self.edits if getattr(i.edit, "stage", None) != "read"))
 
 
@@ -123,6 +124,7 @@ class ModelCall:
 
     @property
     def rows(self) -> int:
+        """Of the whole batch."""
         return self.chunks[-1].rows.stop
 
     def without_readers(self) -> ModelCall:
@@ -167,10 +169,12 @@ class Place:
         return self.grid[0] * self.grid[1]
 
     def without_readers(self) -> Place:
+        """The same place where readers have heard already."""
         chunks = self.chunks and tuple(chunk.without_readers() for chunk in self.chunks)
         return replace(self, chunks=chunks)
 
     def keys_of(self, kind: AttentionKind) -> slice | None:
+        """Where the keys of a kind of edit lie; None where the call has none."""
         return self.text if kind == "image_text" else self.image
 
 

@@ -110,8 +110,8 @@ def attend_in_one_piece(whole: AttentionCall, plain: AttentionCall, blocks: list
     for block in biased:
         for part in block.frames():
             mask[block.chunk.rows, :, part] = block.bias(whole.rows(block.chunk.rows).queries(part), part)
-        for seat in block.seating(whole, image=False).parts if block.coupled else ():
-            mask[block.chunk.rows, :, seat.queries] = seat.over_all(keys)
+        for group in block.query_groups(whole, image=False).groups if block.coupled else ():
+            mask[block.chunk.rows, :, group.queries] = group.over_all(keys)
     out = whole.fused(mask)
     for block in blocks:
         ignored = block.biased and (block.coupled or not block.explicit)

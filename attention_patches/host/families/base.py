@@ -20,7 +20,8 @@ class Family(Protocol):
     def name(self) -> str:
         """What users call them."""
 
-    def supports(self, base_model: Any) -> bool: ...
+    def supports(self, base_model: Any) -> bool:
+        """Whether its adapter fits this model (the host's BaseModel)."""
 
     def bind(self, base_model: Any) -> Adapter:
         """The adapter of this very model: what was read from it once, and never changes."""
@@ -31,7 +32,8 @@ class Adapter(Protocol):
 
     # Read only: an adapter is frozen.
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What users call its family."""
 
     @property
     def text(self) -> Literal["separate", "joint"]:

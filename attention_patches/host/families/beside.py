@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..attention.call import AttentionCall
 from ..attention.calls import ModelCall, Place
-from ..attention.company import Company
+from ..attention.joint_texts import JointTexts
 from .blocks import filled
 
 
@@ -80,7 +80,7 @@ def alone(
         return turned(attention, call, beside, network, multiple, texts=False, image=image).fused()
     nothing, text = slice(0, 0), slice(0, call.text_length)
     place = with_texts(Place("texts", (0, 0), (0, 0), 0, nothing, text, nothing), call, multiple)
-    mask = Company(place, call.spans, tokens).every_text_alone().to(attention.q)
+    mask = JointTexts(place, call.spans, tokens).every_text_alone().to(attention.q)
     return turned(attention, call, beside, network, multiple, texts=True, image=0).exact(mask[None, None])
 
 

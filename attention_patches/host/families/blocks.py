@@ -32,6 +32,7 @@ def tokens_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 def filled(count: int, multiple: int) -> int:
+    """The least multiple that is no less than `count`."""
     return -(-count // multiple) * multiple
 
 
@@ -42,6 +43,7 @@ def note_replaced(call: ModelCall, transformer_options: Mapping[str, Any]) -> No
 
 
 def note_reached(call: ModelCall, layer: str) -> None:
+    """Remember that a block's attention came by."""
     call.notes.setdefault(_REACHED, set()).add(layer)
 
 
@@ -67,4 +69,12 @@ def changed(layer: str, shape: tuple[int, int, int], expected: str) -> Incompati
         f"Another patch changed the attention of {layer}: {queries} queries and {keys} keys in {rows} rows instead of "
         f"{expected}. Boxwright cannot tell which token lies where; remove the patch that merges or adds tokens or "
         "rows."
+    )
+
+
+def other_text(name: str, length: int, own: int) -> IncompatiblePatchError:
+    """The error for a text of another length than the prompt's in a model that never repeats one."""
+    return IncompatiblePatchError(
+        f"Another patch gives {name} {length} text tokens instead of the prompt's {own}, and Boxwright cannot tell "
+        "which are the prompt's. Remove the patch that adds, repeats or merges text."
     )

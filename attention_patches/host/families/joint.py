@@ -12,7 +12,17 @@ from torch import Tensor
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
 from .beside import Beside, alone, filled_up, turned, with_texts
-from .blocks import changed, filled, is_exactly, note_reached, note_replaced, patch_of, refuse_lost, tokens_of
+from .blocks import (
+    changed,
+    filled,
+    is_exactly,
+    note_reached,
+    note_replaced,
+    other_text,
+    patch_of,
+    refuse_lost,
+    tokens_of,
+)
 
 References = Literal["behind the image", "behind the image if a method is named", "unread", "refused"]
 Inputs = Mapping[str, Any]  # what the host gives the model besides latent, time and text
@@ -50,7 +60,7 @@ class JointFamily:
     around: Callable[[Any, Inputs], tuple[int, int]] = _none
     # Inputs -> text tokens behind the conditioning's that the model reads from there; Layout Prompt maps them, too.
     further: Callable[[Inputs], int] | None = None
-    alone: tuple[str, ...] = ()  # inputs that put other tokens elsewhere, and are refused
+    refused_inputs: tuple[str, ...] = ()  # inputs that put other tokens elsewhere, and are refused
 
     def supports(self, base_model: Any) -> bool:
         return is_exactly(base_model, f"model_base.{self.base}") and is_exactly(
@@ -121,17 +131,17 @@ FAMILIES = (
     ),
     JointFamily(
         "HunyuanVideo", "HunyuanVideo", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
-        references="unread", alone=("ref_latent",),
+        references="unread", refused_inputs=("ref_latent",),
     ),
     JointFamily(
         "HunyuanVideo 1.5", "HunyuanVideo15", "hunyuan_video.model.HunyuanVideo", _FLUX_BLOCKS, guided=(0.5, 1.0),
-        references="unread", alone=("ref_latent",),
+        references="unread", refused_inputs=("ref_latent",),
         around=lambda network, inputs: (_length(inputs, "txt_byt5") + _length(inputs, "clip_fea"), 0),
     ),
     JointFamily(
         "HiDream-I1", "HiDream", "hidream.model.HiDreamImageTransformer2DModel",
         {"double": "double_stream_blocks", "single": "single_stream_blocks"}, announced=False, references="unread",
-        guided=(0.5, 1.0), image_first=True, alone=("image_cond",),
+        guided=(0.5, 1.0), image_first=True, refused_inputs=("image_cond",),
         further=lambda inputs: 2 * _length(inputs, "encoder_hidden_states_llama3", 2),
     ),
 )  # fmt: skip
@@ -171,16 +181,13 @@ class JointAdapter:
         if own < length == self.family.left:
             return (slice(length - own, length),)
         if own != length:
-            raise IncompatiblePatchError(
-                f"Another patch gives {self.name} {length} text tokens instead of the prompt's {own}, and Boxwright "
-                "cannot tell which are the prompt's. Remove the patch that adds, repeats or merges text."
-            )
+            raise other_text(self.name, length, own)
         return (slice(0, own),)
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """As they are: the blocks announce themselves in transformer_options."""
         note_replaced(call, transformer_options)
-        found = [name for name in self.family.alone if call.inputs.get(name) is not None]
+        found = [name for name in self.family.refused_inputs if call.inputs.get(name) is not None]
         if found or (call.references and self.references == "refused"):
             raise IncompatiblePatchError(
                 f"{self.name} reads reference images ({', '.join(found) or 'reference latents'}) in front of or beside "
@@ -217,9 +224,16 @@ class JointAdapter:
             before, text = before + pictures, 0
         pixels = slice(text, text + image)
         place = Place(
-            layer, grid, extent, 0, queries=pixels, text=slice(before, before + own), image=pixels,
-            block=self.layers.index(layer), blocks=len(self.layers),
-        )  # fmt: skip
+            layer,
+            grid,
+            extent,
+            0,
+            queries=pixels,
+            text=slice(before, before + own),
+            image=pixels,
+            block=self.layers.index(layer),
+            blocks=len(self.layers),
+        )
         return with_texts(place, call, self.multiple)
 
     def prepared(self, call: ModelCall) -> AbstractContextManager:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, ModelCall, Place, Replaced
 from .base import NoTextsBeside
-from .blocks import changed, is_exactly, note_reached, note_replaced, patch_of, refuse_lost, tokens_of
+from .blocks import changed, is_exactly, note_reached, note_replaced, other_text, patch_of, refuse_lost, tokens_of
 
 Inputs = Mapping[str, Any]  # what the host gives the model besides latent, time and text
 What = Literal["image", "text", "other"]  # what one attention call of a block reads
@@ -70,7 +70,7 @@ class SeparateFamily:
     own_text: bool = True
     frame: int = 4  # pictures that a frame of a film's latent makes, but for the first, which makes one
     masked: bool = False  # the model takes a mask of the text as the argument behind it
-    alone: tuple[str, ...] = ()  # inputs that put tokens elsewhere, and are refused
+    refused_inputs: tuple[str, ...] = ()  # inputs that put tokens elsewhere, and are refused
 
     def supports(self, base_model: Any) -> bool:
         return any(is_exactly(base_model, f"model_base.{base}") for base in self.bases) and is_exactly(
@@ -107,7 +107,7 @@ FAMILIES = (
     ),
     SeparateFamily(
         "LTX-Video (up to 0.9.8)", ("LTXV",), "lightricks.model.LTXVModel", "transformer_blocks", announced=False,
-        masked=True, alone=("keyframe_idxs", "guide_attention_entries"), gradients=False, frame=8,
+        masked=True, refused_inputs=("keyframe_idxs", "guide_attention_entries"), gradients=False, frame=8,
     ),
 )  # fmt: skip
 
@@ -138,16 +138,13 @@ class SeparateAdapter(NoTextsBeside):
     def text_columns(self, length: int, own: int) -> tuple[slice]:
         """As it is: here the host never repeats a text."""
         if own != length and self.own_text:
-            raise IncompatiblePatchError(
-                f"Another patch gives {self.name} {length} text tokens instead of the prompt's {own}, and Boxwright "
-                "cannot tell which are the prompt's. Remove the patch that adds, repeats or merges text."
-            )
+            raise other_text(self.name, length, own)
         return (slice(0, length),)
 
     def attached(self, transformer_options: dict[str, Any], call: ModelCall, replaced: Replaced) -> dict[str, Any]:
         """With further texts behind the text as the model gets it, behind what other packs do to its inputs."""
         note_replaced(call, transformer_options)
-        found = [name for name in self.family.alone if call.inputs.get(name) is not None]
+        found = [name for name in self.family.refused_inputs if call.inputs.get(name) is not None]
         if found:
             raise IncompatiblePatchError(
                 f"{self.name} puts guiding pictures ({', '.join(found)}) among its frames, where Boxwright cannot tell "

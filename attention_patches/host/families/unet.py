@@ -40,6 +40,8 @@ class _Announced:
 
 
 class UNets:
+    """Every UNet of the host whose blocks read a text in an attention of its own."""
+
     name = "Stable Diffusion UNets (SD 1.x, SD 2.x, SDXL and relatives)"
 
     def supports(self, base_model: Any) -> bool:

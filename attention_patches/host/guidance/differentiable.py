@@ -189,6 +189,7 @@ def check_weights(module: torch.nn.Module) -> None:
 
 
 def check_weight(layer: torch.nn.Module, weight: Tensor) -> None:
+    """Raises UnsupportedModelError for a weight that is not as the layer says, or no floating point number."""
     if _is_linear(layer):
         expected = (layer.out_features, layer.in_features)
     else:

@@ -13,18 +13,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.seam import AttentionLoss, AttentionSite
 from ...core.types import BoxwrightError
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
-from ..run.run import Run
+from ..run.run import OVERRIDE, RUN, Run
+from .aside import Enough, entry_aside, options_aside
 from .differentiable import differentiable
-from .foreign import attention_with_gradient, explained
+from .foreign import attention_with_gradient, explained, plain_attention_with_gradient
 from .maps import MapReader, reader_of
 
 Loss = Callable[[Tensor, AttentionSite], AttentionLoss]
@@ -38,10 +37,6 @@ REMEDIES = {  # what else can be done about an overflow, by the model's type
 }
 WITHOUT_GRADIENTS = "a method without gradients (Rectified Attention)"
 LITTLE = 1e-3  # a loss that may well have no gradient: the goal is reached
-
-
-class _Enough(Exception):
-    """The last layer that is needed has been read."""
 
 
 @dataclass
@@ -145,15 +140,15 @@ def _entry_gradient(
 ) -> Gradient | None:
     reader = reader_of(run, item.edit, _stop)
     model = run.guider.inner_model
-    entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
+    entry = entry_aside(entry)
     with differentiable(model.diffusion_model, patcher=run.guider.model_patcher):
         latent = x.detach().clone().requires_grad_(True)
         read = Installed(item.layout, reader.edit(), graph=True)
-        local = _options_for_gradient(run, options, {entry["uuid"]: (read,)})
+        local = _gradient_options(options, run, Extra({entry["uuid"]: (read,)}, aside=True))
         try:
             with explained():
                 comfy.samplers.calc_cond_batch(model, [[entry]], latent, sigma.detach().clone(), local)
-        except _Enough:
+        except Enough:
             pass
         if not reader.parts:
             return None
@@ -161,18 +156,21 @@ def _entry_gradient(
 
 
 def _stop(reader: MapReader) -> None:
-    raise _Enough
+    raise Enough
 
 
-def _options_for_gradient(run: Run, options: dict[str, Any], extra: dict[Any, tuple[Installed, ...]]) -> dict[str, Any]:
-    """Model options without anybody's caches, wrappers and further devices, and with attention that has a gradient."""
-    local = comfy.model_patcher.create_model_options_clone(options)
-    for name in ("multigpu_clones", "model_function_wrapper", "context_handler"):
-        local.pop(name, None)
-    inner = local["transformer_options"]
-    inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
-    inner["optimized_attention_override"] = partial(attention_with_gradient, run)
-    inner[run.EXTRA] = Extra(extra, aside=True)
+def _gradient_options(options: dict[str, Any], run: Run | None, extra: Extra) -> dict[str, Any]:
+    """`options_aside`, with an attention that has a gradient."""
+    local = options_aside(options, run, extra)
+    attention = plain_attention_with_gradient if run is None else partial(attention_with_gradient, run)
+    local["transformer_options"][OVERRIDE] = attention
+    return local
+
+
+def prediction_gradient_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Model options for the gradient of what the model predicts with the edits of its run, if there are any of ours."""
+    local = _gradient_options(options, options["transformer_options"].get(RUN), Extra({}, aside=False))
+    local["transformer_options"][Run.ASIDE] = True  # recorders do not hear this pass; regions read their own texts
     return local
 
 

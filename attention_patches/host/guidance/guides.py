@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_sampling
 from torch import Tensor
 
@@ -13,23 +15,29 @@ from .gradient import Gradient
 
 
 def guides_of(run: Run) -> list[Installed]:
+    """Those of the run's edits that are guides, with their layouts."""
     return [item for item in run.installed if isinstance(item.edit, LatentGuide)]
 
 
-def is_flow(run: Run) -> bool:
-    """Whether the model reads its latent as it is (flow matching), and not divided by sqrt(1 + sigma^2)."""
-    return isinstance(run.guider.inner_model.model_sampling, comfy.model_sampling.CONST)
+def is_flow(model: Any) -> bool:
+    """Whether a model of the host reads its latent as it is (flow matching), and not divided by sqrt(1 + sigma^2)."""
+    return isinstance(model.model_sampling, comfy.model_sampling.CONST)
 
 
-def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
-    """Before the first step; refuses films.
-
-    A run of less noise (img2img, the later part of a schedule) may lie behind a guide's window as a whole."""
+def refuse_films(run: Run) -> None:
+    """Raises UnsupportedModelError where a guide would have to move more than one frame."""
     if len(run.pictures) > 1 and guides_of(run):
         raise UnsupportedModelError(
             f"Guides (Box Constraint) move pictures, and this latent has {len(run.pictures)} frames. Use a method "
             "without gradients for films (Rectified Attention, Region Prompt)."
         )
+
+
+def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
+    """Tells, before the first step, whose guide's window the run never comes to.
+
+    One of less noise (img2img, the later part of a schedule) may lie behind it as a whole.
+    """
     points = [run.progress(sigma) for sigma in sigmas.tolist()]
     for guide in (item.edit for item in guides_of(run)):
         if guide.report is not None and points and not _acts(guide, points):

@@ -136,7 +136,7 @@ def latent_change(run: Run, guide: LatentGuide, gradient: Tensor, level: float) 
 
     Published step sizes belong to z = x / sqrt(1 + sigma^2); the same step on x is (1 + sigma^2) times as long.
     """
-    factor = guide.step_size(run.progress(level)) * (1.0 if is_flow(run) else 1.0 + level**2)
+    factor = guide.step_size(run.progress(level)) * (1.0 if is_flow(run.guider.inner_model) else 1.0 + level**2)
     change = -factor * gradient
     limit = guide.max_change * level
     return change.clamp(-limit, limit) if limit else change

@@ -32,6 +32,7 @@ class MapReader:
         self.sites: dict[str, AttentionSite] = {}
 
     def edit(self) -> AttentionEdit:
+        """The look to install for one pass; it changes nothing."""
         return AttentionEdit("maps", "read", self._read, where=self._wants)
 
     def _wants(self, site: AttentionSite) -> bool:
@@ -76,6 +77,7 @@ def map_level(factors: tuple[int, ...], latent: tuple[int, int], smallest_side: 
 
 
 def reader_of(run: Run, guide: LatentGuide, finished: Callable[[MapReader], None]) -> MapReader:
+    """Of the grid and the layers that the guide asks for, on the model of this run."""
     level = map_level(run.adapter.factors, run.image, guide.smallest_side)
     last = run.adapter.last_layer(level) if guide.early_exit else None
     return MapReader(level, last, finished, run.adapter.guided)

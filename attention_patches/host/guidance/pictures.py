@@ -7,27 +7,24 @@ its own business. Only the mode "through model" asks the network for a gradient,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
-import comfy.model_sampling
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.pictures import Part, PictureGuide, move_limit, part_share, rectangle_of, schedule_weight, window_of_part
 from ...core.types import BoxwrightError
-from ..attention.calls import Extra
 from ..attention.saveable import saveable
-from ..run.run import RUN, Run
 from ..run.schedule import progress_of
+from .aside import entry_aside
 from .decoders import Decoder
 from .differentiable import differentiable
-from .foreign import attention_with_gradient, explained, plain_attention_with_gradient
-from .gradient import entry_of_rows, finite_gradient, within_memory
+from .foreign import explained
+from .gradient import entry_of_rows, finite_gradient, prediction_gradient_options, within_memory
+from .guides import is_flow
+from .steps import step_at
 
 GUIDES = "boxwright_pictures"  # key of a tuple of Guided in transformer_options
 STATE = "boxwright_pictures_run"  # key of a _State in the transformer_options of one run
@@ -53,6 +50,7 @@ class _State:
     sizes: dict[Any, float] = field(default_factory=dict)
 
     def share(self, part: Part, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """`part_share` on the device of `like`."""
         key = (id(part.area), grid, like.device)
         if key not in self.shares:
             self.shares[key] = part_share(part, grid).to(like.device)
@@ -61,19 +59,21 @@ class _State:
     # Found on the CPU and once: what is asked of a device waits for it.
 
     def rectangle(self, part: Part, grid: tuple[int, int]) -> tuple[slice, slice]:
+        """`rectangle_of` the part."""
         key = (id(part.area), grid)
         if key not in self.rectangles:
             self.rectangles[key] = rectangle_of(part_share(part, grid).cpu())
         return self.rectangles[key]
 
     def cells(self, part: Part, grid: tuple[int, int]) -> float:
+        """How many cells of the grid the part covers, at least 1."""
         key = (id(part.area), grid)
         if key not in self.sizes:
             self.sizes[key] = max(1.0, float(part_share(part, grid).sum()))
         return self.sizes[key]
 
 
-def predict_with_moves(
+def predict_by_pictures(
     executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kw: Any
 ) -> Tensor:
     """PREDICT_NOISE wrapper: every guide's move is added to what the guider predicts."""
@@ -83,7 +83,7 @@ def predict_with_moves(
     if sigma <= 0:
         return clean
     state = kept[STATE] = kept.get(STATE) or _State(progress_of(sampling, kept["sample_sigmas"].tolist()))
-    progress, flow = min(state.progress(sigma), LAST), isinstance(sampling, comfy.model_sampling.CONST)
+    progress, flow = min(state.progress(sigma), LAST), is_flow(guider.inner_model)
     moves = torch.zeros_like(clean, dtype=torch.float32)
     for item in kept[GUIDES]:
         parts = item.guide.at(progress)
@@ -101,8 +101,8 @@ def predict_with_moves(
         moves -= (weight * gradient).clamp(-limit, limit) * reach
         if item.guide.report is not None:
             sigmas = kept["sample_sigmas"].tolist()
-            step = sum(other > sigma * 1.0001 for other in sigmas)
-            item.guide.report(f"step {step + 1} of {len(sigmas) - 1}, loss {_numbers(losses)}{line}")
+            step = step_at(sigmas, sigma) + 1
+            item.guide.report(f"step {step} of {len(sigmas) - 1}, loss {_numbers(losses)}{line}")
     return clean + moves.to(clean)
 
 
@@ -166,10 +166,7 @@ def _by_latent(guider: Any, x: Tensor, sigma: Tensor, model_options: dict[str, A
     prompt would make of the latent stands for what the guider makes of it, at the price of one pass and its way back.
     """
     base_model, batch = guider.inner_model, x.shape[0]
-    entries = [
-        {name: value for name, value in entry.items() if name not in ("control", "gligen")}
-        for entry in _positive(guider.conds)
-    ]
+    entries = [*map(entry_aside, _positive(guider.conds))]
 
     def attempt(rows: slice) -> Tensor | None:
         with differentiable(base_model.diffusion_model, patcher=guider.model_patcher):
@@ -177,7 +174,7 @@ def _by_latent(guider: Any, x: Tensor, sigma: Tensor, model_options: dict[str, A
             own = [entry_of_rows(entry, rows, batch) for entry in entries]
             with explained():
                 (clean,) = comfy.samplers.calc_cond_batch(
-                    base_model, [own], latent, sigma[rows].detach().clone(), without_others(model_options)
+                    base_model, [own], latent, sigma[rows].detach().clone(), prediction_gradient_options(model_options)
                 )
             if not clean.requires_grad:
                 return None
@@ -193,18 +190,3 @@ def _positive(conds: dict[str, list[dict]]) -> list[dict]:
     if "positive" in conds:
         return conds["positive"]
     return next((entries for name, entries in conds.items() if "negative" not in name), [])
-
-
-def without_others(options: dict[str, Any]) -> dict[str, Any]:
-    """Model options without anybody's caches, wrappers and further devices, but with Boxwright's own edits."""
-    local = comfy.model_patcher.create_model_options_clone(options)
-    for name in ("multigpu_clones", "model_function_wrapper", "context_handler"):
-        local.pop(name, None)
-    inner = local["transformer_options"]
-    run: Run | None = inner.get(RUN)
-    inner["wrappers"] = {} if run is None else {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
-    attention = plain_attention_with_gradient if run is None else partial(attention_with_gradient, run)
-    inner["optimized_attention_override"] = attention
-    inner[Run.ASIDE] = True  # recorders do not hear this pass
-    inner[Run.EXTRA] = Extra({}, aside=False)  # but regions read their own texts
-    return local

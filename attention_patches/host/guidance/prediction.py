@@ -11,17 +11,17 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...core.pictures import MOST
 from ...core.seam import LatentGuide
 from ..attention.calls import Extra, IncompatiblePatchError, Installed
-from ..run.run import WRAPPER, Run
+from ..run.run import OVERRIDE, WRAPPER, Run
 from .differentiable import differentiable
 from .foreign import attention_with_gradient, explained, without_foreign_gradients
 from .gradient import Gradient, differentiate, mean_gradient
 from .guides import guides_of, is_flow, report_line
 from .maps import MapReader, reader_of
+from .steps import step_at
 
-# A denoised latent has a deviation near 1: a move by as much as this everywhere leaves no picture, whatever the sigma.
-MOST = 4.0
 MOVES = "boxwright_moves"  # key of the moves of one evaluation in transformer_options
 
 
@@ -131,8 +131,7 @@ def predict_with_guides(
             moves.change = moves.change + change.to(x)
             if item.edit.report is not None:
                 sigmas = options["transformer_options"]["sample_sigmas"].tolist()
-                step = sum(other > level * 1.0001 for other in sigmas)
-                item.edit.report(report_line(step, len(sigmas) - 1, gradient))
+                item.edit.report(report_line(step_at(sigmas, level), len(sigmas) - 1, gradient))
         elif item.edit.report is not None:
             item.edit.report("not moved in this step: the model was not run on the prompt (a cache, or its time range)")
     return outputs
@@ -145,7 +144,7 @@ def prediction_change(run: Run, guide: LatentGuide, gradient: Tensor, level: flo
     the denoised latent falls by sigma times that. It is bounded at every sigma: that product grows with its cube.
     A flow model's velocity grows in the same way, and its input is not scaled.
     """
-    scaled = 1.0 if is_flow(run) else (1.0 + level**2) ** 0.5
+    scaled = 1.0 if is_flow(run.guider.inner_model) else (1.0 + level**2) ** 0.5
     change = -guide.step_size(run.progress(level)) * level**2 * scaled * gradient
     limit = min(guide.max_change or MOST, MOST) * min(level, 1.0)  # a denoised latent has a deviation near 1
     return change.clamp(-limit, limit)
@@ -178,7 +177,7 @@ def _guided_prediction(
         local = comfy.model_patcher.create_model_options_clone(options)
         local.pop("multigpu_clones", None)  # the host's threads cut the graph
         inner = local["transformer_options"]
-        inner["optimized_attention_override"] = partial(attention_with_gradient, run)
+        inner[OVERRIDE] = partial(attention_with_gradient, run)
         inner[run.EXTRA] = Extra(extra, aside=False)
         inner["wrappers"].setdefault(WrappersMP.APPLY_MODEL, {})["boxwright_graph"] = [graph.apply_model]
         entries = [without_foreign_gradients(entry) for entry in entries]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.seam import AttentionSite, NoiseEdit, Start
@@ -16,12 +14,9 @@ from ...core.types import BoxwrightError
 from ..attention.calls import Extra, Installed
 from ..run.entries import row_period
 from ..run.run import Run
+from .aside import Enough, entry_aside, options_aside
 from .gradient import originals
 from .maps import MapReader, map_level
-
-
-class _Enough(Exception):
-    """The last grid that is needed has been read."""
 
 
 def edited_noise(
@@ -111,23 +106,18 @@ def _read(
     def finished(reader: MapReader) -> None:
         waiting.remove(reader)
         if not waiting:
-            raise _Enough
+            raise Enough
 
     levels = _levels(run, item.edit)
     readers = [MapReader(level, run.adapter.last_layer(level), finished, run.adapter.guided) for level in levels]
     waiting.extend(readers)
-    entry = {name: value for name, value in entry.items() if name not in ("control", "gligen")}
+    entry = entry_aside(entry)
     # What Region Prompt or Rectified Attention confine, in any layer, says nothing of the noise.
     edits = tuple(Installed(item.layout, reader.edit(), graph=True) for reader in readers)
-    local = comfy.model_patcher.create_model_options_clone(options)
-    for name in ("multigpu_clones", "model_function_wrapper", "context_handler"):
-        local.pop(name, None)
-    inner = local["transformer_options"]
-    inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
-    inner[run.EXTRA] = Extra({entry["uuid"]: edits}, aside=True, plain=True)
+    local = options_aside(options, run, Extra({entry["uuid"]: edits}, aside=True, plain=True))
     try:
         comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
-    except _Enough:
+    except Enough:
         pass
     return [reader.maps() for reader in readers if reader.parts]
 

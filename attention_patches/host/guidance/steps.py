@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 # Evaluations inside a step, after the one at its start, unless the step ends at 0. Their sigma may be that of the next
@@ -25,8 +27,17 @@ TRIES_THE_NEXT = {"sample_heunpp2"}
 FREE_STEPS = {"dpm_fast_function"}
 # These go on from a latent other than the one that the model is given.
 KEEPS_ITS_LATENT = {
-    "sample_unipc", "sample_unipc_bh2", "sample_sa_solver", "sample_sa_solver_pece", "dpm_adaptive_function",
-}  # fmt: skip
+    "sample_unipc",
+    "sample_unipc_bh2",
+    "sample_sa_solver",
+    "sample_sa_solver_pece",
+    "dpm_adaptive_function",
+}
+
+
+def step_at(sigmas: Sequence[float], sigma: float) -> int:
+    """The step that a model call at a sigma belongs to, 0 = the first; `sigmas` fall, and may be rounded otherwise."""
+    return sum(other > sigma * 1.0001 for other in sigmas)
 
 
 class Steps:
@@ -49,13 +60,14 @@ class Steps:
         self.to_come = self.stages if ends_at > 0 else 0
 
     def starts(self, sigma: float) -> bool:
+        """Whether the model call that comes now, at this sigma, starts a step. To be asked once for each call."""
         if self.to_come:
             self.to_come -= 1
             return False
         if self.free is None:  # noise added before a step (churn) puts every evaluation beside the schedule
             self.free = not self._is(sigma, 0)
         if self.free:
-            step = sum(1 for other in self.sigmas[:-1] if other > sigma * 1.0001)
+            step = step_at(self.sigmas[:-1], sigma)
         elif self.finished < len(self.sigmas) and self._is(sigma, self.finished):
             step = self.finished
         else:

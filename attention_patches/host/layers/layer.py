@@ -34,6 +34,7 @@ class PlaceWeights:
 
     @classmethod
     def of(cls, weights: Tensor) -> PlaceWeights:
+        """Of weights on their device; with the sparse form where it may pay: on a CPU, where all rows are alike."""
         if weights.ndim != 3 or weights.shape[0] != 1 or weights.device.type != "cpu":
             return cls(weights)
         places = [one.nonzero()[:, 0] for one in weights[0].unbind(-1)]

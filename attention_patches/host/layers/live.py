@@ -18,7 +18,7 @@ from ..attention.call import AttentionCall
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..families.base import Adapter
 from .layer import ChangedLayer, PlaceWeights
-from .places import LayerCall, Weights, tokens_of, wrong_tokens
+from .places import LayerCall, Weights, joint_tokens, wrong_tokens
 from .streams import Stream, stream_of
 
 # (layer, its input) of a cross-attention's keys and values
@@ -135,7 +135,7 @@ class LiveLayers:
         return weights
 
     def _of_joint(self, name: str, stream: Stream, call: LayerCall, out: Tensor) -> tuple[PlaceWeights | None, str]:
-        grid, start, image = tokens_of(call, self.adapter)
+        grid, start, image = joint_tokens(call, self.adapter)
         length, least = out.shape[1], grid[0] * grid[1] * call.frames
         if stream == "text":
             expected, fits = f"{call.text_length} text tokens", length in (call.text_length, start)

@@ -15,6 +15,7 @@ from ..attention.cache import BiasCache
 from ..attention.calls import IncompatiblePatchError, Installed
 from ..attention.outside_blocks import outside_blocks
 from ..families.base import Adapter
+from ..families.blocks import filled, tokens_of
 from .layer import PlaceWeights
 
 Size = tuple[int, int]
@@ -55,6 +56,7 @@ class Weights:
                 unit += 1
 
     def active(self, progress: float) -> bool:
+        """Whether any LoRA counts at this point of the schedule."""
         return any(item.edit.window.contains(progress) for item in self.items)
 
     # What follows is of the shape [lead, ..., LoRAs] and None where all of it is 0. lead = 1 where it is the same for
@@ -113,10 +115,18 @@ class Weights:
 
     def _site(self, item: Installed, call: LayerCall, grid: Size, view: View) -> AttentionSite:
         return AttentionSite(
-            kind="image_image", layer="layers", grid=grid, view=view, level=0, levels=len(self.adapter.factors),
-            queries=slice(0, grid[0] * grid[1]), progress=call.progress, layout=item.layout, memo=self.cache.memo,
+            kind="image_image",
+            layer="layers",
+            grid=grid,
+            view=view,
+            level=0,
+            levels=len(self.adapter.factors),
+            queries=slice(0, grid[0] * grid[1]),
+            progress=call.progress,
+            layout=item.layout,
+            memo=self.cache.memo,
             lasting=outside_blocks,
-        )  # fmt: skip
+        )
 
     def _extent(self, call: LayerCall, grid: Size) -> Size:
         """Latent cells under a grid. Every halving rounds up, so the last cell may reach past the latent."""
@@ -180,22 +190,17 @@ class Weights:
         return self.cache.once(key, call.progress, work_out, here)
 
 
-def tokens_of(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
+def joint_tokens(call: LayerCall, adapter: Adapter) -> tuple[Size, int, int]:
     """Of a joint family: the grid of image tokens, where they begin behind the text, and how many follow that text."""
     (patch,) = adapter.factors
-    height, width = call.latent
-    grid = -(-height // patch), -(-width // patch)
-    multiple = getattr(adapter, "multiple", 1)
-
-    def filled(count: int) -> int:
-        return -(-count // multiple) * multiple
-
-    count = filled(grid[0] * grid[1] * call.frames)
-    count += sum((-(-height // patch)) * (-(-width // patch)) for height, width in call.references)
-    return grid, filled(call.text_length), count
+    grid, multiple = tokens_of(call.latent, patch), getattr(adapter, "multiple", 1)
+    references = sum(height * width for height, width in (tokens_of(size, patch) for size in call.references))
+    image = filled(grid[0] * grid[1] * call.frames, multiple) + references
+    return grid, filled(call.text_length, multiple), image
 
 
 def wrong_tokens(name: str, found: Sequence[int], expected: str) -> IncompatiblePatchError:
+    """The error for a layer with other tokens or rows than the model makes."""
     return IncompatiblePatchError(
         f"Another patch gives the layer {name} the shape {'x'.join(map(str, found))} where {expected} were expected, "
         "so that Boxwright cannot tell which token lies where. Remove the patch that merges or adds tokens or rows."

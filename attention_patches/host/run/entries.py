@@ -33,6 +33,10 @@ class Entry:
         return crop_of(self.area, image)
 
     def chunk(self, rows: slice, progress: float, image: tuple[int, int], extra: Extra, key: Any, heard: bool) -> Chunk:
+        """Its rows in a model call, with the edits that act at this point of the schedule.
+
+        `key`: its uuid; `heard`: whether readers have heard it in this prediction. `extra`: see Extra.
+        """
         edits = (item for item in self.edits if not isinstance(item.edit, (LatentGuide, LayerEdit, NoiseEdit)))
         active = (item for item in edits if item.edit.window.contains(progress))
         kept = (item for item in active if not (extra.aside and isinstance(item.edit, TextMix)))

@@ -24,8 +24,8 @@ from ..attention.sending import sent
 from ..families.base import Adapter
 from ..layers.live import LiveLayers
 from ..layers.places import LayerCall
-from .apart import further_texts, rows_of, runs_of_equals, spans_of, texts_of, with_longer_mask
 from .entries import areas_of, crop_of, edits_by_entry, entries_with_edits, of_layout, part_copies
+from .inputs import further_texts, rows_of, runs_of_equals, spans_of, texts_of, with_longer_mask
 from .schedule import progress_of
 
 NOTHING = Extra({}, aside=False)
@@ -72,6 +72,7 @@ class Run:
         return self.layers.hooked() if self.layers else nullcontext()
 
     def attach(self, options: dict[str, Any]) -> None:
+        """Put the run into the transformer_options of its sampler, around what other packs have put there."""
         self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
         wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
         wrappers[WRAPPER] = [self.apply_model]

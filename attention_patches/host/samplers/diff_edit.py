@@ -11,7 +11,7 @@ from ...core.masks import on_latent
 from ...samplers.diff_edit import sample_diff_edit
 from ...samplers.inversion import Trajectory
 from .inversion import check_trajectory
-from .loops import denoiser, logged, progress, run
+from .loops import denoiser, logged, progress_bar, run
 
 
 def diff_edit_sampler(trajectory: Trajectory, mask: Tensor) -> comfy.samplers.KSAMPLER:
@@ -43,5 +43,5 @@ def edit(
     """The sampler above in one run: latents [B, C, ..., h, w], and the evaluations of the network for all pictures."""
     sampler = diff_edit_sampler(trajectory, mask)
     conds = {"positive": target, "negative": negative}
-    steps = progress(model, len(sigmas) - 1)
+    steps = progress_bar(model, len(sigmas) - 1)
     return run(model, conds, cfg, samples, sampler.sampler_function, sigmas, callback=steps)

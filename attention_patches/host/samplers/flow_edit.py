@@ -11,14 +11,14 @@ from comfy.sampler_helpers import convert_cond
 from torch import Tensor
 
 from ...core.masks import check_white, on_latent
-from ...core.types import BoxwrightError
+from ...core.types import BoxwrightError, check_range
 from ...samplers.flow_align import FlowAlign
 from ...samplers.flow_edit import FlowEdit
 from ...samplers.noise import Denoiser
 from ...samplers.straight import Prompts
 from ...samplers.uni_edit import UniEdit
 from ..run.run import RUN, Run
-from .loops import checked_sigmas, logged, progress, run, scene_of
+from .loops import checked_sigmas, logged, progress_bar, run, scene_of
 
 METHODS = ("FlowEdit", "FlowAlign", "Uni-Edit")
 UNREAD = {"FlowEdit": (), "FlowAlign": ("source_cfg", "finish"), "Uni-Edit": ("source_cfg", "draws", "finish")}
@@ -41,8 +41,7 @@ class FlowEditing:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise BoxwrightError(f'There is no method "{self.method}"; choose one of {", ".join(METHODS)}.')
-        if not 1.0 <= self.source_cfg <= 100.0:
-            raise BoxwrightError(f"source_cfg is {self.source_cfg:g}; choose 1 to 100.")
+        check_range("source_cfg", self.source_cfg, 1.0, 100.0)
         self.at(1.0)
 
     def at(self, cfg: float) -> FlowEdit | FlowAlign | UniEdit:
@@ -105,7 +104,7 @@ def edit_by_flow(
     if mask is not None:
         on_latent(mask, samples.shape)  # refused now, not when sampling starts
     conds = {"positive": target, "negative": negative, SOURCE: source}
-    steps = progress(model, len(sigmas) - 1)
+    steps = progress_bar(model, len(sigmas) - 1)
     return run(model, conds, cfg, samples, sampler.sampler_function, sigmas, seed, callback=steps)
 
 
@@ -180,9 +179,15 @@ def _prompts(guider: Any, settings: FlowEditing, extra_args: dict) -> Prompts:
         if running is not None:
             running.begins(x)
         return comfy.samplers.sampling_function(
-            guider.inner_model, x, x.new_full((x.shape[0],), sigma), empty if guided else None, shown,
-            settings.source_cfg if guided else 1.0, model_options=aside, seed=seed,
-        )  # fmt: skip
+            guider.inner_model,
+            x,
+            x.new_full((x.shape[0],), sigma),
+            empty if guided else None,
+            shown,
+            settings.source_cfg if guided else 1.0,
+            model_options=aside,
+            seed=seed,
+        )
 
     def target(x: Tensor, sigma: float) -> Tensor:
         return guider(x, x.new_full((x.shape[0],), sigma), model_options=options, seed=seed)

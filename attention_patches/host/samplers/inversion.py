@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...core.types import BoxwrightError
+from ...core.types import BoxwrightError, check_range
 from ...samplers.inversion import (
     MAX_REFINEMENTS,
     Deviation,
@@ -23,7 +23,7 @@ from ...samplers.inversion import (
     sample_beside,
 )
 from ...samplers.noise import Level
-from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress, run, space_of, start_level
+from .loops import check_model, checked_sigmas, denoiser, levels_of, logged, progress_bar, run, space_of, start_level
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def invert_latent(
     """
     check_model(model)
     sigmas = checked_sigmas(model.get_model_object("model_sampling"), sigmas, whole=True).cpu()
-    if not 0 <= refinements <= MAX_REFINEMENTS:
-        raise BoxwrightError(f"refinements is {refinements}; choose 0 to {MAX_REFINEMENTS}.")
+    check_range("refinements", refinements, 0, MAX_REFINEMENTS)
     if cfg != 1.0 and negative is None:
         raise BoxwrightError(f"Guidance {cfg:g} needs a negative prompt. Wire negative, or set cfg to 1.")
     levels = levels_of(model.get_model_object("model_sampling"))
@@ -74,7 +73,7 @@ def invert_latent(
         return found
 
     def go(loop: Callable[..., Tensor]) -> int:
-        return run(model, conds, cfg, samples, loop, sigmas, callback=progress(model, len(sigmas) - 1))[1]
+        return run(model, conds, cfg, samples, loop, sigmas, callback=progress_bar(model, len(sigmas) - 1))[1]
 
     errors: list[Deviation] = []
     rows = go(up)
@@ -102,6 +101,7 @@ class InvertedNoise:
         self._start: Level = start_level(model_sampling, top, top >= float(model_sampling.sigma_max) * (1 - 1e-5))
 
     def generate_noise(self, latent: dict[str, Any]) -> Tensor:
+        """Float32 on the CPU, in the shape of the LATENT's samples. Raises BoxwrightError for another size."""
         samples = latent["samples"].float().cpu()
         start = self._trajectory.states[-1]
         if samples.shape[1:] != start.shape[1:] or (start.shape[0] not in (1, samples.shape[0])):

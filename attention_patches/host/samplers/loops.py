@@ -218,13 +218,18 @@ def run(
     guider.inner_set_conds(conds)
     guider.set_cfg(cfg)
     found = guider.sample(
-        torch.zeros_like(samples), samples, comfy.samplers.KSAMPLER(counted), sigmas, callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
-    )  # fmt: skip
+        torch.zeros_like(samples),
+        samples,
+        comfy.samplers.KSAMPLER(counted),
+        sigmas,
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
     return found.to(comfy.model_management.intermediate_device()), tally.rows
 
 
-def progress(model: Any, steps: int) -> Any:
+def progress_bar(model: Any, steps: int) -> Any:
     """The callback that moves the node's progress bar and shows previews, as in the host's samplers."""
     return latent_preview.prepare_callback(model, steps)
 

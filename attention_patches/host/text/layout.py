@@ -18,7 +18,7 @@ LAYOUT_KEY = "boxwright_layout"  # in every entry of the conditioning: the key o
 
 
 @dataclass(frozen=True)
-class Phrase:
+class ReadPhrase:
     """A region's phrase."""
 
     prompt: str  # what is encoded for it
@@ -63,7 +63,9 @@ def missing_phrases(clip: Any, prompt: str, regions: Sequence[Region]) -> list[s
     return [phrase.prompt for phrase in compare(PromptReader(clip), prompt, [region.phrase for region in regions])[2]]
 
 
-def compare(reader: PromptReader, prompt: str, phrases: Sequence[str]) -> tuple[str, list[Phrase], list[Phrase]]:
+def compare(
+    reader: PromptReader, prompt: str, phrases: Sequence[str]
+) -> tuple[str, list[ReadPhrase], list[ReadPhrase]]:
     """The prompt as the encoder reads it, the phrases, and those it lacks; none of these is part of one before it."""
     check_phrases(phrases)
     check_text(prompt, "prompt", MAX_PROMPT)
@@ -79,14 +81,14 @@ def compare(reader: PromptReader, prompt: str, phrases: Sequence[str]) -> tuple[
     return plain, read, missing
 
 
-def read_phrase(reader: PromptReader, key: str, prompt: str, phrase: str, number: int) -> Phrase:
+def read_phrase(reader: PromptReader, key: str, prompt: str, phrase: str, number: int) -> ReadPhrase:
     """The phrase of region `number` as the encoder reads it; literally where that stands in the prompt as it was read.
 
     Raises BoxwrightError for a phrase of which the encoder reads nothing, or with an embedding that does not exist.
     """
     asked = without_orders(phrase.strip())[0]
     if find_occurrences(prompt, asked):
-        return Phrase(escaped(asked), asked)
+        return ReadPhrase(escaped(asked), asked)
     text = reader.read(asked, key).text.strip()
     if reader.absent:
         raise BoxwrightError(
@@ -97,10 +99,10 @@ def read_phrase(reader: PromptReader, key: str, prompt: str, phrase: str, number
         raise BoxwrightError(
             f'The text encoder finds no words in the phrase of region {number}, "{phrase}"; say what belongs there.'
         )
-    return Phrase(asked, text)
+    return ReadPhrase(asked, text)
 
 
-def with_phrases(prompt: str, phrases: Sequence[Phrase]) -> str:
+def with_phrases(prompt: str, phrases: Sequence[ReadPhrase]) -> str:
     """The prompt with the phrases appended after commas; emphasis as written, where no parenthesis stands alone."""
     start = prompt.rstrip().removesuffix(",") if phrases else prompt
     whole = all(is_balanced(text) for text in (prompt, *(phrase.prompt for phrase in phrases)))

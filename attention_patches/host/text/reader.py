@@ -216,6 +216,7 @@ def speller(vocabulary: Collection[str]) -> Callable[[str | None], Piece]:
 
 
 def sentencepiece(piece: str | None) -> Piece:
+    """T5, Llama and Gemma: a bar below stands for a space, <0x41> for a byte."""
     if piece is None or piece == "<unk>":
         return None
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
@@ -224,6 +225,7 @@ def sentencepiece(piece: str | None) -> Piece:
 
 
 def bytelevel(piece: str | None, ending: str) -> Piece:
+    """CLIP, Qwen, Llama 3, Mistral: every character stands for a byte."""
     if piece is None:
         return None
     piece = piece.removesuffix(ending)
@@ -231,4 +233,5 @@ def bytelevel(piece: str | None, ending: str) -> Piece:
 
 
 def wordpiece(piece: str | None) -> Piece:
+    """BERT (Hunyuan-DiT): ## goes on with a word."""
     return None if piece in (None, "[UNK]") else piece.removeprefix("##")

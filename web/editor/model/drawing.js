@@ -200,7 +200,9 @@ function asShown({ given = {}, ...box }, keys = Object.keys(given)) {
 
 function legal(box, key, value) {
     if (value === undefined) return undefined;
-    if (key === "phrase" || key === "negative") return String(value).slice(0, MAX_PHRASE).replace(/\p{Cs}$/u, ""); // no half of a pair
+    if (key === "phrase" || key === "negative") {
+        return String(value).slice(0, MAX_PHRASE).replace(/\p{Cs}$/u, ""); // no half of a pair
+    }
     if (["x", "y"].includes(key)) return clamp(value, 0, 1 - box[key === "x" ? "width" : "height"]);
     if (["width", "height"].includes(key)) return clamp(value, MIN_SIZE, 1 - box[key === "width" ? "x" : "y"]);
     if (key === "start") return clamp(value, 0, (box.end ?? 1) - 0.01);
@@ -294,8 +296,6 @@ export function remembered(history, state, text) {
 
 export const canUndo = (history) => history.at > 0;
 export const canRedo = (history) => history.at < history.entries.length - 1;
-export const undone = (history) => (canUndo(history) ? { ...history, at: history.at - 1 } : history);
-export const redone = (history) => (canRedo(history) ? { ...history, at: history.at + 1 } : history);
 
 /** The first id that no state of the history has given away. */
 function freeId(history) {
@@ -312,4 +312,3 @@ export function followed(history, text) {
         .sort((a, b) => distance(a) - distance(b));
     return known.length ? { ...history, at: known[0] } : remembered(history, stateOf(text, freeId(history)), text);
 }
-

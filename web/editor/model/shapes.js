@@ -23,13 +23,14 @@ export function shapeProblem(shape) {
 }
 
 function arePoints(points) {
-    if (!Array.isArray(points) || points.length % 2 || points.length < 2 * MIN_POINTS || points.length > 2 * MAX_POINTS) return false;
+    const count = Array.isArray(points) ? points.length : 0;
+    if (count % 2 || count < 2 * MIN_POINTS || count > 2 * MAX_POINTS) return false;
     return points.every((value) => Number.isInteger(value) && value >= 0 && value <= STEPS);
 }
 
 const known = new WeakMap(); // paint -> its levels, or null
 
-/** The levels of paint's cells, 0 to FULL, row by row; null where width, height and runs do not fit, or nothing is painted. */
+/** The levels of paint's cells, 0 to FULL, row by row; null where the numbers do not fit, or nothing is painted. */
 export function cellsOf(shape) {
     if (!known.has(shape)) known.set(shape, readCells(shape));
     return known.get(shape);
@@ -65,7 +66,8 @@ export function runsOf(cells) {
 
 /** The points of a polygon in its box, [{x, y}] from 0 to 1. */
 export function pointsOf({ points }) {
-    return Array.from({ length: points.length / 2 }, (_, index) => ({ x: points[2 * index] / STEPS, y: points[2 * index + 1] / STEPS }));
+    const corner = (_, index) => ({ x: points[2 * index] / STEPS, y: points[2 * index + 1] / STEPS });
+    return Array.from({ length: points.length / 2 }, corner);
 }
 
 /** The corners of a box's polygon, [{x, y}] in fractions of the image. */
@@ -95,11 +97,12 @@ function isBetween(points, point) {
 
 /**
  * How much of each cell of a grid over the image a box's shape covers, 0 to 1, row by row. Exact for boxes and paint;
- * ellipses and polygons are looked at along LINES lines,
- * exactly across. Where a polygon crosses itself, even-odd.
+ * ellipses and polygons are looked at along LINES lines, exactly across. Where a polygon crosses itself, even-odd.
  */
 export function rasterized(box, columns, rows) {
-    if (!box.shape) return product(pieces(1, box.x, box.width, columns), pieces(1, box.y, box.height, rows), [1], columns, rows, 1);
+    if (!box.shape) {
+        return product(pieces(1, box.x, box.width, columns), pieces(1, box.y, box.height, rows), [1], columns, rows, 1);
+    }
     if (box.shape.kind === "paint") {
         const { width, height } = box.shape, levels = cellsOf(box.shape);
         const across = pieces(width, box.x, box.width, columns), down = pieces(height, box.y, box.height, rows);

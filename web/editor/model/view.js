@@ -5,6 +5,7 @@ export const BEHIND = ["input", "last", "file", "nothing"];
 const PANEL = ["auto", "on", "off"];
 const FOLDERS = ["input", "output", "temp"];
 const MAX_NAME = 300; // characters of a file's name or folder
+const MAX_SIDE = 8192; // pixels, as nodes/box_editor.py allows
 
 export const DEFAULT_VIEW = {
     snap: true, grid: 0, gaps: false, behind: "input", file: null, percent: false, panel: "auto",
@@ -42,5 +43,3 @@ export function sideOf(value, fallback = 512) {
     const number = typeof value === "boolean" || value === null || value === "" ? NaN : Number(value);
     return Number.isFinite(number) ? Math.min(MAX_SIDE, Math.max(1, Math.round(number))) : fallback;
 }
-
-const MAX_SIDE = 8192; // as nodes/box_editor.py allows

@@ -48,7 +48,9 @@ export function drawScene(context, scene) {
     });
     drawSelection(context, scene, area);
     drawGuides(context, scene, area);
-    for (const rect of [scene.draft, scene.marquee]) if (rect) drawRubber(context, scene, rect.shape, frameOf(rect, area, scene.ratio));
+    for (const rect of [scene.draft, scene.marquee]) {
+        if (rect) drawRubber(context, scene, rect.shape, frameOf(rect, area, scene.ratio));
+    }
     drawFreehand(context, scene);
 }
 

@@ -1,7 +1,7 @@
 """Texts in one joint attention: who reads whom, and each group of queries that read alike with what it reads.
 
 A mask of all tokens by all tokens would say the same in N x N numbers. Most of it says nothing: the image reads all
-of itself, tokens of one text read alike, and so do a few sorts of image tokens (inside a region, outside, at an edge).
+of itself, tokens of one text read alike, and so do a few kinds of image tokens (inside a region, outside, at an edge).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NOBODY = -1  # of keys: columns that only make a text longer; of queries: tokens
 _IMAGE = -2
 _SMALLEST = 1e-6  # a weight below is rounding of none
 _MOST_RUNS = 8  # of keys that are picked out; more are masked
-_LEAST = 32  # a sort of image tokens that read alike has a call of its own if it is the 32nd part of them, or more
+_LEAST = 32  # a kind of image tokens that read alike has a call of its own if it is the 32nd part of them, or more
 
 
 @dataclass(frozen=True)
-class Sharing:
+class TextShares:
     """How texts and image read each other; the row's own text first, then those of its mixes in order."""
 
     # Both float32 [texts, n], n = h * w image tokens of every frame, or of one where all frames are the same.
@@ -34,7 +34,7 @@ class Sharing:
     texts: Tensor  # how far each text reads them; at most 1
 
     @classmethod
-    def of(cls, items: Sequence[Installed], sites: Sequence[Sequence[AttentionSite]]) -> Sharing:
+    def of(cls, items: Sequence[Installed], sites: Sequence[Sequence[AttentionSite]]) -> TextShares:
         """`sites`: of every item, in every frame.
 
         Further texts see their places also in blocks that do not read them.
@@ -47,6 +47,7 @@ class Sharing:
 
 
 def acting(items: Sequence[Installed], sites: Sequence[AttentionSite]) -> tuple[bool, ...]:
+    """Which mixes image tokens read at their sites; `where` of the others is False."""
     return tuple(item.edit.where(site) for item, site in zip(items, sites, strict=True))
 
 
@@ -62,7 +63,7 @@ def _shares(items: Sequence[Installed], sites: Sequence[AttentionSite], everywhe
 
 
 @dataclass(frozen=True)
-class Company:
+class JointTexts:
     """Which tokens of one joint attention belong to which text; queries and keys are the same tokens."""
 
     place: Place
@@ -93,42 +94,42 @@ class Company:
         owners = self.owners.clamp_min(0)
         return torch.where(owners[:, None] == self.owners[None], 0.0, NEVER)
 
-    def image_bias(self, sharing: Sharing) -> Tensor:
+    def image_bias(self, shares: TextShares) -> Tensor:
         """What is added to the scores of image tokens, float32 [n, columns]."""
-        return self._by_owner(_log(sharing.image).T)
+        return self._by_owner(_log(shares.image).T)
 
     def _by_owner(self, values: Tensor) -> Tensor:
         """[..., texts] -> [..., columns]; nobody's are never read."""
         nothing = values.new_full((*values.shape[:-1], 1), NEVER)
         return torch.cat([values, nothing], dim=-1)[..., self.owners]  # NOBODY is the last
 
-    def outside(self, sharing: Sharing) -> list[Part]:
+    def outside(self, shares: TextShares) -> list[QueryGroup]:
         """The queries beside the image, by what they read."""
         place, columns = self.place, self.columns
-        sorts = torch.full((self.tokens,), NOBODY)
-        sorts[columns] = self.owners
-        sorts[place.queries] = _IMAGE
-        parts = []
-        for sort in sorts.unique().tolist():
-            if sort == _IMAGE:
+        kinds = torch.full((self.tokens,), NOBODY)
+        kinds[columns] = self.owners
+        kinds[place.queries] = _IMAGE
+        groups = []
+        for kind in kinds.unique().tolist():
+            if kind == _IMAGE:
                 continue
             row = torch.zeros(self.tokens)
-            if sort == NOBODY:
-                row[columns] = self._by_owner(_log(sharing.image.mean(dim=1)))
+            if kind == NOBODY:
+                row[columns] = self._by_owner(_log(shares.image.mean(dim=1)))
             else:
-                row[columns] = torch.where(self.owners == sort, 0.0, NEVER)
-                seen = _log(sharing.texts[sort])
+                row[columns] = torch.where(self.owners == kind, 0.0, NEVER)
+                seen = _log(shares.texts[kind])
                 row[place.image] = seen.repeat((place.image.stop - place.image.start) // len(seen))
-            parts.append(_alike((sorts == sort).nonzero()[:, 0], row))
-        return parts
+            groups.append(_alike((kinds == kind).nonzero()[:, 0], row))
+        return groups
 
-    def undisturbed(self) -> list[Part]:
+    def undisturbed(self) -> list[QueryGroup]:
         """The queries beside the image, where they read everything as it is."""
         beside = torch.ones(self.tokens, dtype=torch.bool)
         beside[self.place.queries] = False
-        return [Part(beside.nonzero()[:, 0], None, None)] if bool(beside.any()) else []
+        return [QueryGroup(beside.nonzero()[:, 0], None, None)] if bool(beside.any()) else []
 
-    def image(self, bias: Tensor, pick: bool = True) -> list[Part]:
+    def image(self, bias: Tensor, pick: bool = True) -> list[QueryGroup]:
         """The image's queries, sorted by equal rows of their bias [n, columns].
 
         With `pick` they get the keys alone that they read: worth the copy where those are much fewer than all.
@@ -137,29 +138,30 @@ class Company:
         frames = (place.queries.stop - place.queries.start) // count
         first = place.queries.start + count * torch.arange(frames)[:, None]
         mark = torch.rand(bias.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        _, sorts, counts = (bias.double() @ mark).unique(return_inverse=True, return_counts=True)
-        parts, left = [], torch.ones(count, dtype=torch.bool)
-        for sort in (counts * _LEAST >= count).nonzero()[:, 0].tolist():
-            alike = sorts == sort
+        _, kinds, counts = (bias.double() @ mark).unique(return_inverse=True, return_counts=True)
+        groups, left = [], torch.ones(count, dtype=torch.bool)
+        for kind in (counts * _LEAST >= count).nonzero()[:, 0].tolist():
+            alike = kinds == kind
             row = bias[alike.nonzero()[0, 0]]
             if not torch.equal(bias[alike], row.expand(int(alike.sum()), -1)):
-                continue  # two sorts of one mark
+                continue  # two kinds of one mark
             queries, row = (first + alike.nonzero()[:, 0]).flatten(), self._widened(row)
-            parts.append(_alike(queries, row) if pick else Part(queries, None, row[None] if bool(row.any()) else None))
+            bias_of_all = row[None] if bool(row.any()) else None
+            groups.append(_alike(queries, row) if pick else QueryGroup(queries, None, bias_of_all))
             left &= ~alike
         if bool(left.any()):
             rest = left.nonzero()[:, 0]
             if len(rest) == 1:  # alike, too
-                return [*parts, Part((first + rest).flatten(), None, self._widened(bias[rest[0]])[None])]
-            parts.append(Part((first + rest).flatten(), None, bias[rest].repeat(frames, 1), self.columns.start))
-        return parts
+                return [*groups, QueryGroup((first + rest).flatten(), None, self._widened(bias[rest[0]])[None])]
+            groups.append(QueryGroup((first + rest).flatten(), None, bias[rest].repeat(frames, 1), self.columns.start))
+        return groups
 
     def _widened(self, row: Tensor) -> Tensor:
         return pad(row, (self.columns.start, self.tokens - self.columns.stop))
 
 
 @dataclass(frozen=True)
-class Part:
+class QueryGroup:
     """Some queries of a joint attention and what they read."""
 
     queries: Tensor  # int64, places on the query axis
@@ -182,21 +184,22 @@ class Part:
             first += width
         return row
 
-    def to(self, like: Tensor) -> Part:
+    def to(self, like: Tensor) -> QueryGroup:
+        """The same on the device of `like`, the bias in its dtype."""
         first, last = int(self.queries[0]), int(self.queries[-1])
         run = slice(first, last + 1) if last - first == len(self.queries) - 1 else None
         bias = None if self.bias is None else sent(self.bias, like.device, like.dtype)
-        return Part(sent(self.queries, like.device), self.keys, bias, self.start, run)
+        return QueryGroup(sent(self.queries, like.device), self.keys, bias, self.start, run)
 
 
-def _alike(queries: Tensor, row: Tensor) -> Part:
+def _alike(queries: Tensor, row: Tensor) -> QueryGroup:
     """Queries that share one row of bias over all keys."""
     kept = row > NEVER / 2
     runs = _runs(kept)
     if bool(kept.all()) or not 1 <= len(runs) <= _MOST_RUNS:
-        return Part(queries, None, row[None] if bool(row.any()) else None)
+        return QueryGroup(queries, None, row[None] if bool(row.any()) else None)
     bias = row[kept]
-    return Part(queries, runs, bias[None] if bool(bias.any()) else None)
+    return QueryGroup(queries, runs, bias[None] if bool(bias.any()) else None)
 
 
 def _runs(kept: Tensor) -> tuple[slice, ...]:
@@ -210,18 +213,19 @@ def _log(weights: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Seating:
+class QueryGroups:
     """All queries of a joint attention in groups, on the device."""
 
-    parts: tuple[Part, ...]
+    groups: tuple[QueryGroup, ...]
     image_apart: bool  # whether the image's are among them; else they follow in their order
     order: Tensor  # int64: brings the groups' results, one behind the other, back to the query axis
 
     @classmethod
-    def of(cls, outside: list[Part], image: Sequence[Part], place: Place, like: Tensor) -> Seating:
-        parts = (*outside, *image)
-        places = [part.queries for part in parts]
+    def of(cls, outside: list[QueryGroup], image: Sequence[QueryGroup], place: Place, like: Tensor) -> QueryGroups:
+        """Of groups on the CPU: those outside the image, and the image's; none = they stay in their order."""
+        groups = (*outside, *image)
+        places = [group.queries for group in groups]
         if not image:
             places.append(torch.arange(place.queries.start, place.queries.stop))
         order = sent(torch.cat(places).argsort(), like.device)
-        return cls(tuple(part.to(like) for part in parts), bool(image), order)
+        return cls(tuple(group.to(like) for group in groups), bool(image), order)
