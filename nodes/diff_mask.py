@@ -31,8 +31,8 @@ def draw_inputs() -> list[io.Input]:
             min=0.01,
             max=0.99,
             step=0.01,
-            tooltip="How much noise covers the picture while both prompts look at it: near 0 = they hardly differ but "
-            "exactly where the object is, near 1 = they differ everywhere it could be. 0.5 as published.",
+            tooltip="How much noise covers the picture while both prompts look at it: near 0 = they differ a little, "
+            "exactly where the object is; near 1 = they differ everywhere it could be. 0.5 as published.",
         ),
     ]
 
@@ -63,8 +63,8 @@ def dilate_input(default: int) -> io.Input:
         default=default,
         min=0,
         max=MAX_RADIUS,
-        tooltip="Grows the mask by so many latent cells (8 pixels each for most models): 0 = not. "
-        "An object of another shape needs room.",
+        tooltip="Grows the mask by so many latent cells (8 pixels each for most models): 0 = not at all. An object of "
+        "another shape needs room.",
     )
 
 
@@ -114,7 +114,7 @@ class BoxwrightDiffMask(io.ComfyNode):
                     min=0.0,
                     max=16.0,
                     step=0.1,
-                    tooltip="Softens the heat before the threshold, in latent cells: 0 = not, 16 = to a cloud.",
+                    tooltip="Softens the heat before the threshold, in latent cells: 0 = not at all, 16 = to a cloud.",
                 ),
                 io.Combo.Input(
                     "method",
