@@ -24,7 +24,7 @@ def number_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the blocks that may move, those first that gain most by it: 0 = off, 1 = all.",
+            tooltip="Share of the blocks that may move: 0 = off, 1 = all. Those that gain most by it go first.",
         ),
         io.Int.Input(
             "block",
@@ -32,8 +32,8 @@ def number_inputs() -> list[io.Input]:
             min=0,
             max=MAX_BLOCK,
             advanced=True,
-            tooltip="Side of a block in latent cells (8 pixels each in most models): 0 = that of a cell of the "
-            "attention that is read, 32 pixels in Stable Diffusion at its usual sizes.",
+            tooltip="Side of a block in latent cells (8 pixels each in most models). 0 = chosen for the model: 32 "
+            "pixels in Stable Diffusion at its usual sizes.",
         ),
     ]
 
@@ -45,10 +45,9 @@ class BoxwrightArrangedNoise(io.ComfyNode):
             node_id="BoxwrightArrangedNoise",
             display_name="Arranged Noise",
             category=schema.CATEGORY,
-            description="Moves blocks of the start noise so that those in which the model sees a phrase lie in its box "
-            "(after arXiv 2305.03382 and 2312.08872). One model call before the first step, none after it; the noise "
-            "keeps all its values, and attention is not touched. With any sampler, and beside every other node here. "
-            "While sampling, the node shows what moved.",
+            description="Puts the start noise in another order: blocks in which the model sees a phrase go into its "
+            "box (after arXiv 2305.03382 and 2312.08872). One model call before the first step, none after it. Works "
+            "with any sampler, and beside every other node here. While sampling, the node shows what moved.",
             search_aliases=[
                 "initial noise",
                 "noise editing",
@@ -82,20 +81,20 @@ class BoxwrightArrangeNoise(io.ComfyNode):
             node_id="BoxwrightArrangeNoise",
             display_name="Arrange a Noise",
             category=schema.CATEGORY,
-            description="What Arranged Noise does, as a noise for Sampler Custom (Advanced), with a picture of where "
-            "the model saw each phrase in the noise and which blocks moved.",
+            description="Does what Arranged Noise does, for Sampler Custom (Advanced). A picture shows where the "
+            "model saw each phrase in the noise, and which blocks moved.",
             search_aliases=["initial noise", "noise editing", "arranged noise picture", "custom noise"],
             inputs=[
                 io.Noise.Input("noise", tooltip="The noise to arrange, as from Random Noise."),
                 io.Model.Input("model", tooltip="The model that will draw. It stays as it is."),
-                io.Conditioning.Input("positive", tooltip="Of the Layout Prompt that made the layout."),
+                io.Conditioning.Input("positive", tooltip="From the Layout Prompt that made the layout."),
                 schema.layout_input(),
                 io.Latent.Input("latent", tooltip="The latent that the sampler gets too."),
                 *number_inputs(),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="Those of the sampler, where it does not begin with full noise (a picture is redrawn).",
+                    tooltip="Only if the sampler begins with less than full noise, to redraw a picture: its sigmas.",
                 ),
             ],
             outputs=[

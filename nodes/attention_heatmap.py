@@ -25,8 +25,8 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
             node_id="BoxwrightAttentionHeatmap",
             display_name="Attention Heatmap",
             category=schema.CATEGORY,
-            description="Draws where the picture attended to each phrase, over the picture: one row for each phrase, "
-            "and in columns the mean, the moments of the run or the resolutions. Also a mask of where the phrases are.",
+            description="Shows over the picture where it looked at each phrase. Each phrase has a row; the columns "
+            "are the mean, the moments of the run or the resolutions. Also makes a mask of where the phrases are.",
             search_aliases=[
                 "attention map",
                 "inspect attention",

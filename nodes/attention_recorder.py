@@ -26,9 +26,9 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
             node_id="BoxwrightAttentionRecorder",
             display_name="Attention Recorder",
             category=schema.CATEGORY,
-            description="Records which words every part of the picture attends to, with any sampler, without changing "
-            "the picture by a single bit. Look at the record with Attention Heatmap; turn it into a mask with Mask "
-            "from Word.",
+            description="Records which words each part of the picture looks at while it is drawn. The picture stays "
+            "the same to the last bit, with any sampler. Attention Heatmap shows the record; Mask from Word makes a "
+            "mask of it.",
             search_aliases=[
                 "attention map",
                 "inspect attention",

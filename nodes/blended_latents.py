@@ -29,8 +29,8 @@ class BoxwrightBlendedLatents(io.ComfyNode):
                     default=DEFAULT.grow,
                     min=0,
                     max=MAX_RADIUS,
-                    tooltip="How many latent cells larger the mask is at first (8 pixels each for most models): "
-                    "0 = not; a few, so that something new fits into a thin mask.",
+                    tooltip="How much larger the mask is at first, in latent cells (8 pixels each for most models): 0 "
+                    "= no larger. With a few, something new fits into a thin mask.",
                 ),
                 io.Float.Input(
                     "grow_until",

@@ -26,10 +26,10 @@ class BoxwrightBoxConstraint(io.ComfyNode):
             node_id="BoxwrightBoxConstraint",
             display_name="Box Constraint",
             category=schema.CATEGORY,
-            description="Moves the latent so that each phrase is drawn in its box (BoxDiff, arXiv 2307.10816), with "
-            "nearly any sampler. Costs about one more model call per step in the first half of the schedule. For "
-            "Stable Diffusion, SDXL, SD 3, Flux.1, Chroma, Qwen-Image and Z-Image. While sampling, the node shows how "
-            "far each phrase is from its box.",
+            description="Draws each phrase in its box: moves the latent while it is sampled (BoxDiff, arXiv "
+            "2307.10816), with nearly any sampler. Costs about one more model call per step in the first half of the "
+            "schedule. The help page of Layout Prompt lists the models. While sampling, the node shows how far each "
+            "phrase is from its box.",
             search_aliases=[
                 "object placement",
                 "boxdiff",
@@ -46,19 +46,18 @@ class BoxwrightBoxConstraint(io.ComfyNode):
                     "mode",
                     options=list(get_args(Mode)),
                     default=DEFAULT.mode,
-                    tooltip="boxdiff = moves the latent before each of the first steps (best placement). fast = moves "
-                    "the prediction instead, without another model call, by as much at any CFG (works with uni_pc "
-                    "too). attend_excite = no boxes: makes sure that every phrase appears somewhere (arXiv "
-                    "2301.13826).",
+                    tooltip="boxdiff = moves the latent before each of the first steps, as published. fast = moves "
+                    "the prediction instead: no further model call, the same at any CFG, works with uni_pc too. "
+                    "attend_excite = no boxes: makes sure that every phrase appears somewhere (arXiv 2301.13826).",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="standard",
-                    tooltip="gentle = small moves, least change to the picture; standard; strict = several moves per "
-                    "step, at twice to three times the cost; published = the papers' numbers, which bound nothing and "
-                    "can leave blotches (boxdiff and attend_excite only); fill = objects fill their boxes, made for "
-                    "noise that Arranged Noise has put in order (boxdiff only).",
+                    tooltip="standard = a good start. gentle = small moves, least change to the picture. strict = "
+                    "several moves per step: slower. fill = objects fill their boxes, made for noise that Arranged "
+                    "Noise has put in order (boxdiff only). published = the papers' numbers: no limit to a move, "
+                    "which can leave blotches (not in fast).",
                 ),
                 Settings.Input(
                     "settings",
@@ -103,8 +102,8 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The squared step size falls in a line to this share at the end of the whole schedule: 1 = "
-                    "it stays the same, 0 = it fades out.",
+                    tooltip="Steps become shorter: at the end of the whole schedule the squared step size has fallen "
+                    "to this share. 1 = it stays the same, 0 = it fades out.",
                 ),
                 io.Float.Input(
                     "max_change",
@@ -112,9 +111,9 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="The most one move may change a value of the latent, as a share of the noise in it: 0 = no "
-                    "limit (published; can leave blotches), 0.05 = careful, 0.3 = strong. In the mode fast, of the "
-                    "prediction: 0.75 = careful, 1.5 = standard, 0 = 4.",
+                    tooltip="How far one move may change a value of the latent at most, as a share of the noise in "
+                    "it: 0 = no limit (published; can leave blotches), 0.05 = careful, 0.3 = strong. In the mode fast "
+                    "it limits the prediction: 0.75 = careful, 1.5 = standard, 0 = 4.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
                 io.Int.Input(
@@ -158,16 +157,15 @@ class BoxwrightBoxConstraintSettings(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the cells inside (outside) the box that count, those that see the phrase most: "
-                    "0.2 = a fifth (published), 1 = all of them, for objects that fill their box.",
+                    tooltip="Share of the cells inside the box (and outside) that count: those that see the phrase "
+                    "most. 0.2 = a fifth (published), 1 = all of them, for objects that fill their box.",
                 ),
                 io.Int.Input(
                     "corner_width",
                     default=DEFAULT.corner_width,
                     min=0,
                     max=64,
-                    tooltip="Cells on either side of an edge of the box that the corner term looks at; 0 = the edge "
-                    "alone.",
+                    tooltip="How many cells on either side of an edge of the box count for corner; 0 = the edge alone.",
                 ),
                 io.Float.Input(
                     "smoothing",

@@ -90,7 +90,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip=(
                         "The whole picture in words; passed on unchanged. The editor marks boxes whose words are not "
-                        "in it: Layout Prompt appends those."
+                        "in it; Layout Prompt appends those words."
                     ),
                 ),
                 io.Float.Input(
@@ -112,13 +112,15 @@ class BoxwrightBoxEditor(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Boxes to start from: bounding boxes, elements, regions, masks (as painted shapes), or JSON "
-                        "text. They replace the drawing once; your edits then win until this input changes."
+                        "text. They replace the drawing once. Your edits then stay until this input changes."
                     ),
                 ),
             ],
             outputs=[
                 schema.Regions.Output(
-                    "regions", tooltip="The boxes that are switched on, with their phrases; prompt and size go along."
+                    "regions",
+                    tooltip="The boxes that are switched on, with their phrases. They carry the prompt and "
+                    "the size along.",
                 ),
                 io.String.Output("prompt", tooltip="The prompt, unchanged."),
                 schema.BoundingBoxes.Output("bboxes", tooltip="The boxes in pixels of width x height, as one frame."),
@@ -132,8 +134,7 @@ class BoxwrightBoxEditor(io.ComfyNode):
                 io.Int.Output("height", tooltip="The height, for whatever else needs it."),
                 io.Latent.Output(
                     "latent",
-                    tooltip="An empty latent of this size, one picture, for the sampler: it takes the shape of any "
-                    "image model there.",
+                    tooltip="An empty latent of this size, one picture, for the sampler. It fits every image model.",
                 ),
             ],
         )

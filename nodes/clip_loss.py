@@ -17,8 +17,8 @@ class BoxwrightClipLoss(io.ComfyNode):
             node_id="BoxwrightClipLoss",
             display_name="CLIP Loss",
             category=schema.CATEGORY,
-            description="How far a picture, or a region of it, is from a text or from another picture, or from a "
-            "change between two texts, as CLIP sees it. For Loss Guidance, which draws towards it.",
+            description="For Loss Guidance: draws towards a text, another picture, or the change from one text to "
+            "another, as CLIP sees it.",
             search_aliases=["clip guidance", "semantic diffusion guidance", "diffusionclip", "directional clip"],
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="A CLIP of pictures: CLIP-ViT-L, -H or -bigG."),
@@ -26,8 +26,8 @@ class BoxwrightClipLoss(io.ComfyNode):
                     "mode",
                     options=["text", "image", "direction"],
                     default="text",
-                    tooltip="text = shows what the text says. image = shows what the image shows. direction = has "
-                    "changed since the image as from source_text to text.",
+                    tooltip="text = shows what the text says. image = shows what the image shows. direction = changes "
+                    "the image in the way from source_text to text.",
                 ),
                 io.String.Input("text", default="", multiline=True, tooltip="What it shall show, at most 75 tokens."),
                 io.String.Input(
@@ -45,7 +45,7 @@ class BoxwrightClipLoss(io.ComfyNode):
                     tooltip="How many parts of the picture CLIP looks at: 1 = only the whole, fast, and easily fooled "
                     "by a pattern; 8 = steady; each costs a pass of CLIP and back.",
                 ),
-                schema.seed_input("Of where the crops lie. They are the same in every step."),
+                schema.seed_input("Decides where the parts lie. They are the same in every step."),
                 *losses.sum_inputs(),
                 io.Clip.Input(
                     "clip",

@@ -18,8 +18,7 @@ class BoxwrightColorLoss(io.ComfyNode):
             node_id="BoxwrightColorLoss",
             display_name="Color Loss",
             category=schema.CATEGORY,
-            description="How far a picture, or a region of it, is from a colour or a palette. For Loss Guidance, which "
-            "draws towards it.",
+            description="For Loss Guidance: draws the picture, or a region of it, towards a colour or a palette.",
             search_aliases=["color guidance", "palette", "tint", "match color", "colour"],
             inputs=[
                 io.String.Input(
@@ -32,8 +31,8 @@ class BoxwrightColorLoss(io.ComfyNode):
                     "of",
                     options=list(get_args(Of)),
                     default=ColorLoss.of,
-                    tooltip="mean = the mean colour of the region shall be it: light, shade and texture stay. every "
-                    "pixel = each pixel shall be one of the colours: flat, as a poster.",
+                    tooltip="mean = the mean colour of the region becomes the colour: light, shade and texture stay. "
+                    "every pixel = each pixel becomes one of the colours: flat, as a poster.",
                 ),
                 *losses.sum_inputs(),
             ],

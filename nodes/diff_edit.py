@@ -60,8 +60,8 @@ class BoxwrightDiffEdit(io.ComfyNode):
                     default=25,
                     min=2,
                     max=1000,
-                    tooltip="Steps up and steps down, between the picture and the noise at strength. "
-                    "10 = a sketch, 50 = as published.",
+                    tooltip="Steps from the picture up to the noise at strength, and as many back. 10 = a sketch, 50 "
+                    "= as published.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -78,15 +78,15 @@ class BoxwrightDiffEdit(io.ComfyNode):
                     min=0.05,
                     max=1.0,
                     step=0.01,
-                    tooltip="How far up the noise the picture is taken: 0.05 = hardly changed, 0.5 = colours and "
+                    tooltip="How much noise the picture is taken into: 0.05 = hardly changed, 0.5 = colours and "
                     "textures, 0.6 to 0.8 = shapes, as published, 1 = nothing of the object is left.",
                 ),
                 io.Combo.Input(
                     "invert_with",
                     options=["negative", "source"],
                     default="negative",
-                    tooltip='The prompt of the inversion: "negative" = as published, with none or the negative one, '
-                    '"source" = what the picture shows, closer to the old object.',
+                    tooltip='The prompt of the inversion. "negative" = the negative prompt, as published. "source" = '
+                    "what the picture shows: closer to the old object.",
                 ),
                 editing_inputs.refinements_input(),
                 *editing_inputs.draw_inputs(),

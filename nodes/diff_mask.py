@@ -59,7 +59,7 @@ class BoxwrightDiffMask(io.ComfyNode):
                     min=0.0,
                     max=16.0,
                     step=0.1,
-                    tooltip="Softens the heat before the threshold, in latent cells: 0 = not, 16 = to a cloud.",
+                    tooltip="Softens the heat before the threshold, in latent cells: 0 = not at all, 16 = to a cloud.",
                 ),
                 io.Combo.Input(
                     "method",

@@ -44,15 +44,16 @@ def method_inputs() -> list[io.Input]:
             max=100.0,
             step=0.1,
             tooltip="FlowEdit's guidance of the source prompt: 1 = that prompt alone, one evaluation less; higher = "
-            "leaves what the picture shows more decidedly. Published: 3.5 on SD3, 1 on models with guidance built in.",
+            "moves further away from what the picture shows. Published: 3.5 on SD3, 1 on models with guidance built "
+            "in.",
         ),
         io.Int.Input(
             "averages",
             default=DEFAULT.draws,
             min=1,
             max=MAX_DRAWS,
-            tooltip="Noise draws averaged in each step of FlowEdit and FlowAlign: 1 = as published, more = a result "
-            "that depends less on the seed, at so many times the cost.",
+            tooltip="How many noise draws are averaged in each step of FlowEdit and FlowAlign: 1 = as published. More "
+            "= the result depends less on the seed, at so many times the cost.",
         ),
         io.Float.Input(
             "finish",
@@ -60,8 +61,8 @@ def method_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of FlowEdit's steps, the last ones, that are ordinary sampling with the target prompt: 0 = "
-            "none, as published for pictures; 0.2 = new texture; 1 = image to image.",
+            tooltip="FlowEdit only: the share of its steps, at the end, that are ordinary sampling with the target "
+            "prompt: 0 = none, as published for pictures; 0.2 = new texture; 1 = image to image.",
         ),
     ]
 
@@ -73,9 +74,9 @@ class BoxwrightFlowEditSampler(io.ComfyNode):
             node_id="BoxwrightFlowEditSampler",
             display_name="Flow Edit Sampler",
             category=schema.CATEGORY,
-            description="A sampler that turns the picture in its latent into what the positive prompt says, from what "
-            "the source prompt says, inside a mask (FlowEdit, arXiv 2412.08629; FlowAlign, 2505.23145; Uni-Edit, "
-            "2504.13109). For Sampler Custom.",
+            description="A sampler that turns a picture from what the source prompt says into what the positive "
+            "prompt says, inside a mask (FlowEdit, arXiv 2412.08629; FlowAlign, 2505.23145; Uni-Edit, 2504.13109). "
+            "For Sampler Custom.",
             search_aliases=["flowedit", "flowalign", "uni-edit", "inversion-free editing", "rf edit", "masked edit"],
             inputs=[
                 io.Conditioning.Input(
@@ -123,9 +124,9 @@ class BoxwrightFlowEdit(io.ComfyNode):
             node_id="BoxwrightFlowEdit",
             display_name="Flow Edit",
             category=schema.CATEGORY,
-            description="Edits a picture by two prompts, on flow models and on all others: finds where they differ and "
-            "moves that part from one prompt to the other, without inversion (FlowEdit, arXiv 2412.08629; FlowAlign, "
-            "2505.23145; Uni-Edit, 2504.13109).",
+            description="Edits a picture by two prompts: finds where they differ, and moves that part from one prompt "
+            "to the other. For flow models and all others (FlowEdit, arXiv 2412.08629; FlowAlign, 2505.23145; "
+            "Uni-Edit, 2504.13109).",
             search_aliases=[
                 "flowedit",
                 "flowalign",
@@ -137,9 +138,7 @@ class BoxwrightFlowEdit(io.ComfyNode):
             ],
             inputs=[
                 *editing_inputs.picture_inputs(),
-                io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt of the guidance. FlowEdit alone makes use of it."
-                ),
+                io.Conditioning.Input("negative", tooltip="Negative prompt. Only the method FlowEdit uses it."),
                 io.Int.Input(
                     "steps",
                     default=25,
@@ -181,13 +180,13 @@ class BoxwrightFlowEdit(io.ComfyNode):
                 editing_inputs.dilate_input(editing_inputs.DILATE),
                 schema.seed_input("Of the noise, in the mask and in the edit."),
                 *editing_inputs.paste_inputs(),
-                editing_inputs.mask_input("Where it may change: white. Any size. Goes before find_mask."),
+                editing_inputs.mask_input("Where it may change: white. Any size. Replaces find_mask."),
                 schema.Regions.Input(
                     "regions",
                     optional=True,
-                    tooltip="Where it may change: inside these regions, from Box Editor or Regions, each as far as its "
-                    "strength says (0 = not at all, 0.5 = half), softly over its feather. Goes before find_mask; a "
-                    "mask as well = where both are.",
+                    tooltip="Where it may change: inside these regions, from Box Editor or Regions. A region's "
+                    "strength says how far (0 = not at all, 0.5 = half); its feather makes the edge soft. Replaces "
+                    "find_mask. With a mask as well: only where both are.",
                 ),
             ],
             outputs=editing_inputs.edited_outputs("Where it could change."),

@@ -19,9 +19,9 @@ class BoxwrightHSpace(io.ComfyNode):
             node_id="BoxwrightHSpace",
             display_name="H-Space Edit",
             category=schema.CATEGORY,
-            description="Patches a UNet so that its pictures move from what one prompt says towards what another says: "
-            "the difference of both in the bottleneck is added where the step predicts the clean picture, and "
-            "nowhere else (Asyrp, arXiv 2210.10960, without training).",
+            description="Moves pictures from what one prompt says towards what another says, while they are drawn. "
+            "For models with a UNet: the difference of both prompts is added in its bottleneck (Asyrp, arXiv "
+            "2210.10960, without training).",
             search_aliases=["h-space", "asyrp", "semantic latent", "bottleneck edit", "attribute slider"],
             inputs=[
                 schema.model_input(),

@@ -20,7 +20,7 @@ class BoxwrightILVR(io.ComfyNode):
             display_name="ILVR Sampler",
             category=schema.CATEGORY,
             description="A sampler whose pictures keep the coarse shapes and colours of a reference and invent the "
-            "rest: after each step the low frequencies are those of the reference (ILVR, arXiv 2108.02938).",
+            "rest: after each step the coarse part is taken from the reference (ILVR, arXiv 2108.02938).",
             search_aliases=["ilvr", "reference image", "low frequency", "variation", "composition from image"],
             inputs=[
                 io.Int.Input(
@@ -28,8 +28,8 @@ class BoxwrightILVR(io.ComfyNode):
                     default=DEFAULT.factor,
                     min=1,
                     max=MAX_FACTOR,
-                    tooltip="How coarse the likeness is, in latent cells (8 pixels each for most models): 1 = the "
-                    "reference itself, 2 to 8 = its layout, 64 = hardly more than its mean colour.",
+                    tooltip="How coarse the likeness is: so many latent cells (8 pixels each for most models) count "
+                    "as one. 1 = the reference itself, 2 to 8 = its layout, 64 = hardly more than its mean colour.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
                 editing_inputs.mask_input(

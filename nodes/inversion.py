@@ -19,9 +19,8 @@ class BoxwrightInvert(io.ComfyNode):
             node_id="BoxwrightInvert",
             display_name="Invert",
             category=schema.CATEGORY,
-            description="Walks a picture up the noise levels without randomness (DDIM inversion; Euler for flow "
-            "models): the noise it ends in draws the same picture again, and the path is what DiffEdit keeps "
-            "the background from.",
+            description="Finds the noise that draws your picture again: walks the picture up the noise levels without "
+            "randomness (DDIM inversion; Euler for flow models). DiffEdit Sampler takes the background from this path.",
             search_aliases=["ddim inversion", "unsampler", "reverse sampling", "noise inversion", "real image editing"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is to make the edit. It stays as it is."),
@@ -38,8 +37,8 @@ class BoxwrightInvert(io.ComfyNode):
                     min=1.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance while inverting: 1 = none, the faithful choice; higher needs negative, and is "
-                    "harder to invert.",
+                    tooltip="Guidance while inverting: 1 = none; then the picture comes back best. Higher needs "
+                    "negative, and comes back worse.",
                 ),
                 editing_inputs.refinements_input(),
                 io.Combo.Input(
@@ -109,9 +108,9 @@ class BoxwrightDirectInversionSampler(io.ComfyNode):
             node_id="BoxwrightDirectInversionSampler",
             display_name="Direct Inversion Sampler",
             category=schema.CATEGORY,
-            description="A sampler for Prompt to Prompt on a real picture: its own row is drawn exactly again, because "
-            "it is put back on the inverted path after every step (Direct Inversion, arXiv 2310.01506), and the edits "
-            "beside it start from the same noise.",
+            description="A sampler for Prompt to Prompt on a picture you have. The picture itself is drawn again "
+            "exactly, because it is put back on the inverted path after every step (Direct Inversion, arXiv "
+            "2310.01506). The edits beside it start from the same noise.",
             search_aliases=["direct inversion", "pnp inversion", "null-text", "prompt to prompt real image"],
             inputs=[
                 editing_inputs.Trajectory.Input(

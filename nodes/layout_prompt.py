@@ -38,9 +38,9 @@ class BoxwrightLayoutPrompt(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip=(
-                        "The whole picture in words, each region's phrase word for word among them. Emphasis such as "
-                        "(red:1.2) and embedding:name work as in CLIP Text Encode, here and in phrases. Empty = the "
-                        "prompt of the Box Editor that the regions come from."
+                        "The whole picture in words. It should hold each region's phrase word for word. Emphasis such "
+                        "as (red:1.2) and embedding:name work as in CLIP Text Encode, here and in phrases. Empty = "
+                        "the prompt of the Box Editor that the regions come from."
                     ),
                 ),
                 io.Boolean.Input(

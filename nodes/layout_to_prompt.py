@@ -39,7 +39,7 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
                 schema.Regions.Input(
                     "regions",
                     optional=True,
-                    tooltip="What shall be where. From Box Editor or Regions; may be missing when an edit only "
+                    tooltip="What shall be where. From Box Editor or Regions; not needed for an edit that only "
                     "removes.",
                 ),
                 io.Combo.Input(
@@ -54,8 +54,8 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
                     multiline=True,
                     default="",
                     dynamic_prompts=True,
-                    tooltip="The whole picture in words; of an edit, what to change. FLUX.3: each box's <id> is put "
-                    "behind its words, and what the prompt lacks is appended.",
+                    tooltip="The whole picture in words; for an edit, what to change. FLUX.3: each box's <id> is put "
+                    "behind its words, and words that the prompt lacks are appended.",
                 ),
                 io.String.Input(
                     "background",
@@ -93,8 +93,9 @@ class BoxwrightLayoutToPrompt(io.ComfyNode):
                 schema.Regions.Input(
                     "source",
                     optional=True,
-                    tooltip="FLUX.3 only, makes it an edit: what stands in the picture now. The same words at the same "
-                    "place = keep, at another = move, only in source = remove, only in regions = new.",
+                    tooltip="FLUX.3 only: what stands in the picture now. This makes the prompt an edit. The same "
+                    "words at the same place = keep, at another = move, only in source = remove, only in regions = "
+                    "new.",
                 ),
             ],
             outputs=[

@@ -20,9 +20,9 @@ class BoxwrightLossGuidance(io.ComfyNode):
             node_id="BoxwrightLossGuidance",
             display_name="Loss Guidance",
             category=schema.CATEGORY,
-            description="Draws towards what a loss asks for (a colour, a text or a picture that CLIP compares with, or "
-            "one of another pack), in the regions, the mask or the whole picture: at each step the predicted picture "
-            "moves down the gradient of the loss. For any model and any sampler.",
+            description="Draws towards a colour, a text or another picture, in the regions, the mask or the whole "
+            "picture. Color Loss or CLIP Loss says towards what; at each step the predicted picture moves a little "
+            "that way. For any model and any sampler.",
             search_aliases=[
                 "classifier guidance",
                 "universal guidance",
@@ -42,8 +42,8 @@ class BoxwrightLossGuidance(io.ComfyNode):
                     min=0.0,
                     max=STRONGEST,
                     step=0.1,
-                    tooltip="How far each step follows the loss: 0 = off, 1 = gently; the picture decides, so try "
-                    "several.",
+                    tooltip="How far each step follows the loss: 0 = off, 1 = gently. How much is right depends on "
+                    "the picture: try several.",
                 ),
                 io.Combo.Input(
                     "gradient",
@@ -60,8 +60,8 @@ class BoxwrightLossGuidance(io.ComfyNode):
                     min=0.0,
                     max=MOST,
                     step=0.05,
-                    tooltip="The most one step may move a value of the predicted latent, whose deviation is near 1: "
-                    "0.1 = careful, 1 = strong, 0 = 4.",
+                    tooltip="How far one step may move a value of the predicted latent at most; these values spread "
+                    "by about 1. 0.1 = careful, 1 = strong, 0 = 4.",
                 ),
                 schema.Regions.Input(
                     "regions",

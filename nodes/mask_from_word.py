@@ -18,8 +18,8 @@ class BoxwrightMaskFromWord(io.ComfyNode):
             node_id="BoxwrightMaskFromWord",
             display_name="Mask from Word",
             category=schema.CATEGORY,
-            description="The part of the picture that attended to a word or phrase of the prompt, as a mask for "
-            "inpainting, for regions, or for anything else that takes one.",
+            description="A mask of the part of the picture that looked at a word or phrase of the prompt. For "
+            "inpainting, regions, or anything else that takes a mask.",
             search_aliases=["attention mask", "segment by word", "daam mask", "text mask", "auto mask"],
             inputs=[
                 schema.record_input(),

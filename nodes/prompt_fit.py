@@ -20,9 +20,9 @@ class BoxwrightPromptFit(io.ComfyNode):
             node_id="BoxwrightPromptFit",
             display_name="Prompt Fit",
             category=schema.CATEGORY,
-            description="Moves an encoded prompt until the model draws your picture from it, then part of the way back "
-            "to the text: the picture, edited as the text says (Imagic, arXiv 2210.09276, without its training of the "
-            "model).",
+            description="Edits a picture by its prompt: changes an encoded text until the model draws your picture "
+            "from it, then goes part of the way back to the text (Imagic, arXiv 2210.09276, without its training of "
+            "the model).",
             search_aliases=["imagic", "textual inversion", "embedding optimization", "invert prompt", "learn prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="A model that Box Constraint takes. Its weights stay as they are."),
@@ -33,7 +33,7 @@ class BoxwrightPromptFit(io.ComfyNode):
                     min=1,
                     max=MAX_STEPS,
                     tooltip="Gradient steps, about three model calls each: 100 = as published, more = closer to the "
-                    "picture, and further from what the text can still change.",
+                    "picture, but the text can change it less.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -51,8 +51,8 @@ class BoxwrightPromptFit(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="Of the way back to the text: 0 = the picture, 0.6 to 0.8 = the edit, as published, "
-                    "1 = the text alone. Output fitted and Conditioning Average do the same without fitting again.",
+                    tooltip="How far back to the text: 0 = the picture, 0.6 to 0.8 = the edit, as published, 1 = the "
+                    "text alone. Output fitted and Conditioning Average do the same without fitting again.",
                 ),
                 *editing_inputs.source_inputs(),
             ],

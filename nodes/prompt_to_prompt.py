@@ -47,8 +47,8 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="One picture, or several with other noise each: empty, encoded (with denoise below 1), or "
-                    "inverted (then without added noise).",
+                    tooltip="One picture, or several, each with noise of its own. Empty = new pictures. Encoded, with "
+                    "denoise below 1 = image to image. Inverted, without added noise = a picture you have.",
                 ),
                 io.String.Input(
                     "source", multiline=True, dynamic_prompts=True, tooltip="The prompt of the picture to keep."
@@ -66,9 +66,9 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                     "mode",
                     options=list(get_args(Mode)),
                     default="auto",
-                    tooltip="Words that differ. auto = as many words on both sides are replaced (the new word takes "
-                    "over the old one's place), others are new; replace = always replaced, or an error; refine = "
-                    "always new: only the common words keep their place.",
+                    tooltip="What happens to words that differ. auto = replaced if there are as many on both sides "
+                    "(the new word takes over the old one's place), else new. replace = always replaced, or an error. "
+                    "refine = always new: only the common words keep their place.",
                 ),
                 _fraction("cross_start", CROSS.start, f"When words begin to keep their places, {FRACTION}."),
                 _fraction(
@@ -100,20 +100,20 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                     "weights",
                     multiline=True,
                     default="",
-                    tooltip='One "phrase: factor" per line, of words of the targets, as in Reweight Words: 1 = '
-                    "unchanged, 0 = removed, up to 10; while words keep their places. Empty = none.",
+                    tooltip='One "phrase: factor" per line, for words of the targets, as in Reweight Words: 1 = '
+                    "unchanged, 0 = removed, up to 10. They count while words keep their places. Empty = none.",
                 ),
                 io.String.Input(
                     "word_windows",
                     multiline=True,
                     default="",
-                    tooltip='One "phrase: start end" per line: words of the targets with a window of their own instead '
+                    tooltip='One "phrase: start end" per line: words of the targets with times of their own instead '
                     "of cross_start and cross_end. Empty = none.",
                 ),
                 io.String.Input(
                     "blend_words",
                     default="",
-                    tooltip="Local blend: only around these words may the targets differ from the source. Phrases "
+                    tooltip="Local blend: the targets may differ from the source only around these words. Phrases "
                     "between commas; every prompt must have one of them. Empty = off, unless blend_mask is wired.",
                 ),
                 io.String.Input(
@@ -125,7 +125,7 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Local blend: share of a word's strongest attention above which it counts as there: 0 = "
+                    tooltip="Local blend: a word is where its attention is above this share of its strongest: 0 = "
                     "nearly everywhere, 1 = nowhere.",
                 ),
                 io.Int.Input(
@@ -133,7 +133,8 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                     default=LocalBlend.pooling,
                     min=0,
                     max=8,
-                    tooltip="Local blend: cells of the attention grid by which the words' places grow; 0 = none.",
+                    tooltip="Local blend: the places of the words grow by so many cells of the attention grid; 0 = "
+                    "none.",
                 ),
                 _fraction(
                     "blend_start",
@@ -143,7 +144,8 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                 io.Mask.Input(
                     "blend_mask",
                     optional=True,
-                    tooltip="Local blend: the targets may differ inside it only; with blend_words where both do.",
+                    tooltip="Local blend: the targets may differ only inside it; with blend_words, only where both "
+                    "allow it.",
                 ),
             ],
             outputs=[

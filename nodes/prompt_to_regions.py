@@ -59,8 +59,8 @@ class BoxwrightPromptToRegions(io.ComfyNode):
                 io.Boolean.Input(
                     "keep_marks",
                     default=True,
-                    tooltip="FLUX.3: on = its <id> marks stay in the prompt where they could not be found again; off = "
-                    "plain words, for other models.",
+                    tooltip="FLUX.3 only. Off = the prompt in plain words, for other models. On = it keeps the <id> "
+                    "marks that could not be put back otherwise.",
                 ),
                 schema.size_input("width"),
                 schema.size_input("height"),
@@ -74,11 +74,11 @@ class BoxwrightPromptToRegions(io.ComfyNode):
                 ),
             ],
             outputs=[
-                schema.Regions.Output("regions", tooltip="The boxes, of an edit where things shall be."),
+                schema.Regions.Output("regions", tooltip="The boxes. For an edit: where things shall be."),
                 io.String.Output("prompt", tooltip="The whole picture in words."),
                 io.String.Output("background", tooltip="What lies behind the boxes."),
                 io.String.Output("style", tooltip="The style as JSON, for the style input of Layout to Prompt."),
-                schema.Regions.Output("source", tooltip="Of an edit, where things stand in the picture now."),
+                schema.Regions.Output("source", tooltip="For an edit: where things stand in the picture now."),
                 io.String.Output("report", tooltip="How the text was understood, and what was left out."),
             ],
         )

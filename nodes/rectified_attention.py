@@ -36,8 +36,8 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How invisible: 0 = off (the picture is exactly the unpatched one), 1 = not seen at all "
-                    "outside. Each region's own strength multiplies it.",
+                    tooltip="How well the words are hidden outside their region: 0 = off (the picture is exactly the "
+                    "unpatched one), 1 = not seen at all. Each region's own strength multiplies it.",
                 ),
                 *schema.window_inputs(DEFAULT.window),
                 schema.feather_input(DEFAULT.feather),
@@ -45,8 +45,8 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
                     "resolutions",
                     options=list(get_args(Resolutions)),
                     default=DEFAULT.resolutions,
-                    tooltip="Which attention grids to rectify: all (published), the finer or the coarser half, or all "
-                    "but the coarsest. Models with a single grid (Flux) always use it.",
+                    tooltip="On which attention grids words are hidden: all (published), the finer or the coarser "
+                    "half, or all but the coarsest. Models with a single grid (Flux) always use it.",
                 ),
                 io.Combo.Input(
                     "end_tokens",

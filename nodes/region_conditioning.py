@@ -29,9 +29,9 @@ class BoxwrightRegionConditioning(io.ComfyNode):
             node_id="BoxwrightRegionConditioning",
             display_name="Region Conditioning",
             category=schema.CATEGORY,
-            description="The regions as ComfyUI's own conditioning (Conditioning Set Mask or Set Area, combined), for "
-            "models that Region Prompt cannot patch, for a LoRA per region, and for comparison. Every region costs a "
-            "pass of the model.",
+            description="Gives every region its own words with ComfyUI's own conditioning (Conditioning Set Mask or "
+            "Set Area, combined). For models that Region Prompt cannot patch, for a LoRA per region, and to compare. "
+            "Every region costs a pass of the model.",
             search_aliases=[
                 "regional prompt",
                 "area",

@@ -25,9 +25,9 @@ class BoxwrightRegionLora(io.ComfyNode):
             node_id="BoxwrightRegionLora",
             display_name="Region LoRA",
             category=schema.CATEGORY,
-            description="A LoRA that counts inside a region only, as many as there are regions, all in one pass of the "
-            "model. The layout's regions name theirs (Box Editor), or the node names one; chain the node for more. "
-            "Region Prompt with the same layout gives each region its words, too.",
+            description="A LoRA for each region, which counts only inside it; all of them in one pass of the model. "
+            "Choose each region's LoRA in Box Editor, or one in this node; put several nodes in a row for more. "
+            "Region Prompt with the same layout gives each region its own words, too.",
             search_aliases=[
                 "regional lora",
                 "masked lora",
@@ -45,8 +45,8 @@ class BoxwrightRegionLora(io.ComfyNode):
                     "lora",
                     options=[FROM_LAYOUT, *lora_files.listed()],
                     default=FROM_LAYOUT,
-                    tooltip="as the layout says = each region has the LoRA that its box names in the Box Editor. A "
-                    "file = that one, for the region below, whatever the layout says.",
+                    tooltip="as the layout says = each region has the LoRA that was chosen for its box in the Box "
+                    "Editor. A file = this one, for the region below.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -54,8 +54,8 @@ class BoxwrightRegionLora(io.ComfyNode):
                     min=-MAX_LORA,
                     max=MAX_LORA,
                     step=0.01,
-                    tooltip="Of the LoRAs: 0 = off, 1 = as it was trained. What the layout says for a region is "
-                    "multiplied by it. A region's own strength is its share of each place: at 0 it takes no part.",
+                    tooltip="Strength of the LoRAs: 0 = off, 1 = as trained. It multiplies the LoRA strength that Box "
+                    "Editor has for a region. A region whose own strength is 0 takes no part.",
                 ),
                 io.Int.Input(
                     "region",
@@ -80,8 +80,8 @@ class BoxwrightRegionLora(io.ComfyNode):
                     options=list(get_args(Masks)),
                     default=DEFAULT.masks,
                     optional=True,
-                    tooltip="boxes = a LoRA counts in all of its region as drawn. subject = at first too; then only "
-                    "where in it the region's words are seen, so that background inside a box keeps the base model.",
+                    tooltip="boxes = a LoRA counts in all of its region, as drawn. subject = at first in all of it, "
+                    "then only where its words are seen, so that background inside a box keeps the base model.",
                 ),
                 io.Float.Input(
                     "subject_after",
@@ -90,8 +90,8 @@ class BoxwrightRegionLora(io.ComfyNode):
                     max=0.99,
                     step=0.01,
                     optional=True,
-                    tooltip="For masks subject: how much of the noise schedule is read first, from the first step in "
-                    "which the LoRAs count. Longer = surer masks, but more is painted by then.",
+                    tooltip="For masks subject: how long the node looks first, as a fraction of the noise schedule "
+                    "from the first step in which the LoRAs count. Longer = better masks, but more is painted by then.",
                 ),
             ],
             outputs=[

@@ -28,9 +28,9 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             node_id="BoxwrightRegionPrompt",
             display_name="Region Prompt",
             category=schema.CATEGORY,
-            description="Gives every region its own words, all in one pass of the model. couple: each region reads its "
-            "own encoded text. dense: the prompt's attention is modulated towards the layout (DenseDiffusion, arXiv "
-            "2308.12964). The rest of the image, outside all regions, reads the prompt.",
+            description="Gives every region its own words, all in one pass of the model. couple: each region reads "
+            "its own text. dense: each region's words count more inside it and less outside (DenseDiffusion, arXiv "
+            "2308.12964). The rest of the image reads the prompt.",
             search_aliases=[
                 "regional prompt",
                 "regional prompter",
@@ -50,8 +50,8 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                         io.DynamicCombo.Option("dense", dense_inputs()),
                     ],
                     tooltip="couple = regions read their own text (the notes say whether the model takes it). dense = "
-                    "scores of the prompt's own words are raised inside and lowered outside, in cross- and "
-                    "self-attention (any supported model; slower while it acts). Each has inputs of its own.",
+                    "a region's words count more inside it and less outside (any supported model; slower while it "
+                    "acts). Each has inputs of its own.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -78,7 +78,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
                         io.DynamicCombo.Option("coarse", [bound_end_input()]),
                         io.DynamicCombo.Option("all", [bound_end_input()]),
                     ],
-                    tooltip="Keeps the image's regions from looking at each other, so that neighbours of one kind do "
+                    tooltip="Stops the image's regions from looking at each other, so that neighbours of one kind do "
                     "not merge (arXiv 2403.16990): coarse = on the coarser attention grids; all = on every grid (can "
                     "split the picture).",
                 ),
@@ -130,8 +130,7 @@ def couple_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of the prompt inside the regions. 0 = regions know only their own words, 1 = they know the "
-            "prompt alone (off).",
+            tooltip="How much of the prompt the regions read too. 0 = only their own words, 1 = only the prompt (off).",
         ),
         io.Float.Input(
             "confine_end",
@@ -139,9 +138,9 @@ def couple_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Until when the prompt's words for a region are invisible outside it, so that its object is not "
-            "drawn between the regions once more. 0 = never; 1 = to the end: least is drawn outside, but more objects "
-            "go missing.",
+            tooltip="Until when the prompt's words for a region are hidden outside it, so that its object is not "
+            "drawn again between the regions. 0 = never hidden; 1 = to the end: least is drawn outside, but more "
+            "objects go missing.",
         ),
         schema.feather_input(COUPLE.feather),
         io.Combo.Input(
@@ -175,8 +174,8 @@ def dense_inputs() -> list[io.Input]:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="When it stops, at the latest: 0.3 as published. It fades with the fifth power, so that later "
-            "steps cost time and change little.",
+            tooltip="When it stops, at the latest: 0.3 as published. The effect fades fast: later steps cost time and "
+            "change little.",
         ),
         io.Float.Input(
             "cross_weight",
@@ -184,7 +183,7 @@ def dense_inputs() -> list[io.Input]:
             min=0.0,
             max=2.0,
             step=0.05,
-            tooltip="Weight in the attention to words. 0 = leaves it alone, 1 as published.",
+            tooltip="How strongly the attention to words is changed. 0 = not at all, 1 = as published.",
         ),
         io.Float.Input(
             "self_weight",
@@ -192,7 +191,8 @@ def dense_inputs() -> list[io.Input]:
             min=0.0,
             max=2.0,
             step=0.05,
-            tooltip="Weight in the image's attention to itself. 0 = leaves it alone (much faster), 0.3 as published.",
+            tooltip="How strongly the image's attention to itself is changed. 0 = not at all (much faster), 0.3 = as "
+            "published.",
         ),
     ]
 

@@ -41,9 +41,9 @@ class BoxwrightRegionStrength(io.ComfyNode):
                     "strengths",
                     default="",
                     multiline=True,
-                    tooltip="One number from 0 to 1 for each region, in order, parted by commas or lines: 0 = kept, "
-                    "0.3 = colours and textures, 0.6 = shapes, 1 = drawn anew. Or lines such as: red car: 0.8. "
-                    "Empty = each region's own strength.",
+                    tooltip="One number from 0 to 1 for each region, in order, between commas or on lines: 0 = kept, "
+                    "0.3 = other colours and textures, 0.6 = other shapes, 1 = drawn anew. Or lines such as: red car: "
+                    "0.8. Empty = each region's own strength.",
                 ),
                 io.Float.Input(
                     "background",
@@ -59,8 +59,8 @@ class BoxwrightRegionStrength(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Over this part of the picture a region's strength passes into what is around it: 0 = a "
-                    "hard edge. A region's own feather goes before it.",
+                    tooltip="How softly a region's strength passes into what is around it, as a part of the picture: "
+                    "0 = a hard edge. A region's own feather replaces it.",
                 ),
                 *editing_inputs.source_inputs(),
             ],

@@ -51,23 +51,22 @@ class BoxwrightRegions(io.ComfyNode):
                     default=512,
                     min=1,
                     max=16384,
-                    tooltip="Width in pixels of the picture that boxes in pixels were measured on; for nothing else.",
+                    tooltip="Only for boxes in pixels: the width of the picture that they were measured on.",
                 ),
                 io.Int.Input(
                     "height",
                     default=512,
                     min=1,
                     max=16384,
-                    tooltip="Height in pixels of the picture that boxes in pixels were measured on; for nothing else.",
+                    tooltip="Only for boxes in pixels: the height of the picture that they were measured on.",
                 ),
                 io.String.Input(
                     "phrases",
                     multiline=True,
                     default="",
                     tooltip=(
-                        "One line for each area without a text of its own, in order: regions_json where another "
-                        "program wrote it, bounding_boxes, elements, masks. Or one line for every one of these, to "
-                        "name them all anew."
+                        "The words of areas that have none: one line for each, in this order: regions_json of another "
+                        "program, bounding_boxes, elements, masks. Or a line for every area, to name them all anew."
                     ),
                 ),
                 schema.BoundingBoxes.Input(
@@ -101,7 +100,9 @@ class BoxwrightRegions(io.ComfyNode):
             ],
             outputs=[
                 schema.Regions.Output("regions", tooltip="For Layout Prompt, Regions Preview and the methods."),
-                io.String.Output("report", tooltip="How a text of another program was read; the regions there are."),
+                io.String.Output(
+                    "report", tooltip="How a text of another program was read, and a list of the regions."
+                ),
             ],
         )
 

@@ -30,16 +30,16 @@ class BoxwrightRegionsPreview(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MAX_SIDE,
-                    tooltip="Width of the image to be generated, in pixels; the picture gets the same. 0 = as the "
-                    "regions say: those of Box Editor know it, for others it is 512.",
+                    tooltip="Width of the image to be generated, in pixels; the preview has the same. 0 = that of the "
+                    "Box Editor that the regions come from; for others 512.",
                 ),
                 io.Int.Input(
                     "height",
                     default=0,
                     min=0,
                     max=MAX_SIDE,
-                    tooltip="Height of the image to be generated, in pixels; the picture gets the same. 0 = as the "
-                    "regions say: those of Box Editor know it, for others it is 512.",
+                    tooltip="Height of the image to be generated, in pixels; the preview has the same. 0 = that of "
+                    "the Box Editor that the regions come from; for others 512.",
                 ),
                 io.Image.Input(
                     "background",

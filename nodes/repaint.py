@@ -21,8 +21,8 @@ class BoxwrightRePaint(io.ComfyNode):
             display_name="RePaint Sampler",
             category=schema.CATEGORY,
             description="A sampler that fills the mask of a picture with any text-to-image model: at every step the "
-            "rest is put back, and the walk jumps back up the noise again and again until both fit "
-            "(RePaint, arXiv 2201.09865).",
+            "rest is put back, and again and again it goes some steps back, until both fit (RePaint, arXiv "
+            "2201.09865).",
             search_aliases=["repaint", "inpaint", "resampling", "fill", "outpaint"],
             inputs=[
                 io.Int.Input(
@@ -38,8 +38,8 @@ class BoxwrightRePaint(io.ComfyNode):
                     default=DEFAULT.repeats,
                     min=1,
                     max=MAX_REPEATS,
-                    tooltip="How often each stretch is walked: 1 = once, no jumps, the fastest; 10 = as published, ten "
-                    "times the cost. See the report.",
+                    tooltip="How often each stretch is drawn: 1 = once, without going back, the fastest; 10 = as "
+                    "published, about ten times the cost. See the report.",
                 ),
                 editing_inputs.mask_input(
                     "White = filled, black = kept, any size. Without one: the latent's noise mask."

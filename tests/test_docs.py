@@ -56,6 +56,13 @@ def test_links_lead_to_files_and_headings_that_are_there(path):
     assert broken == []
 
 
+@pytest.mark.parametrize("path", sorted(HELP.rglob("*.md")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_help_page_links_to_the_web_only(path):
+    """ComfyUI opens a link as it stands, in a new tab: the name of another page would be looked for on the server."""
+    goals = [goal for mark, _, goal in LINK.findall(outside_code(path.read_text("utf-8"))) if not mark]
+    assert [goal for goal in goals if not goal.startswith("https://")] == []
+
+
 @pytest.mark.parametrize("path", [*PAGES, *HELP.rglob("*.md")], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_templates_are_called_by_their_titles(path):
     """In the list of templates the title is all that one sees."""

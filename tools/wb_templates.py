@@ -38,7 +38,7 @@ OF_THE_TOY = (
     re.compile(r" \((?:textures|colours|shapes|circle)[:,][^)]*\)"),
     re.compile(r"\n\nThis model tends to mix up two objects; look at the ones that are there\."),
 )
-OF_THE_PICTURE = "The picture in the list of templates is a test model's, of other words."
+OF_THE_PICTURE = "A small test model drew the picture in the list of templates, from other words."
 NOTE_LINES = 80  # pixels that a note grows by for what is added to it
 # Stem of a workflow -> its title: the host sorts by it, and shows nothing else.
 TITLES = {
@@ -111,7 +111,7 @@ def for_users(workflow: dict, checkpoint: str = USUAL) -> dict:
         text = words.sub("", text)
     note["widgets_values"] = [
         f"{text}\n\nMade for {name} ({checkpoint}) at {side} x {side}. For another model, choose its file in Load "
-        f"Checkpoint, and its size wherever a width and height stand. {OF_THE_PICTURE}"
+        f"Checkpoint, and set its size at every width and height. {OF_THE_PICTURE}"
     ]
     (left, top), (width, height) = note["pos"], note["size"]
     note["pos"], note["size"] = [left, top - NOTE_LINES], [width, height + NOTE_LINES]

@@ -201,10 +201,10 @@ def regions_of(graph: dict) -> list[dict]:
 def serve(python: Path, host: Host, options, extra: list[str]) -> int:
     """Leave a server running until it is stopped."""
     with started_server(python, host, options, extra) as server:
-        names = ", ".join(sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json")))
+        first = min(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
         print(
             f"\nComfyUI is at {server.url}\n"
-            f"  Open the Workflows sidebar (key W) and choose one of: {names}.\n"
+            f"  Open the Workflows sidebar (key W) and choose one, {first} to begin with.\n"
             "  Then press Run. The toy model (toyworld.safetensors) is ready in every checkpoint loader.\n"
             f"  What you save there is deleted when you stop it. Log: {server.log}\n"
             "  Ctrl-C stops it.",

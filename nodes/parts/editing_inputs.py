@@ -70,8 +70,8 @@ def draw_inputs() -> list[io.Input]:
             min=0.01,
             max=0.99,
             step=0.01,
-            tooltip="How much noise covers the picture while both prompts look at it: near 0 = they hardly differ but "
-            "exactly where the object is, near 1 = they differ everywhere it could be. 0.5 as published.",
+            tooltip="How much noise covers the picture while both prompts look at it: near 0 = they differ a little, "
+            "exactly where the object is; near 1 = they differ everywhere it could be. 0.5 as published.",
         ),
     ]
 
@@ -93,8 +93,8 @@ def dilate_input(default: int) -> io.Input:
         default=default,
         min=0,
         max=MAX_RADIUS,
-        tooltip="Grows the mask by so many latent cells (8 pixels each for most models): 0 = not. "
-        "An object of another shape needs room.",
+        tooltip="Grows the mask by so many latent cells (8 pixels each for most models): 0 = not at all. An object of "
+        "another shape needs room.",
     )
 
 

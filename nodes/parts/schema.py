@@ -35,7 +35,8 @@ def record_input() -> io.Input:
 def recorded_pictures_input() -> io.Input:
     return io.Image.Input(
         "images",
-        tooltip="The pictures drawn with the recorder's model, all of the batch. They say which run's record is meant.",
+        tooltip="The pictures drawn with the recorder's model, all of the batch. They tell the node which run's record "
+        "to take.",
     )
 
 
@@ -48,8 +49,8 @@ def size_input(name: str) -> io.Input:
         max=16384,
         optional=True,
         advanced=True,
-        tooltip=f"The picture's {name} in pixels, where something counts in pixels. 0 = as the regions say, which know "
-        "it from Box Editor.",
+        tooltip=f"The picture's {name} in pixels, where pixels matter. 0 = that of the Box Editor that the regions "
+        "come from.",
     )
 
 
@@ -68,7 +69,7 @@ def threshold_input() -> io.Input:
         max=1.0,
         step=0.01,
         tooltip="Of the mask, on the map stretched to 0 to 1: higher = smaller mask; 1 = nothing. 0 = chosen for each "
-        "picture so that it parts the map's values best (Otsu).",
+        "picture (Otsu's method).",
     )
 
 
@@ -81,8 +82,8 @@ def window_inputs(window: StepWindow) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="When it begins, as a fraction of the noise schedule: 0 = from the first step. Measured in sigma, "
-            "so it means the same for every scheduler and number of steps.",
+            tooltip="When it begins, as a fraction of the noise schedule: 0 = from the first step. It means the "
+            "same for every scheduler and number of steps.",
         ),
         io.Float.Input(
             "end",

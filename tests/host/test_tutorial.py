@@ -1,6 +1,7 @@
-"""The tutorial, done literally in a real browser: a person's mouse and keyboard, on the toy model.
+"""The README's five steps and the tutorial, done literally in a real browser: a person's mouse and keyboard, on the toy
+model.
 
-Each step of docs/tutorial.md carries in comments what is to be done (`do`) and what must be there then (`see`). What
+Each step of these pages carries in comments what is to be done (`do`) and what must be there then (`see`). What
 they name must stand in the visible words of the step as well. Only the size of the pictures and the number of steps are
 the test's own. With the classic renderer: in Nodes 2.0 the same mouse would have to find other places.
 """
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from browser import open_bench, run
 
-TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {"readme": ROOT / "README.md", "tutorial": ROOT / "docs" / "tutorial.md"}
 CHECKPOINT, SIDE, STEPS = "toyworld.safetensors", 256, 6
 COMMENT = re.compile(r"<!-- (do|see): (.*?) -->")
 BY_TITLE = "(title) => app.graph.nodes.find((node) => node.title === title)"
@@ -60,25 +62,26 @@ EMPTY = """() => {
 TEXTS = "(id) => nodeOf(id).widgets.map((widget) => String(widget.value ?? '')).join('\\n')"
 
 
-def steps():
+def steps(page):
     """(visible words, [(do or see, [arguments])]) of every numbered step and of every paragraph with a comment."""
     found = []
-    for part in re.split(r"\n(?=\d+\. )|\n\n(?=\S)(?!\d+\. )", TUTORIAL.read_text("utf-8")):
+    for part in re.split(r"\n(?=\d+\. )|\n\n(?=\S)(?!\d+\. )", PAGES[page].read_text("utf-8")):
         orders = [(kind, [each.strip() for each in text.split("|")]) for kind, text in COMMENT.findall(part)]
         if orders:
             found.append((" ".join(COMMENT.sub("", part).split()), orders))
     return found
 
 
-def test_a_step_says_in_words_what_the_test_does():
-    assert len(steps()) > 10
-    for words, orders in steps():
+@pytest.mark.parametrize("page, least", [("readme", 5), ("tutorial", 11)])
+def test_a_step_says_in_words_what_the_test_does(page, least):
+    assert len(steps(page)) >= least
+    for words, orders in steps(page):
         for _, (_, *arguments) in orders:
             assert all(argument in words for argument in arguments), (words, arguments)
 
 
 class Newcomer:
-    """Does what the tutorial says. Each method is the first word of a comment."""
+    """Does what the page says. Each method is the first word of a comment."""
 
     def __init__(self, bench):
         self.bench, self.page = bench, bench.page
@@ -93,11 +96,14 @@ class Newcomer:
         self.page.mouse.click(*self.page.evaluate(SCREEN, place), **options)
         self.bench.rest(300)
 
-    def template(self, pack, title):
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    def template(self, entry, pack, sought, title):
+        self.page.locator(".comfyui-logo").first.click()
+        self.page.get_by_text(entry, exact=True).last.click()
         self.page.get_by_text(pack, exact=True).first.click()
+        self.page.get_by_placeholder("Search").last.click()
+        self.page.keyboard.type(sought)
         self.page.get_by_text(title, exact=True).first.click()
-        self.page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'BoxwrightRegionPrompt')")
+        self.page.wait_for_function("() => app.graph.nodes.some((node) => node.type.startsWith('Boxwright'))")
         self.bench.rest(600)
         self.page.evaluate(SMALLER, [SIDE, STEPS])
 
@@ -115,8 +121,20 @@ class Newcomer:
         self.bench.press(key)
         self.bench.rest(400)
 
+    def delete_last_box(self, key):
+        *kept, last = self.bench.boxes(self.editor)
+        self.bench.settled(self.editor)
+        self.bench.click(last["x"] + last["width"] / 2, last["y"] + last["height"] / 2, number=self.editor)
+        self.bench.press(key)
+        assert self.bench.boxes(self.editor) == kept
+        self.free = last  # where the canvas is empty now
+
+    def drag(self, _):
+        x, y, width, height = (100 * self.free[key] for key in ("x", "y", "width", "height"))
+        self.draw(x + 1, y + 1, x + width - 1, y + height - 1)
+
     def draw(self, *percent):
-        left, top, right, low = (int(each) / 100 for each in percent)
+        left, top, right, low = (float(each) / 100 for each in percent)
         self.bench.settled(self.editor)
         self.bench.drag((left, top), (right, low), number=self.editor)
 
@@ -138,6 +156,7 @@ class Newcomer:
         fields = self.page.locator("textarea")
         each = [fields.nth(index) for index in range(fields.count())]
         (field,) = [found for found in each if found.is_visible() and found.input_value() == old]
+        self.editor = number
         field.click()
         self.page.keyboard.press("Control+a")
         self.page.keyboard.type(words)
@@ -197,16 +216,17 @@ class Newcomer:
 
 
 @pytest.mark.every_version
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("version", ["pinned", "newest"])
-def test_the_tutorial_works_as_it_is_written(version, request, chromium):
+def test_the_steps_work_as_they_are_written(version, page, request, chromium):
     server = request.getfixturevalue("server" if version == "pinned" else "newest_server")
     with open_bench(chromium, server.url, False) as bench:
         newcomer = Newcomer(bench)
-        for words, orders in steps():
+        for words, orders in steps(page):
             for _, (order, *arguments) in orders:
                 try:
                     getattr(newcomer, order.replace(" ", "_"))(*arguments)
                 except Exception as error:
-                    bench.shot(f"tutorial_{order.replace(' ', '_')}")
+                    bench.shot(f"{page}_{order.replace(' ', '_')}")
                     raise AssertionError(f"{order} {arguments} failed at: {words}") from error
         assert bench.errors == []
