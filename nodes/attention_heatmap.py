@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..attention_patches.core.masks import mask_of
 from ..attention_patches.core.token_alignment import words_of
+from ..attention_patches.core.types import BoxwrightError
 from ..attention_patches.methods.recorder import AttentionRecord, Records
 from .parts import schema
 from .parts.drawn_by import record_of
@@ -80,10 +81,14 @@ class BoxwrightAttentionHeatmap(io.ComfyNode):
 
 
 def recorded_phrases(records: Records) -> tuple[str, ...]:
-    """The phrases the recorder was given, or the words of its prompt; at most MAX_PHRASES."""
-    names = dict.fromkeys(word.name for word in words_of(records.tokens))
-    spoken = [name for name in names if any(map(str.isalnum, name)) and records.has(name)]
-    return records.recording.phrases or tuple(spoken)[:MAX_PHRASES]
+    """The phrases the recorder was given, or the words of its prompt; at most MAX_PHRASES. Raises BoxwrightError where
+    there are none."""
+    names = dict.fromkeys(word.name for word in words_of(records.tokens) if records.has(word.name))
+    spoken = [name for name in names if any(map(str.isalnum, name))]
+    found = records.recording.phrases or tuple(spoken or names)[:MAX_PHRASES]  # a prompt may be signs alone
+    if not found:
+        raise BoxwrightError("No word of the recorded prompt can be told from its neighbours. Write phrases of it.")
+    return found
 
 
 def tiles_of(record: AttentionRecord, phrase: str, columns: Columns) -> list[Tile]:

@@ -41,9 +41,16 @@ class Recording:
     budget: int = 256 * MIB  # bytes: the most that the maps may take
 
     def columns(self, tokens: TokenMap) -> tuple[int, ...]:
-        """The text columns to record. Raises PhraseNotFoundError for a phrase the prompt lacks."""
+        """The text columns to record. Raises PhraseNotFoundError for a phrase the prompt lacks, BoxwrightError for a
+        prompt without words."""
         if not self.phrases:
-            return tuple(column for column, role in enumerate(tokens.roles) if role == "word")
+            words = tuple(column for column, role in enumerate(tokens.roles) if role == "word")
+            if not words:
+                raise BoxwrightError(
+                    "The prompt to record is empty. Write the prompt of the positive conditioning here, or wire "
+                    "`layout` of its Layout Prompt."
+                )
+            return words
         wanted = torch.stack([_columns(tokens, phrase) for phrase in self.phrases]).any(dim=0)
         return tuple(wanted.nonzero()[:, 0].tolist())
 
@@ -275,7 +282,7 @@ class AttentionRecord:
 
         Of one moment, or the mean of all, weighted by their model calls; on one grid, or the mean of all, each resized
         to the finest. Raises PhraseNotFoundError for a phrase that the prompt lacks or that was not recorded,
-        BoxwrightError while nothing has been recorded.
+        BoxwrightError while nothing has been recorded, or where that is no finite number.
         """
         owned = _columns(self.tokens, phrase)
         wanted = [index for index, column in enumerate(self.columns) if owned[column]]
@@ -298,7 +305,13 @@ class AttentionRecord:
             )
         found = (self._on_grid(size, values, moments) for size in (self.grids if grid is None else (grid,)))
         images = [image for image in found if image is not None]
-        return torch.stack([resized(image, tuple(images[0].shape[-2:])) for image in images]).mean(dim=0)
+        mean = torch.stack([resized(image, tuple(images[0].shape[-2:])) for image in images]).mean(dim=0)
+        if not bool(mean.isfinite().all()):
+            raise BoxwrightError(
+                "The record holds NaN: the model has computed no ordinary numbers, and the picture is none either. "
+                "Choose another scheduler, more steps or another sampler, or load the model in more precision."
+            )
+        return mean
 
     def _on_grid(self, grid: Grid, values: list[int], moments: Sequence[int]) -> Tensor | None:
         parts = [self._means[moment, grid] for moment in moments if (moment, grid) in self._means]

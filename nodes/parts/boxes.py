@@ -250,6 +250,11 @@ def name_regions(regions: Sequence[Region], phrases: str) -> tuple[Region, ...]:
     a text: those get them, in order. Any other number raises BoxwrightError.
     """
     lines = [line.strip() for line in phrases.splitlines() if line.strip()]
+    if lines and not regions:
+        raise BoxwrightError(
+            f"phrases has {counted(len(lines), 'line')}, and no area is connected that could take it. Clear phrases, "
+            "or connect bounding_boxes, elements or masks. (Regions of regions_json have their phrases there.)"
+        )
     unnamed = sum(not region.phrase for region in regions)
     rename_all = len(lines) == len(regions)
     if not rename_all and len(lines) != unnamed:

@@ -10,6 +10,8 @@ def caches(lru):
         "lru": (CacheType.LRU, {"lru": lru}),
         "none": (CacheType.NONE, {}),
         "ram": (CacheType.RAM_PRESSURE, {"ram": 0.0, "ram_inactive": 0.0}),
+        # as where memory is short: after each node what earlier prompts have left, and what this one has made
+        "ram, short": (CacheType.RAM_PRESSURE, {"ram": 1e6, "ram_inactive": 1e6}),
     }
 
 

@@ -2,87 +2,75 @@
 widget within its range, and now and then one thing wrong.
 
 A graph of one seed is always the same. It has one of our nodes as its subject, what that needs before it, and behind
-it what makes use of each of its outputs, down to something that can be looked at.
+it what makes use of each of its outputs, down to something that can be looked at. What no type says and every user
+knows, such as which outputs belong together, stands in `graph_sense.py`.
 """
 
-import json
 import random
 
-PROMPTS = (
-    "a red circle and a blue star",
-    "a red circle and a blue star on a white background",
-    "a large green triangle and an orange circle on a gray background",
-    "a red (circle:1.3) and a blue star, " + "a small moon, " * 30,
-)
-PHRASES = ("red circle", "blue star", "a", "star", "green triangle", "white background", "moon", "orange circle")
-TEXTS = {
-    "phrases": ("", "", "a", "a\nand a"),
-    "phrase": ("a", "background", "circle"),
-    "weights": ("a: 2", "a: 0", "a: 10"),
-    "word_windows": ("", "", "", "a: 0 0.5"),
-    "blend_words": ("", "", "", "a"),
-    "subtract_words": ("",),
-    "colors": ("#d02020", "red, gold", "teal"),
-    "strengths": ("", "", "", "0.2, 0.9"),
-    "template": ("{prompt}\n{phrase}: [{x1}, {y1}, {x2}, {y2}]", "{phrase} at {x1},{y1}"),
-    "style": ("", "lighting: soft"),
-    "background": ("", "white"),
-    "targets": ("a red square and a blue star", "a blue circle and a blue star\na red circle", "a moon"),
-}
-# Numbers that cost time or memory, and no more than that, kept small; the rest of a range is for any graph.
+from graph_sense import LORA, SAMPLING, VISION, Sense, in_our_range
+from graph_texts import Texts
+
+# Numbers that cost time or memory, or of which only a part leaves a picture, kept small; the rest is for any graph.
 SMALL = {
-    "steps": (1, 2), "draws": (1, 2), "iterations": (1, 2), "refine_iterations": (0, 3), "repeats": (1, 3),
+    "steps": (1, 3), "draws": (1, 2), "iterations": (1, 2), "refine_iterations": (0, 3), "repeats": (1, 3),
     "crops": (1, 4), "averages": (1, 2), "refinements": (0, 2), "jump": (1, 4), "moments": (1, 8), "batch_size": (1, 2),
     "amount": (1, 2), "cfg": (1.0, 9.0), "learning_rate": (1e-6, 0.1), "step_size": (0.0, 60.0),
-    "start_at_step": (0, 3), "end_at_step": (1, 4), "max_depth": (0, 2),
-    "budget_mb": (1, 64), "scale": (0.0, 3.0), "context_length": (1, 4),
+    "start_at_step": (0, 2), "end_at_step": (2, 4), "max_depth": (0, 2), "budget_mb": (1, 64), "scale": (0.0, 3.0),
+    "cfg_conds": (1.0, 9.0), "cfg_cond2_negative": (1.0, 9.0), "neg_scale": (0.0, 2.0), "step": (1, 2),
+    "strength_model": (-0.5, 1.5), "strength_clip": (-0.5, 1.5), "q": (0.8, 1.2), "k": (0.8, 1.2), "v": (0.8, 1.2),
+    "out": (0.8, 1.2), "eta": (0.0, 1.0), "s_noise": (0.5, 1.2), "s_noise_end": (0.5, 1.2), "momentum": (-0.7, 0.5),
+    "sigma_max": (3.0, 15.0), "sigma_min": (0.02, 0.5), "sigma": (3.0, 15.0), "rho": (2.0, 9.0), "alpha": (0.3, 2.0),
+    "beta": (0.3, 2.0), "freq_cutoff": (1, 8), "block_number": (1, 4), "downscale_factor": (1.2, 2.0), "x": (0, 24),
+    "y": (0, 24), "left": (0, 24), "right": (0, 24), "top": (0, 24), "bottom": (0, 24), "expand": (-4, 8),
+    "grow_mask_by": (0, 8), "scale_by": (0.8, 1.5), "stop_at_clip_layer": (-2, -1), "batch_index": (0, 1),
+    "length": (1, 2), "multiplier": (0.5, 1.0), "tsr_k": (0.8, 1.2), "order": (1, 4),
 }  # fmt: skip
-SIDES = (64, 64, 64, 72, 96)
+SIZES = ((64, 64), (64, 64), (72, 64), (64, 96), (88, 72), (104, 64), (80, 80))  # of pictures: width, height
+BATCHES = (1, 1, 1, 1, 2, 2, 3)
 SLOW = ("dpm_adaptive",)  # takes as many steps as it likes
 # Outputs that are drawn for the eye, and large.
 REPORTS = (
-    "BoxwrightArrangeNoise",
-    "BoxwrightDiffMask",
-    "BoxwrightRegionsPreview",
-    "BoxwrightPromptFit",
-    "BoxwrightBoxEditor",
-    "BoxwrightAttentionHeatmap",
-    "BoxwrightFindWord",
-)
-LORA = "robust.safetensors"  # what the folder of LoRAs is to hold
+    "BoxwrightArrangeNoise", "BoxwrightDiffMask", "BoxwrightRegionsPreview", "BoxwrightPromptFit", "BoxwrightBoxEditor",
+    "BoxwrightAttentionHeatmap", "BoxwrightFindWord",
+)  # fmt: skip
 # How often an optional input is wired, where that is not as often as any.
-LIKELY = {"bounding_boxes": 0.02, "elements": 0.02, "masks": 0.04, "boxes": 0.04, "frame": 0.03, "mask": 0.5}
+LIKELY = {"bounding_boxes": 0.08, "elements": 0.05, "boxes": 0.1, "frame": 0.05, "mask": 0.5, "settings": 0.5}
 END = "Look"  # a node of the test, with the input "value": what reaches the end of the graph
 
 # Nodes of the host from which and into which graphs are wired. Those of the test stand for the loaders of files.
 HOST = (
-    "CLIPTextEncode", "EmptyLatentImage", "VAEDecode", "VAEEncode", "KSampler", "SamplerCustom",
-    "SamplerCustomAdvanced", "BasicGuider", "CFGGuider", "RandomNoise", "BasicScheduler", "SplitSigmasDenoise",
-    "KSamplerSelect", "EmptyImage", "SolidMask", "InvertMask", "ConditioningCombine", "ConditioningConcat",
-    "ConditioningSetAreaPercentage", "ConditioningSetMask", "ConditioningSetTimestepRange", "SetLatentNoiseMask",
-    "RepeatLatentBatch", "FreeU_V2", "PerturbedAttentionGuidance", "SelfAttentionGuidance", "HyperTile",
-    "TomePatchModel", "EasyCache", "RescaleCFG", "DifferentialDiffusion",
+    "CLIPTextEncode", "EmptyLatentImage", "VAEDecode", "VAEEncode", "KSampler", "KSamplerAdvanced", "SamplerCustom",
+    "SamplerCustomAdvanced", "BasicGuider", "CFGGuider", "DualCFGGuider", "PerpNegGuider", "DualModelGuider",
+    "RandomNoise", "DisableNoise", "AddNoise",
+    "BasicScheduler", "KarrasScheduler", "ExponentialScheduler", "BetaSamplingScheduler", "SDTurboScheduler",
+    "SplitSigmas", "SplitSigmasDenoise", "SetFirstSigma",
+    "KSamplerSelect", "SamplerEulerAncestral", "SamplerDPMPP_2M_SDE", "SamplerLMS", "SamplerER_SDE", "SamplerSASolver",
+    "SamplerLCM",
+    "EmptyImage", "ImageBatch", "ImageFromBatch", "ImageScale", "ImageInvert", "ImageCompositeMasked", "RebatchImages",
+    "SolidMask", "InvertMask", "MaskComposite", "FeatherMask", "GrowMask", "ImageToMask", "MaskToImage",
+    "ConditioningAverage", "ConditioningCombine", "ConditioningConcat", "ConditioningZeroOut", "ConditioningSetArea",
+    "ConditioningSetAreaPercentage", "ConditioningSetAreaStrength", "ConditioningSetMask",
+    "ConditioningSetTimestepRange", "ConditioningSetDefaultCombine", "ConditioningSetProperties",
+    "InpaintModelConditioning", "CreateHookLoraModelOnly", "CLIPSetLastLayer",
+    "SetLatentNoiseMask", "RepeatLatentBatch", "LatentFromBatch", "RebatchLatents", "LatentUpscaleBy", "LatentFlip",
+    "LatentRotate", "LatentBlend", "LatentCompositeMasked", "VAEEncodeForInpaint",
+    "FreeU_V2", "PerturbedAttentionGuidance", "SelfAttentionGuidance", "HyperTile", "TomePatchModel", "EasyCache",
+    "LazyCache", "RescaleCFG", "DifferentialDiffusion", "LoraLoaderModelOnly", "LoraLoaderBypassModelOnly",
+    "ModelSamplingDiscrete", "PatchModelAddDownscale", "CFGZeroStar", "CFGNorm", "APG", "TCFG", "FreSca", "Mahiro",
+    "NAGuidance", "ModelMergeSimple", "TemporalScoreRescaling", "UNetCrossAttentionMultiply",
+    "UNetSelfAttentionMultiply", "PerpNeg",
+    "CreateBoundingBoxes", "PrimitiveBoundingBox",
 )  # fmt: skip
-PRIMITIVES = {
-    "INT": "PrimitiveInt",
-    "FLOAT": "PrimitiveFloat",
-    "STRING": "PrimitiveStringMultiline",
-    "BOOLEAN": "PrimitiveBoolean",
-}
+PRIMITIVES = {"INT": "PrimitiveInt", "FLOAT": "PrimitiveFloat", "STRING": "PrimitiveStringMultiline",
+              "BOOLEAN": "PrimitiveBoolean"}  # fmt: skip
 # type -> (node, output) where nothing more is to be built
 PLAIN = {
-    "MODEL": ("RobustToy", 0), "CLIP": ("RobustToy", 1), "VAE": ("RobustToy", 2), "CLIP_VISION": ("RobustVision", 0),
+    "MODEL": ("RobustToy", 0), "CLIP": ("RobustToy", 1), "VAE": ("RobustToy", 2), "CLIP_VISION": (VISION, 0),
     "CONDITIONING": ("CLIPTextEncode", 0), "LATENT": ("EmptyLatentImage", 0), "IMAGE": ("EmptyImage", 0),
     "MASK": ("SolidMask", 0), "SIGMAS": ("BasicScheduler", 0), "NOISE": ("RandomNoise", 0),
     "SAMPLER": ("KSamplerSelect", 0), "GUIDER": ("CFGGuider", 0), "BOXWRIGHT_REGIONS": ("BoxwrightRegions", 0),
 }  # fmt: skip
-# Nodes of ours whose outputs belong together: names of inputs of who gets the first -> number of the output.
-COMPANIONS = {
-    "BoxwrightPromptToPrompt": {"positive": 1, "negative": 2, "latent_image": 3},
-    "BoxwrightRegionStrength": {"latent_image": 1},
-    "BoxwrightLayoutPrompt": {"positive": 0, "negative": 2},
-    "BoxwrightArrangeNoise": {},
-}
 SEEN = ("IMAGE", "MASK", "STRING", "INT", "BOUNDING_BOX", "FLOAT")  # what a graph may end in
 WRONG = {
     "INT": (-1, 2**40, 10**30, 0, 3.7),
@@ -104,24 +92,52 @@ def ours(info):
     return sorted(name for name in info if name.startswith("Boxwright"))
 
 
-class Graph:
+def choices(info):
+    """(node of ours, input, choice) of every list that a user chooses from, and both states of every switch."""
+    found = []
+    for kind in ours(info):
+        for name, spec in _specs(info[kind]["input"]):
+            if spec[0] in ("COMBO", "COMFY_DYNAMICCOMBO_V3"):
+                options = [option if isinstance(option, str) else option["key"] for option in spec[1]["options"]]
+                # of files, which every folder has others of, the graphs hold one
+                found += [(kind, name, option) for option in options if not option.endswith(".safetensors")]
+            elif spec[0] == "BOOLEAN":
+                found += [(kind, name, False), (kind, name, True)]
+    return found
+
+
+def _specs(sections, before=""):
+    for section, parts in sections.items():
+        for name, spec in parts.items() if section != "hidden" else ():
+            yield before + name, spec
+            if spec[0] == "COMFY_DYNAMICCOMBO_V3":
+                for option in spec[1]["options"]:
+                    yield from _specs(option["inputs"], f"{before}{name}.")
+
+
+class Graph(Texts, Sense):
     """One random graph."""
 
-    def __init__(self, info, seed, subject=None):
-        """`info` of `pool`; `subject` is the node of ours that it is about, or any."""
+    def __init__(self, info, seed, subject=None, **chosen):
+        """`info` of `pool`; `subject` is the node of ours that it is about, or any, with the inputs `chosen`."""
         self.info, self.random = info, random.Random(seed)
         self.nodes = {}  # in the host's API format
         self.made = {}  # type -> links to outputs of it
-        self.prompt = self.random.choice(PROMPTS[:3] if self.random.random() < 0.9 else PROMPTS[3:])
-        self.side = self.random.choice(SIDES)
+        self.choose_prompt()
+        self.width, self.height = self.random.choice(SIZES)
+        self.batch = self.random.choice(BATCHES)
         self.subject = subject or self.random.choice(ours(info))
         self.wrong = None  # what is wrong on purpose, in words
-        name = self.build(self.subject, depth=0)
+        name = self.build(self.subject, depth=0, **chosen)
         self.use_all(name, depth=0)
-        if self.random.random() < 0.3:
+        if self.random.random() < 0.25 and not chosen:
             self.spoil()
         # Without what nothing at an end needs: the host runs no such node, but it checks the others.
         self.nodes = {key: self.nodes[key] for key in self.needed()}
+
+    def samples(self):
+        """Whether it runs the model."""
+        return any(node["class_type"] in SAMPLING for node in self.nodes.values())
 
     # --- building ---
 
@@ -142,95 +158,11 @@ class Graph:
         sections = self.info[kind]["input"]
         for section in ("required", "optional"):
             for name, spec in sections.get(section, {}).items():
-                if name in fixed:
-                    inputs[name] = fixed[name]
-                elif section == "required" or self.random.random() < LIKELY.get(name, 0.3):
+                if section == "required" or name in fixed or self.random.random() < LIKELY.get(name, 0.3):
                     self.fill(inputs, kind, name, spec, depth, fixed)
-        if self.random.random() < 0.9:
+        if self.random.random() < 0.985:
             self.settle(kind, inputs, depth, fixed)
         return self.add(kind, inputs)
-
-    def settle(self, kind, inputs, depth, fixed):
-        """Mend what no type says and every user knows: which inputs go together, that a window ends after it begins."""
-        for name in [name for name in inputs if name.endswith("start") or name == "start_percent"]:
-            end = name.replace("start", "end")
-            if end in inputs and not isinstance(inputs[name], list):
-                inputs[name], inputs[end] = self.random.choice([(0.0, 1.0), (0.0, 0.6), (0.2, 1.0), (0.3, 0.7)])
-        named = self.info[kind]["input"].get("optional", {})
-        if {"latent", "image", "vae"} <= set(named):  # the picture comes from one source
-            if "latent" in fixed or ("image" not in fixed and "vae" not in fixed and self.random.random() < 0.6):
-                inputs["latent"] = fixed.get("latent") or self.encoded(depth)
-                inputs.pop("image", None)
-            else:
-                inputs.pop("latent", None)
-                inputs |= {"image": fixed.get("image") or self.link("IMAGE", depth + 1)} | {"vae": self.toy("VAE")}
-        elif kind == "BoxwrightInvert" and "latent" not in fixed:
-            inputs["latent"] = self.encoded(depth)
-        if {"width", "height"} <= set(named):
-            inputs.pop("width", None), inputs.pop("height", None)
-        if kind == "BoxwrightAttentionRecorder":
-            if self.random.random() < 0.7:
-                inputs["layout"] = fixed.get("layout") or self.link("BOXWRIGHT_LAYOUT", depth + 1)
-                inputs.pop("clip", None), inputs.pop("prompt", None)
-            else:
-                inputs |= {"clip": self.toy("CLIP"), "prompt": self.prompt}
-                inputs.pop("layout", None)
-        if "record" in inputs:
-            inputs["images"] = self.recorded(inputs["record"], depth)
-        if kind == "BoxwrightRegions" and not {"bounding_boxes", "elements", "masks"} & set(inputs):
-            inputs |= {"phrases": "", "frame": 0}
-        elif kind == "BoxwrightRegions":
-            inputs |= {"phrases": self.random.choice(["", "red circle"]), "frame": 0}
-        if {"layout", "positive"} <= set(inputs) and "positive" not in fixed:
-            inputs["positive"] = [inputs["layout"][0], 0]
-        if "denoise" in inputs:
-            inputs["denoise"] = self.random.choice([1.0, 1.0, 0.6])
-        if "sampler" in inputs and "Boxwright" in inputs["sampler"][0] and "latent_image" not in fixed:
-            inputs["latent_image"] = self.encoded(depth)
-        if kind.startswith("Boxwright") and "model" in inputs and "model" not in fixed and self.random.random() < 0.7:
-            inputs["model"] = self.toy("MODEL")
-        if "append_missing" in inputs:
-            inputs["append_missing"] = self.random.random() < 0.9
-        if kind == "BoxwrightDiffMask" and "negative" not in inputs:
-            inputs["mode"] = "paper"
-        if kind == "BoxwrightBoxEditor":
-            inputs["regions_json"] = self.regions()
-        if kind == "BoxwrightInvert" and inputs["cfg"] > 1:
-            inputs["negative"] = self.link("CONDITIONING", depth + 1)
-        if kind in ("BoxwrightDiffEdit", "BoxwrightDiffMask", "BoxwrightFlowEdit", "BoxwrightHSpace"):
-            for name, text in (("source", self.prompt), ("target", "a " + self.random.choice(PHRASES))):
-                if name not in fixed:
-                    own = {"clip": self.toy("CLIP"), "text": text}
-                    inputs[name] = [self.add("CLIPTextEncode", own), 0]
-        if kind == "BoxwrightClipLoss":
-            inputs |= {"mode": "image", "image": fixed.get("image") or [self.build("EmptyImage", 9, batch_size=1), 0]}
-        if kind == "BoxwrightPromptToPrompt":
-            inputs |= {"mode": "auto", "subtract_words": ""}
-        if kind == "BoxwrightLossGuidance" and "mask" in inputs:
-            inputs.pop("regions", None), inputs.update(phrase="")
-        if kind == "BoxwrightRegionLora":
-            inputs |= {"lora": LORA, "region": self.random.choice([0, 1])}
-        if kind == "BoxwrightReweight":
-            inputs |= {"region": self.random.choice([0, 1]), "renormalize": False}
-        if kind == "BoxwrightPromptToRegions":
-            inputs |= {"format": "auto", "text": self.regions()}
-
-    def encoded(self, depth):
-        """A latent with a picture in it."""
-        pixels = {"pixels": self.link("IMAGE", depth + 1), "vae": self.toy("VAE")}
-        return [self.add("VAEEncode", pixels), 0]
-
-    def recorded(self, record, depth):
-        """A picture drawn with the recorder that made a record."""
-        recorder = self.nodes[record[0]]
-        settings = {"model": [record[0], 0]}
-        if "layout" in recorder["inputs"]:
-            settings["positive"] = [recorder["inputs"]["layout"][0], 0]
-        else:
-            text = {"clip": self.toy("CLIP"), "text": recorder["inputs"].get("prompt", "")}
-            settings["positive"] = [self.add("CLIPTextEncode", text), 0]
-        drawn = self.build("KSampler", depth + 1, **settings)
-        return [self.add("VAEDecode", {"samples": [drawn, 0], "vae": self.toy("VAE")}), 0]
 
     def toy(self, type_):
         kind, slot = PLAIN[type_]
@@ -238,100 +170,85 @@ class Graph:
 
     def fill(self, inputs, kind, name, spec, depth, fixed):
         type_, options = spec[0], (spec[1] if len(spec) > 1 else {})
-        if isinstance(type_, list):
+        if name in fixed and type_ != "COMFY_DYNAMICCOMBO_V3":
+            inputs[name] = fixed[name]
+        elif name in ("lora", "lora_name"):
+            inputs[name] = self.random.choice([options["options"][0], LORA]) if name == "lora" else LORA
+        elif isinstance(type_, list):
             inputs[name] = self.random.choice([option for option in type_ if option not in SLOW])
-        elif name == "lora":
-            inputs[name] = self.random.choice([options["options"][0], LORA])
         elif type_ == "COMBO":
             inputs[name] = self.random.choice([o for o in options["options"] if o not in SLOW])
         elif type_ == "COMFY_DYNAMICCOMBO_V3":
-            choice = self.random.choice(options["options"])
+            choice = self.random.choice([o for o in options["options"] if fixed.get(name, o["key"]) == o["key"]])
             inputs[name] = choice["key"]
-            for part in choice["inputs"].values():
+            for section, part in choice["inputs"].items():
                 for own, own_spec in part.items():
-                    self.fill(inputs, kind, f"{name}.{own}", own_spec, depth, fixed)
-        elif type_ in ("INT", "FLOAT") and not options.get("forceInput"):
-            inputs[name] = self.number(kind, name, type_, options)
-        elif type_ == "BOOLEAN":
-            inputs[name] = self.random.random() < 0.5
-        elif type_ == "STRING" and not options.get("forceInput"):
-            inputs[name] = self.text(kind, name)
+                    if section == "required" or self.random.random() < 0.4:
+                        self.fill(inputs, kind, f"{name}.{own}", own_spec, depth, fixed)
+        elif type_ in PRIMITIVES and not options.get("forceInput"):
+            inputs[name] = self.widget(kind, name, type_, options, depth)
+        elif type_ == "BOUNDING_BOXES":  # a canvas of the host's, as it saves it
+            inputs[name] = {"__value__": options["default"]}  # a list that is no link
         else:
             link = self.link(self.random.choice(type_.split(",")), depth + 1, name, inputs)
             if link is not None:
                 inputs[name] = link
 
+    def widget(self, kind, name, type_, options, depth):
+        """A value, or now and then a wire that brings one."""
+        if type_ == "BOOLEAN":
+            value = self.random.random() < 0.5
+        elif type_ == "STRING":
+            value = self.text(kind, name)
+        else:
+            value = self.number(kind, name, type_, options)
+        large = type_ == "INT" and value >= 2**63  # no number of the host's node
+        if options.get("socketless") or depth > 3 or large or self.random.random() > 0.04:
+            return value
+        return [self.add(PRIMITIVES[type_], {"value": value}), 0]
+
     def number(self, kind, name, type_, options):
         own = name.rsplit(".", 1)[-1]
-        if own in ("width", "height") and kind in ("EmptyLatentImage", "EmptyImage", "SolidMask"):
-            return self.side if self.random.random() < 0.9 else self.random.choice(SIDES)
-        if own in ("width", "height") and kind.startswith("Boxwright"):
-            sides = [side for side in (0, 64, 100) if options["min"] <= side <= options["max"]]
-            return self.random.choice(sides)
+        if own in ("width", "height") and type_ == "INT":
+            if kind.startswith("Boxwright"):
+                sides = [side for side in (0, 64, 100, 264) if options["min"] <= side <= options["max"]]
+                return self.random.choice(sides)
+            side = getattr(self, own)
+            return side if self.random.random() < 0.95 else self.random.choice(SIZES)[own == "height"]
+        if own == "batch_size" and kind.startswith("Empty"):
+            return self.batch if self.random.random() < 0.9 else self.random.choice(BATCHES)
+        if own == "steps" and kind == "KSamplerAdvanced":
+            return self.random.randint(3, 4)
         low, high = SMALL.get(own, (options.get("min", 0), options.get("max", 10)))
-        low, high = max(low, options.get("min", low)), min(high, options.get("max", high))
+        low, high = in_our_range(low, high, options)
         if own in ("seed", "noise_seed") and not kind.startswith("Boxwright"):
             high = 2**32  # some samplers of the host take no larger one
         if type_ == "INT":
-            choices = [options.get("default", low), low, high, self.random.randint(int(low), int(high))]
-            return min(max(int(self.random.choice(choices)), int(low)), int(high))
+            numbers = [options.get("default", low), low, high, self.random.randint(int(low), int(high))]
+            return min(max(int(self.random.choice(numbers)), int(low)), int(high))
         if (own in ("start", "start_percent") and self.random.random() < 0.7) or high - low > 1e6:
             return options.get("default", low)
         if own in ("end", "end_percent"):
             return self.random.choice([1.0, 1.0, options.get("default", 1.0), 0.6])
-        choices = [options.get("default", low), low, high, *[self.random.uniform(low, high)] * 3]
-        return min(max(round(float(self.random.choice(choices)), 6), low), high)
-
-    def text(self, kind, name):
-        own = name.rsplit(".", 1)[-1]
-        if own == "regions_json":
-            return self.regions() if kind == "BoxwrightRegions" or self.random.random() < 0.8 else ""
-        if kind == "BoxwrightPromptToRegions" and own == "text":
-            return self.random.choice(
-                [
-                    "",
-                    self.regions(),
-                    self.prompt,
-                    "red circle: [10, 20, 300, 400]",
-                    'Bounding boxes: [{"label": "star", "bbox": [1, 2, 3, 4]}]',
-                ]
-            )
-        if own == "negative_prompt" or (kind == "CLIPTextEncode" and self.random.random() < 0.3):
-            return self.random.choice(["", "a moon", "red circle"])
-        return self.random.choice(TEXTS[own]) if own in TEXTS else self.prompt
-
-    def regions(self):
-        """regions_json: one to three regions, most of them boxes."""
-        found = []
-        for _ in range(self.random.choice([1, 2, 2, 3])):
-            width, height = (self.random.choice([1.0, 0.5, round(self.random.uniform(0.02, 1.0), 3)]) for _ in "wh")
-            x, y = (self.random.choice([0.0, 1.0 - side]) for side in (width, height))
-            words = [phrase for phrase in PHRASES if phrase in self.prompt]
-            phrase = self.random.choice(words if words and self.random.random() < 0.95 else PHRASES)
-            region = {"phrase": phrase, "x": x, "y": y, "width": width, "height": height}
-            for key, values in (
-                ("strength", (0.0, 0.3, 1.0)), ("feather", (0.0, 0.2)), ("opacity", (0.0, 0.5, 1.0)),
-                ("negative", ("", "moon")), ("start", (0.0, 0.3)), ("end", (0.7, 1.0)), ("color", ("#ff0000",)),
-                ("lora", (LORA,)), ("note", ("kept", [1, {"a": None}])), ("enabled", (True,)),
-            ):  # fmt: skip
-                if self.random.random() < 0.12:
-                    region[key] = self.random.choice(values)
-            found.append(region)
-        return json.dumps({"type": "boxwright.regions", "version": 1, "regions": found})
+        numbers = [options.get("default", low), low, high, *[self.random.uniform(low, high)] * 3]
+        return min(max(round(float(self.random.choice(numbers)), 6), low), high)
 
     # --- wiring ---
 
     def link(self, type_, depth, name="", inputs=None):
         """An output of a type; None where nothing in the pool makes one."""
-        companion = self.companion(name, inputs or {})
-        if companion and self.random.random() < 0.9:
+        companion = self.companion(type_, name, inputs or {})
+        if companion and self.random.random() < 0.95:
             return companion
         known = self.made.get(type_, ())
-        if known and self.random.random() < 0.75:
+        if known and self.random.random() < 0.7:
             return list(self.random.choice(known))
+        if type_ == "MASK" and self.random.random() < 0.5:
+            return self.painted()
         if type_ in PLAIN:
             kind, slot = PLAIN[type_]
-            if depth > 2 or kind not in self.info and type_ != "MODEL" or self.random.random() < 0.75:
+            plain = 0.4 if type_ == "MODEL" else 0.65
+            if depth > 2 or kind not in self.info and type_ != "MODEL" or self.random.random() < plain:
                 return [self.build(kind, depth), slot]
         makers = [
             (kind, slot)
@@ -346,17 +263,6 @@ class Graph:
             return list(known[0]) if known else None
         kind, slot = self.random.choice(makers)
         return [self.build(kind, depth), slot]
-
-    def companion(self, name, inputs):
-        """The output that belongs to what an input's neighbours are wired to."""
-        if name in ("source", "target", "negative") and self.random.random() < 0.8:
-            plain = [link for link in self.made.get("CONDITIONING", ()) if "CLIPTextEncode" in link[0]]
-            return list(self.random.choice(plain)) if plain and self.random.random() < 0.5 else None
-        for origin in self.upstream(inputs):
-            slots = COMPANIONS.get(self.nodes[origin]["class_type"], {})
-            if name in slots:
-                return [origin, slots[name]]
-        return None
 
     def upstream(self, inputs):
         """Names of the nodes before these inputs, the nearest first."""
@@ -374,7 +280,7 @@ class Graph:
             self.use(type_, [name, slot], depth)
 
     def use(self, type_, link, depth):
-        if type_ in SEEN or depth > 4:
+        if (type_ in SEEN and (type_ != "STRING" or depth or self.random.random() < 0.7)) or depth > 4:
             self.add(END, {"value": link})
             return
         takers = [
@@ -384,8 +290,11 @@ class Graph:
             for own, spec in section.items()
             if isinstance(spec, list | tuple) and isinstance(spec[0], str) and type_ in spec[0].split(",")
         ]
-        if type_ in ("MODEL", "CONDITIONING") and self.random.random() < 0.7:
-            takers = [("KSampler", "model" if type_ == "MODEL" else "positive")]
+        if type_ == "STRING":
+            takers = [("CLIPTextEncode", "text"), ("BoxwrightPromptToRegions", "text"), ("BoxwrightBoxEditor", "boxes")]
+        if type_ in ("MODEL", "CONDITIONING") and self.random.random() < 0.6:
+            kinds = ("KSampler", "KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider")
+            takers = [(kind, "model" if type_ == "MODEL" else "positive") for kind in kinds]
         if not takers:
             self.add(END, {"value": link})
             return
@@ -455,3 +364,41 @@ class Graph:
         }
         before |= {name for end in outputs for name in self.upstream(self.nodes[end]["inputs"])}
         return [name for name in self.nodes if name in before or name in ends or name in outputs]
+
+    # --- without ours ---
+
+    def bypassed(self):
+        """The same graph with each node of ours bypassed as the browser does it: an output is the first wire of its
+        type that came in, or where none did, a plain one; what came in is looked at. It says whether an error is the
+        host's own."""
+        before, known = self.nodes, list(self.nodes)
+        self.nodes = {name: {**node, "inputs": dict(node["inputs"])} for name, node in before.items()}
+
+        def instead(link):
+            name, slot = link
+            kind = before[name]["class_type"]
+            if not kind.startswith("Boxwright"):
+                return link
+            type_ = self.info[kind]["output"][slot]
+            for own, value in before[name]["inputs"].items():
+                if self.is_link(value) and self.type_of(before[name], own) == type_:
+                    return instead(value)
+            return self.toy(type_) if type_ in PLAIN and not PLAIN[type_][0].startswith("Boxwright") else None
+
+        try:
+            for name in known:
+                inputs = self.nodes[name]["inputs"]
+                for own, value in list(inputs.items()):
+                    if self.is_link(value) and (other := instead(value)) is None:
+                        del inputs[own]
+                    elif self.is_link(value):
+                        inputs[own] = list(other)
+                        if before[name]["class_type"].startswith("Boxwright"):
+                            self.add(END, {"value": list(other)})
+            return {
+                name: node
+                for name, node in self.nodes.items()
+                if not node["class_type"].startswith("Boxwright") and (node["class_type"] != END or node["inputs"])
+            }
+        finally:
+            self.nodes = before

@@ -15,27 +15,29 @@ import comfy.model_management
 import execution
 import folder_paths
 import nodes
-import random_graphs
 import safetensors.torch
 import tiny_loras
 import torch
 from graph_runs import Given, Silent, Toy, caches
+from graph_sense import LORA, VISION
 from pack.attention_patches.core.types import BoxwrightError
 from pack.nodes.parts.schema import guarded
-from test_clip_loss import vision_of
+from test_clip_loss import clip_of, vision_of
 
 NODES = Path(__file__).resolve().parents[2] / "nodes"
 EXTRAS = (
     "custom_sampler", "mask", "freelunch", "pag", "sag", "hypertile", "tomesd", "easycache", "model_advanced",
-    "model_downscale", "differential_diffusion", "primitive",
+    "model_downscale", "differential_diffusion", "primitive", "images", "rebatch", "hooks", "perpneg", "cfg",
+    "apg", "tcfg", "fresca", "mahiro", "nag", "model_merging", "eps", "attention_multiply", "advanced_samplers",
+    "bounding_boxes", "lora_debug",
 )  # fmt: skip
 CACHES = caches(lru=10)
 
 
 class Vision(Given):
-    """A tiny random CLIP_VISION."""
+    """A tiny random CLIP_VISION, and the CLIP that belongs to it."""
 
-    RETURN_TYPES = ("CLIP_VISION",)
+    RETURN_TYPES = ("CLIP_VISION", "CLIP")
 
 
 class Look:
@@ -100,10 +102,10 @@ def registered(toy, folder):
     loras, paths = folder / "loras", folder_paths.folder_names_and_paths["loras"]
     loras.mkdir()
     file = tiny_loras.tensors(toy[0], only=("attn2",), size=0.05)
-    safetensors.torch.save_file(file, str(loras / random_graphs.LORA))
+    safetensors.torch.save_file(file, str(loras / LORA))
     vision = vision_of(folder)
-    kept, added = dict(nodes.NODE_CLASS_MAPPINGS), {"RobustToy": Toy, "RobustVision": Vision, "Look": Look}
-    Toy.parts, Vision.parts = toy, (vision,)
+    kept, added = dict(nodes.NODE_CLASS_MAPPINGS), {"RobustToy": Toy, VISION: Vision, "Look": Look}
+    Toy.parts, Vision.parts = toy, (vision, clip_of())
     folder_paths.folder_names_and_paths["loras"] = ([str(loras), *paths[0]], paths[1])
     folder_paths.filename_list_cache.pop("loras", None)
     nodes.NODE_CLASS_MAPPINGS.update(host_nodes() | our_nodes() | added)
@@ -119,7 +121,8 @@ def registered(toy, folder):
 
 @dataclass
 class Outcome:
-    """What became of a graph: "drawn", "refused by the host" (its check of inputs), "refused" (by us), or "fault"."""
+    """What became of a graph: "drawn", "refused by the host" (its check of inputs), "refused" (by us), "fault", or, if
+    the graph does no better without our nodes, "fault of the host"."""
 
     kind: str
     words: str = ""

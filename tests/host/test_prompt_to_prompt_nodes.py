@@ -226,6 +226,14 @@ def test_words_that_cannot_be_named_alone_are_no_rows():
     """A digit right after a voiced kana: no phrase finds either, so neither can have a map."""
     tokens = TokenMap("\u30ac2 star", (None, (0, 1), (1, 2), (3, 7), None), ("start", *["word"] * 3, "end"))
     assert recorded_phrases(Records(tokens, Recording())) == ("star",)
+    alone = TokenMap("\u30ac2", (None, (0, 1), (1, 2), None), ("start", "word", "word", "end"))
+    with pytest.raises(BoxwrightError, match="Write phrases of it"):
+        recorded_phrases(Records(alone, Recording()))
+
+
+def test_a_prompt_of_signs_alone_has_them_as_rows():
+    tokens = TokenMap("! ?", (None, (0, 1), (2, 3), None), ("start", "word", "word", "end"))
+    assert recorded_phrases(Records(tokens, Recording())) == ("!", "?")
 
 
 def test_opacity_goes_from_the_picture_to_the_map(recorded):

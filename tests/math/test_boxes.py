@@ -411,7 +411,7 @@ def test_lines_become_phrases(regions, phrases, expected):
         ([UNNAMED], "cat\nhat\nbat", ("3 lines", "need 1", "1 area ")),
         ([UNNAMED, DOG, DOG], "cat\nhat", ("2 lines", "1, or 3 to name every area anew", "3 areas")),
         ([UNNAMED], "", ("0 lines", "need 1")),
-        ([], "cat", ("1 line,", "0 areas")),
+        ([], "cat", ("1 line,", "no area is connected", "Clear phrases")),
         ([UNNAMED], "c" * 1001, ("area 1", "1001 characters")),
     ],
 )

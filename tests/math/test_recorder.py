@@ -294,9 +294,17 @@ def test_the_window_is_the_edits(two):
     assert Records(two.prompt.tokens, Recording(window=window)).edit().window == window
 
 
-def test_unusual_prompts():
-    records = Records(encoded([]).tokens, Recording())
-    assert records.columns == ()
+def test_a_prompt_without_words_is_refused():
+    with pytest.raises(BoxwrightError, match="prompt to record is empty"):
+        Records(encoded([]).tokens, Recording())
+
+
+def test_what_is_no_number_is_refused(two):
+    record = recording_of(two)
+    show(record, two, probabilities(FINE, 1).index_fill(-1, torch.tensor([3]), torch.nan), FINE)
+    assert bool(over(record).map_of("blue star").isfinite().all())
+    with pytest.raises(BoxwrightError, match="holds NaN"):
+        record.map_of("red heart")
 
 
 @pytest.mark.parametrize("seed", range(5))
