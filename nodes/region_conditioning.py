@@ -139,6 +139,11 @@ def notes(settings: RegionConditioning, regions: Sequence[Region], positive: lis
     found = [
         f"Passes of the model in each step: {len(positive)}, and at CFG above 1 {len(negative)} more for the negative."
     ]
+    if settings.method == "area":
+        found.append(
+            "Areas are for models of pictures: where latents have frames (Qwen-Image, Wan, ...), ComfyUI stops with "
+            '"tuple index out of range". Choose mask there.'
+        )
     if settings.method == "area" and settings.feather:
         found.append("feather has no effect on areas: the host fades their edges by itself.")
     if any(region.start_frame is not None or region.end_frame is not None for region in regions):

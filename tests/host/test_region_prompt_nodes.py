@@ -1,5 +1,6 @@
 """Region Prompt and Region Conditioning as nodes on the toy: parity with the host's nodes, notes, what is refused."""
 
+import contextlib
 from dataclasses import replace
 
 import comfy.hooks
@@ -9,6 +10,7 @@ import tiny_models as tiny
 import torch
 from pack.attention_patches.core.types import Box, BoxwrightError, Region, UnsupportedModelError
 from pack.attention_patches.host.install import install
+from pack.attention_patches.host.region_conditioning import RegionConditioning
 from pack.attention_patches.host.text.layout import encode_layout
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.nodes.region_conditioning import BoxwrightRegionConditioning
@@ -230,6 +232,23 @@ def test_the_same_as_the_hosts_nodes_wired_by_hand_to_the_last_bit(toy, method):
     assert torch.equal(draw(toy, toy[0], positive, negative), draw(toy, toy[0], *expected))
     assert [set(o) for _, o in positive + negative] == [set(o) for _, o in expected[0] + expected[1]]
     assert "3, and at CFG above 1 2 more" in notes
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen", "wan"])
+def test_areas_are_for_latents_without_frames_and_the_notes_say_so(toy, models, family):
+    """The host's own error, as it stands in the notes; masks go with every model."""
+    texts = [tiny.conditioning(family, tiny.text(seed=seed), seed=6) for seed in (9, 10)]
+    base = tiny.conditioning(family, tiny.text(seed=3), seed=6)
+    plain = tiny.run(family, models[family], base)
+    drawn = {}
+    for method in ("mask", "area"):
+        positive = RegionConditioning(method=method).combined(base, tiny.layout().regions, texts)
+        with pytest.raises(IndexError) if method == "area" and plain.ndim == 5 else contextlib.nullcontext() as stopped:
+            drawn[method] = tiny.run(family, models[family], positive)
+    assert all(not torch.equal(picture, plain) for picture in drawn.values())
+    assert len(drawn) == (1 if plain.ndim == 5 else 2)
+    assert stopped is None or f'"{stopped.value}"' in conditioned(toy, method="area")[2]
+    assert "tuple index" not in conditioned(toy)[2]
 
 
 def test_outside_the_base_counts_where_no_region_is(toy):
