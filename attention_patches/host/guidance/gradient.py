@@ -65,8 +65,8 @@ def loss_gradient(
             own = entry_of_rows(entry, rows, batch)
             return _entry_gradient(run, item, loss, own, x[rows], sigma[rows], options)
 
-        parts = within_memory(attempt, slice(0, batch))
-        if parts[0] is not None:
+        parts = [part for part in within_memory(attempt, slice(0, batch)) if part is not None]
+        if parts:
             found.append(parts[0] if len(parts) == 1 else _joined(parts))
     return mean_gradient(found) if found else None
 
@@ -124,8 +124,9 @@ def entry_of_rows(entry: dict[str, Any], rows: slice, batch: int) -> dict[str, A
     inputs = {}
     for name, cond in entry["model_conds"].items():
         value = getattr(cond, "cond", None)
-        per_row = torch.is_tensor(value) and value.ndim > 0 and value.shape[0] == batch
-        inputs[name] = cond._copy_with(value[rows]) if per_row else cond
+        if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch:
+            cond = cond._copy_with(value[rows])
+        inputs[name] = cond
     return {**entry, "model_conds": inputs}
 
 

@@ -81,11 +81,12 @@ class _GuidedModel:
     def _guide(self, item: Installed, x: Tensor, sigma: Tensor, level: float, kwargs: dict[str, Any]) -> None:
         guide: LatentGuide = item.edit
         progress = self._run.progress(level)
+        refine_loss = guide.refine_loss
         for number, (start, target) in enumerate(guide.targets):
-            if progress >= start and (id(guide), number) not in self._reached:
+            if refine_loss is not None and progress >= start and (id(guide), number) not in self._reached:
                 self._reached.add((id(guide), number))
                 for _ in range(guide.refine_iterations):
-                    found = self._step(item, guide.refine_loss, x, sigma, level, kwargs, 1.0 - target)
+                    found = self._step(item, refine_loss, x, sigma, level, kwargs, 1.0 - target)
                     if found is None or bool((found.per_phrase <= 1.0 - target).all()):
                         break
         found = None
