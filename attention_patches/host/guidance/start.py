@@ -14,6 +14,7 @@ from torch import Tensor
 from ...core.seam import AttentionSite, NoiseEdit, Start
 from ...core.types import BoxwrightError
 from ..attention.calls import Extra, Installed
+from ..attention.outside_blocks import blocks_uncompiled
 from ..run.entries import row_period
 from ..run.run import Run
 from .gradient import originals
@@ -126,7 +127,8 @@ def _read(
     inner["wrappers"] = {WrappersMP.APPLY_MODEL: {"boxwright": [run.apply_model]}}
     inner[run.EXTRA] = Extra({entry["uuid"]: edits}, aside=True, plain=True)
     try:
-        comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
+        with blocks_uncompiled():  # it is left before its end
+            comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
     except _Enough:
         pass
     return [reader.maps() for reader in readers if reader.parts]
