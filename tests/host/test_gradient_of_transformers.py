@@ -1,5 +1,6 @@
 """Guides on transformers: text and image share one attention, or have each its own."""
 
+import inspect
 import types
 from dataclasses import replace
 from functools import partial
@@ -212,7 +213,11 @@ def test_the_move_of_a_flow_models_prediction(models):
 # --- quantised weights ---
 
 
-@pytest.mark.parametrize("smoothed", [False, True])
+# Layers that scale their input themselves are of hosts from 0.30 on.
+SMOOTHED = [False, True] if "pre_quant_scale" in inspect.getsource(comfy.ops) else [False]
+
+
+@pytest.mark.parametrize("smoothed", SMOOTHED)
 # int8 layers compute in int8: their own rounding of what they are given remains.
 @pytest.mark.parametrize("format, tolerance", [("TensorCoreFP8E4M3Layout", 1e-4), ("TensorWiseINT8Layout", 0.02)])
 def test_the_hosts_own_quantised_weights_have_a_gradient(models, layout, format, tolerance, smoothed):

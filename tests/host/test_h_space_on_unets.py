@@ -1,6 +1,7 @@
 """h-space edits inside the host's sampling, on tiny UNets."""
 
 import logging
+from inspect import signature
 
 import pytest
 import tiny_models
@@ -191,8 +192,10 @@ def windowed(model, length, overlap=0):
     model = model.clone()
     schedule = get_matching_context_schedule(ContextSchedules.STATIC_STANDARD)
     fuse = get_matching_fuse_method(ContextFuseMethods.FLAT)
+    known = signature(IndexListContextHandler).parameters
+    newer = {"causal_window_fix": False} if "causal_window_fix" in known else {}
     model.model_options["context_handler"] = IndexListContextHandler(
-        schedule, fuse, context_length=length, context_overlap=overlap, causal_window_fix=False
+        schedule, fuse, context_length=length, context_overlap=overlap, **newer
     )
     return model
 

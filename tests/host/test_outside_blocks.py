@@ -32,7 +32,10 @@ HOST = Path(__file__).resolve().parents[2] / "attention_patches" / "host"
 
 
 class Scope(TorchDispatchMode):
-    """A host that knows what its block under way has allocated, unless it is told to look away."""
+    """A host that knows what its block under way has allocated, unless it is told to look away.
+
+    As theirs, the pause is a switch: the end of an inner one ends the outer one with it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -40,10 +43,10 @@ class Scope(TorchDispatchMode):
 
     @contextmanager
     def pause(self):
-        before, self.paused = self.paused, True
+        self.paused = True
         self.pauses += 1
         yield
-        self.paused = before
+        self.paused = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))

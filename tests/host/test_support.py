@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_base
 import pytest
 import tiny_models as tiny
 from pack.attention_patches.core.types import UnsupportedModelError
@@ -56,9 +57,17 @@ def families_of(models):
     return found
 
 
+def lacking():
+    """The names of families whose models this host has not: an older one."""
+    families = {family.name: getattr(family, "bases", None) or (family.base,) for family in FAMILIES[1:]}
+    return [name for name, bases in families.items() if not any(hasattr(comfy.model_base, base) for base in bases)]
+
+
 def table(models):
     rows = [["models", *(method.name for method in METHODS)], ["---"] * (1 + len(METHODS))]
     for name, own in families_of(models).items():
+        if name in lacking():
+            continue
         (answers,) = {tuple(not method.why_not(adapter_for(model)) for method in METHODS) for model in own}
         rows.append([name, *("yes" if answer else "no" for answer in answers)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -70,13 +79,15 @@ def test_the_table_is_what_the_families_declare(models, page):
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     written, after = rest.split(END, 1)
     if os.environ.get("BOXWRIGHT_WRITE_TABLES"):
+        assert not lacking(), "write the tables on the newest host"
         path.write_text(f"{before}{BEGIN}{table(models)}{END}{after}", encoding="utf-8")
         return
-    assert written == table(models)
+    lines = written.splitlines(keepends=True)
+    assert "".join(line for line in lines if line.split(" | ")[0][2:] not in lacking()) == table(models)
 
 
 def test_every_family_has_a_tiny_model(models):
-    assert all(families_of(models).values())
+    assert [name for name, own in families_of(models).items() if not own] == lacking()
 
 
 @pytest.mark.parametrize("family", tiny.SUPPORTED)
@@ -124,7 +135,7 @@ def test_nodes_without_a_report_say_it_while_they_run(models, monkeypatch):
     said = []
     monkeypatch.setattr(progress, "progress_reporter", lambda node_id: said.append)
     layout = tiny.layout()
-    BoxwrightRectifiedAttention.execute(models["krea2"], layout, 1.0, 0.0, 1.0, 0.0, "all", "visible")
+    BoxwrightRectifiedAttention.execute(models["qwen"], layout, 1.0, 0.0, 1.0, 0.0, "all", "visible")
     BoxwrightReweight.execute(models["wan"], layout, "w1: 2", 0.0, 1.0, 0, False)
-    assert said == [supports(models["krea2"]), supports(models["wan"])]
-    assert "Krea 2" in said[0] and "Wan" in said[1]
+    assert said == [supports(models["qwen"]), supports(models["wan"])]
+    assert "Qwen-Image" in said[0] and "Wan" in said[1]

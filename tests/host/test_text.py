@@ -94,6 +94,7 @@ OFFSETS = [
     ("qwen_image", "qwen25_7b"),
     ("qwen35", "qwen35_2b"),
 ]
+OFFSETS = [row for row in OFFSETS if row[0] in TOKENIZERS]
 
 
 @pytest.mark.parametrize("name, key", OFFSETS)
@@ -130,7 +131,8 @@ def test_tokens_of_single_bytes_share_their_character(reader, name):
 
 
 def test_template_is_no_part_of_the_prompt(reader):
-    for name in ("qwen_image", "z_image", "klein", "hunyuan_video", "omnigen2", "ovis", "qwen35"):
+    named = ("qwen_image", "z_image", "klein", "hunyuan_video", "omnigen2", "ovis", "qwen35")
+    for name in TOKENIZERS.keys() & named:
         key = TOKENIZERS[name][1][-1]
         stream = reader(name).read("image of the user image", key)  # words that templates hold too
         assert stream.text == "image of the user image"

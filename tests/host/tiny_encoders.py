@@ -1,5 +1,7 @@
 """Every tokenizer that the host ships, and tiny encoders of the host's own classes."""
 
+import importlib
+import importlib.util
 import io
 import re
 import types
@@ -14,8 +16,6 @@ from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 from comfy.text_encoders import (
     anima,
     aura_t5,
-    boogu,
-    cogvideo,
     cosmos,
     flux,
     genmo,
@@ -23,17 +23,12 @@ from comfy.text_encoders import (
     hunyuan_image,
     hunyuan_video,
     hydit,
-    ideogram4,
-    joyimage,
     kandinsky5,
-    krea2,
     lt,
     lumina2,
-    mage_flow,
     omnigen2,
     ovis,
     pixart_t5,
-    qwen35,
     sa_t5,
     sd2_clip,
     sd3_clip,
@@ -45,6 +40,17 @@ from pack.attention_patches.host.text.reader import BYTE_OF, PromptReader
 from tokenizers.models import BPE
 
 EVERYWHERE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def of_newer_hosts(name):
+    """A module of the host's text encoders; None where this host has no such file."""
+    name = f"comfy.text_encoders.{name}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+boogu, cogvideo, ideogram4, joyimage, krea2, mage_flow, qwen35 = map(
+    of_newer_hosts, ("boogu", "cogvideo", "ideogram4", "joyimage", "krea2", "mage_flow", "qwen35")
+)
 
 
 def tiny_sentencepiece(bos=-1, eos=1, pad=0, unk=2, byte_fallback=True):
@@ -107,7 +113,7 @@ TOKENIZERS = {
     "ltxv": (lt.LTXVT5Tokenizer, ("t5xxl",), dict),
     "mochi": (genmo.MochiT5Tokenizer, ("t5xxl",), dict),
     "cosmos": (cosmos.CosmosT5Tokenizer, ("t5xxl",), dict),
-    "cogvideo": (cogvideo.CogVideoXTokenizer, ("t5xxl",), dict),
+    "cogvideo": cogvideo and (cogvideo.CogVideoXTokenizer, ("t5xxl",), dict),
     "sa_t5": (sa_t5.SAT5Tokenizer, ("t5base",), dict),
     "aura": (aura_t5.AuraT5Tokenizer, ("pile_t5xl",), dict),
     "wan": (wan.WanT5Tokenizer, ("umt5xxl",), spiece()),
@@ -121,19 +127,20 @@ TOKENIZERS = {
     "hidream": (hidream.HiDreamTokenizer, ("l", "g", "t5xxl", "llama"), dict),
     "qwen_image": (encoders.qwen_image.QwenImageTokenizer, ("qwen25_7b",), dict),
     "kandinsky5": (kandinsky5.Kandinsky5Tokenizer, ("qwen25_7b", "l"), dict),
-    "krea2": (krea2.Krea2Tokenizer, ("qwen3vl_4b",), dict),
-    "mage_flow": (mage_flow.MageFlowTokenizer, ("qwen3vl_4b",), dict),
-    "joyimage": (joyimage.JoyImageTokenizer, ("qwen3vl_8b",), dict),
-    "boogu": (boogu.BooguTokenizer, ("qwen3vl_8b",), dict),
-    "ideogram4": (ideogram4.Ideogram4Tokenizer, ("qwen3vl_8b",), dict),
+    "krea2": krea2 and (krea2.Krea2Tokenizer, ("qwen3vl_4b",), dict),
+    "mage_flow": mage_flow and (mage_flow.MageFlowTokenizer, ("qwen3vl_4b",), dict),
+    "joyimage": joyimage and (joyimage.JoyImageTokenizer, ("qwen3vl_8b",), dict),
+    "boogu": boogu and (boogu.BooguTokenizer, ("qwen3vl_8b",), dict),
+    "ideogram4": ideogram4 and (ideogram4.Ideogram4Tokenizer, ("qwen3vl_8b",), dict),
     "z_image": (z_image.ZImageTokenizer, ("qwen3_4b",), dict),
     "klein": (flux.KleinTokenizer, ("qwen3_4b",), dict),
     "flux2": (mistral_tokenizer, ("mistral3_24b",), dict),
     "anima": (anima.AnimaTokenizer, ("qwen3_06b", "t5xxl"), dict),
     "omnigen2": (omnigen2.Omnigen2Tokenizer, ("qwen25_3b",), dict),
     "ovis": (ovis.OvisTokenizer, ("qwen3_2b",), dict),
-    "qwen35": (qwen35.tokenizer("qwen35_2b"), ("qwen35_2b",), dict),
+    "qwen35": qwen35 and (qwen35.tokenizer("qwen35_2b"), ("qwen35_2b",), dict),
 }
+TOKENIZERS = {name: row for name, row in TOKENIZERS.items() if row}
 
 
 def readers():
@@ -245,15 +252,16 @@ ENCODERS = {
     "omnigen2": ("omnigen2", omnigen2.te(), "qwen25_3b"),
     "ovis": ("ovis", ovis.te(), "qwen3_2b"),
     "z_image": ("z_image", z_image.te(), "qwen3_4b"),
-    "krea2": ("krea2", krea2.te(), "qwen3vl_4b"),
-    "mage_flow": ("mage_flow", mage_flow.te(), "qwen3vl_4b"),
-    "joyimage": ("joyimage", joyimage.te(), "qwen3vl_8b"),
-    "boogu": ("boogu", boogu.te(), "qwen3vl_8b"),
+    "krea2": krea2 and ("krea2", krea2.te(), "qwen3vl_4b"),
+    "mage_flow": mage_flow and ("mage_flow", mage_flow.te(), "qwen3vl_4b"),
+    "joyimage": joyimage and ("joyimage", joyimage.te(), "qwen3vl_8b"),
+    "boogu": boogu and ("boogu", boogu.te(), "qwen3vl_8b"),
     "klein": ("klein", flux.klein_te(), "qwen3_4b"),
     "flux2": ("flux2", flux.flux2_te(), "mistral3_24b"),
     "hunyuan_video15": ("hunyuan_video15", hunyuan_image.te(byt5=False), "qwen25_7b"),
-    "ideogram4": ("ideogram4", ideogram4.te(), "qwen3vl_8b"),
+    "ideogram4": ideogram4 and ("ideogram4", ideogram4.te(), "qwen3vl_8b"),
 }
+ENCODERS = {name: row for name, row in ENCODERS.items() if row}
 
 
 # Those whose conditioning the model turns into columns of its own.

@@ -3,7 +3,8 @@
 The host runs everything under `torch.inference_mode()`: weights are inference tensors, which autograd refuses to save,
 and may be fetched for each call (cast, patched by a LoRA, offloaded), so that a saved reference would be stale. Here a
 linear or convolution layer saves nothing and fetches its weight a second time in the backward pass. The host's own
-switch for training chooses kernels that have a backward (rotary embeddings, fused norms).
+switch for training chooses kernels that have a backward (rotary embeddings, fused norms). Newer hosts may take back
+what a block allocates when it ends; what the way back needs lives longer, so that they are told not to.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...core.types import UnsupportedModelError
+from ..attention.outside_blocks import blocks_uncompiled
 
 _ABSENT = object()
 
@@ -37,6 +39,7 @@ def differentiable(module: torch.nn.Module, adds_in_place: bool = False, patcher
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_replaced(comfy.model_management, "in_training", True))
         stack.enter_context(_plain_rotations())
+        stack.enter_context(blocks_uncompiled())
         owned: set[int] = set()
         for layer in module.modules():
             if not hasattr(layer, "comfy_cast_weights"):

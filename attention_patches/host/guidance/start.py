@@ -12,6 +12,7 @@ from torch import Tensor
 from ...core.seam import AttentionSite, NoiseEdit, Start
 from ...core.types import BoxwrightError
 from ..attention.calls import Extra, Installed
+from ..attention.outside_blocks import blocks_uncompiled
 from ..run.entries import row_period
 from ..run.run import Run
 from .aside import Enough, entry_aside, options_aside
@@ -116,7 +117,8 @@ def _read(
     edits = tuple(Installed(item.layout, reader.edit(), graph=True) for reader in readers)
     local = options_aside(options, run, Extra({entry["uuid"]: edits}, aside=True, plain=True))
     try:
-        comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
+        with blocks_uncompiled():  # it is left before its end
+            comfy.samplers.calc_cond_batch(run.guider.inner_model, [[entry]], x, sigmas[:1].expand(x.shape[0]), local)
     except Enough:
         pass
     return [reader.maps() for reader in readers if reader.parts]

@@ -76,7 +76,8 @@ class Run:
         self.others = OtherPacks(frozenset(map(id, _replacements(options, self.guider.conds))))
         wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.APPLY_MODEL, {})
         wrappers[WRAPPER] = [self.apply_model]
-        options[OVERRIDE] = partial(self.attention, options.get(OVERRIDE))
+        self.previous = options.get(OVERRIDE)
+        self.override = options[OVERRIDE] = partial(self.attention, self.previous)
         options[MEMO] = self.cache.memo
         options[RUN] = self
         # Outermost, so that it hears of every prediction that the sampler asks for, once; and what guides add is added
@@ -158,6 +159,7 @@ class Run:
                 further = call.further_length if beside else 0
                 around.enter_context(self.layers.calling(self._layer_call(x, t, c_crossattn, inputs, further)))
             if call is None:
+                options = options if self.layers else self._without_override(options)
                 return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
             context = _edit_context(c_crossattn, call)
             if beside:
@@ -210,6 +212,14 @@ class Run:
             return edited_attention(variant, own, where, self.cache, previous is not None, func)
 
         return self.layers.mixed(attention, pending, edited, True)
+
+    def _without_override(self, options: dict[str, Any]) -> dict[str, Any]:
+        """For a call in which nothing acts: from 0.37 on, any override takes a checkpoint's own attention away."""
+        override = options.get(OVERRIDE)
+        if override is not self.override:  # another's around it, which may ask for ours
+            return options
+        rest = {key: value for key, value in options.items() if key != OVERRIDE}
+        return rest if self.previous is None else {**rest, OVERRIDE: self.previous}
 
     def _call(self, x: Tensor, t: Tensor, context: Tensor | None, inputs: dict[str, Any]) -> ModelCall | None:
         uuids = inputs["transformer_options"].get("uuids", ())

@@ -38,6 +38,7 @@ class Heard:
 
     text: str
     ids: tuple[int, ...] | None  # None: a textual inversion
+    behind_absent: bool = False  # a textual inversion that there is not stood in front of it
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class Listening:
     def __init__(self, vocabulary: Any, heard: list[Heard]):
         self.vocabulary = vocabulary
         self.heard = heard
+        self.behind_absent = False
 
     def __call__(self, text: str, *args: Any, **kwargs: Any) -> Any:
         out = self.vocabulary(text, *args, **kwargs)
-        self.heard.append(Heard(text, tuple(out["input_ids"])))
+        self.heard.append(Heard(text, tuple(out["input_ids"]), self.behind_absent))
+        self.behind_absent = False
         return out
 
     def __getattr__(self, name: str) -> Any:
@@ -168,6 +171,7 @@ def listening_copy(inner: SDTokenizer, heard: list[Heard], absent: list[str]) ->
         name = name[: len(name) - len("".join(found[-1].split()))]
         if found[0] is None:
             absent.append(name)
+            listener.tokenizer.behind_absent = True
         else:
             heard.append(Heard(inner.embedding_identifier + name, None))
         return found
@@ -177,10 +181,11 @@ def listening_copy(inner: SDTokenizer, heard: list[Heard], absent: list[str]) ->
 
 
 def joined(heard: Sequence[Heard]) -> tuple[str, list[int]]:
-    """The texts put together again, and where each begins. The host drops the space after an embedding's name."""
+    """The texts put together again, and where each begins. The host drops the space after an embedding's name, and
+    older ones that before it."""
     text, starts = "", []
     for number, own in enumerate(heard):
-        beside_embedding = number and None in (own.ids, heard[number - 1].ids)
+        beside_embedding = number and (own.behind_absent or None in (own.ids, heard[number - 1].ids))
         if beside_embedding and text[-1:].isalnum() and own.text[:1].isalnum():
             text += " "
         starts.append(len(text))
