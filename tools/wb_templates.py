@@ -76,7 +76,13 @@ BEFORE = {
     "masked_samplers": "7", "ilvr": "9", "region_strength": "7", "flow_edit_by_parts": "7",
 }  # fmt: skip
 # The samplers' seed in pictures, where the workflow's own shows badly what it does: examples, no measurements.
-SEEDS = {"arranged_noise": 1, "arrange_noise": 1, "region_prompt_with_box_constraint": 1, "h_space": 1}
+SEEDS = {
+    "arranged_noise": 1,
+    "arrange_noise": 1,
+    "region_prompt_with_box_constraint": 1,
+    "h_space": 1,
+    "flow_edit_by_parts": 2,
+}
 
 
 def template(stem: str) -> Path:
