@@ -50,6 +50,7 @@ TITLES = {
     "rectified_attention_on_flux": "1.6 Words kept in their boxes, on FLUX (Rectified Attention)",
     "region_lora": "1.7 A LoRA for each box (Region LoRA)",
     "box_constraint": "1.8 Objects pulled into their boxes (Box Constraint)",
+    "arrange_noise": "1.9 Arranged noise for Sampler Custom (Arrange a Noise, Box Constraint Settings)",
     "reweight": "2.1 More or less of one word (Reweight Words)",
     "prompt_to_prompt": "2.2 Another word, the same picture (Prompt to Prompt)",
     "prompt_to_prompt_on_a_picture": "2.3 Another word in a given picture (Prompt to Prompt)",
@@ -65,15 +66,23 @@ TITLES = {
     "region_strength": "3.4 A strength for every region (Region Strength)",
     "prompt_fit_and_lora": "3.5 A prompt and a LoRA that fit a picture (Prompt Fit)",
     "find_word": "3.6 Change the thing that a word names (Find Word, Flow Edit)",
+    "flow_edit_by_parts": "3.7 Another prompt, part by part (Flow Edit Sampler)",
+    "layout_to_prompt": "4.1 Boxes as a prompt, a prompt as boxes (Layout to Prompt, Prompt to Regions)",
 }
 PICTURE = 512  # pixels each way
 # Of templates that change a picture: the node whose latent it is. Their picture shows it in the corner, with an arrow.
 BEFORE = {
     "prompt_to_prompt_on_a_picture": "8", "diff_edit": "7", "diff_edit_by_parts": "7", "flow_edit": "7",
-    "masked_samplers": "7", "ilvr": "9", "region_strength": "7",
+    "masked_samplers": "7", "ilvr": "9", "region_strength": "7", "flow_edit_by_parts": "7",
 }  # fmt: skip
 # The samplers' seed in pictures, where the workflow's own shows badly what it does: examples, no measurements.
-SEEDS = {"arranged_noise": 1, "region_prompt_with_box_constraint": 1, "h_space": 1}
+SEEDS = {
+    "arranged_noise": 1,
+    "arrange_noise": 1,
+    "region_prompt_with_box_constraint": 1,
+    "h_space": 1,
+    "flow_edit_by_parts": 2,
+}
 
 
 def template(stem: str) -> Path:
@@ -162,8 +171,9 @@ def written(workflow: dict) -> str:
 def seeded(graph: dict, stem: str) -> dict:
     """The API graph of a template, its samplers on the seed of its pictures (changed in place)."""
     for node in graph.values():
-        if node["class_type"] == "KSampler":
-            node["inputs"]["seed"] = SEEDS.get(stem, node["inputs"]["seed"])
+        name = {"KSampler": "seed", "RandomNoise": "noise_seed"}.get(node["class_type"])
+        if name:
+            node["inputs"][name] = SEEDS.get(stem, node["inputs"][name])
     return graph
 
 
