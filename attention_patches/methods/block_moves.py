@@ -19,9 +19,9 @@ def dealt(gains: np.ndarray, room: Sequence[int]) -> np.ndarray:
 
     `gains` float64 [n, K]; the rooms sum to n. Raises ValueError where a gain is NaN or infinite. Exact.
 
-    The transportation problem, solved by an auction. Every place of a class is worth the same, so that there are K prices instead of n: blocks take the class that leaves
-    them most after its price, prices are moved until the rooms are filled, and the few blocks that are left over go the
-    cheapest way round (successive shortest paths).
+    The transportation problem, solved by an auction. Every place of a class is worth the same, so that there are K
+    prices instead of n: blocks take the class that leaves them most after its price, prices are moved until the rooms
+    are filled, and the few blocks that are left over go the cheapest way round (successive shortest paths).
     """
     if not np.isfinite(gains).all():
         raise ValueError("gains of blocks must be finite")
