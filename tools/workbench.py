@@ -32,38 +32,20 @@ from pathlib import Path
 from wb_browser import apt_install, browser_environment
 from wb_common import ROOT, WINDOWS, Failure, Stopped, cache_directory, child, clean_environment, stage, stop_on_signals
 from wb_demo import clear, execute, load_workflow, save_pictures
-from wb_environment import HOSTS, Host, choose_host, environment_for, fetch_host
+from wb_environment import DEFAULT_HOST, HOSTS, Host, choose_host, environment_for, fetch_host
 from wb_graph import to_api
 from wb_server import running_server
 from wb_templates import for_toy, template
 
 DEMO_WORKFLOW = template("arranged_noise")
 DEMO_FOLDER = ROOT / "demo"
-# The tests that run on the oldest host as well: whatever calls the host, and nothing that needs its newer models.
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
-EVERY_HOST = (
-    "host_names",
-    "archive",
-    "replacements",
-    "adapter_contract",
-    "contract_of_some_families",
-    "contract_of_frames",
-    "contract_of_places",
-    "contract_of_texts",
-    "contract_of_steps",
-    "contract_beside_others",
-    "gradient",
-    "guidance",
-    "guidance_latent",
-    "guidance_prediction",
-    "layout_prompt",
-    "attention_recorder",
-    "recorder_in_graphs",
-    "region_lora",
-    "region_lora_places",
-)
-# Of these: what asks our own code alone, or the same of a dozen samplers, and takes long.
-NOT_ON_OLDEST = ("every_sampler", "windows_are_fractions", "query_chunks", "every_attention_backend")
+# What the oldest host is spared of tests/host in a run of all tests: files that ask the workbench or no host at all, or
+# ours in ways that no host changes, and take long; and of the others what asks our own code alone, or the same of a
+# dozen samplers. `--host` runs them too.
+NOT_ON_OLDEST = ("workbench*", "demo", "benchmarks", "on_a_device", "robust_*")
+SLOW = ("every_sampler", "windows_are_fractions", "query_chunks", "every_attention_backend")
+NO_BROWSER = ("-m", "not in_a_browser")  # tests/host/conftest.py marks those that are
 QUICK_FILES = ("layers", "pyproject", "docs", "release", "types", "workflows")
 QUICK = ("tests/math", *(f"tests/test_{name}.py" for name in QUICK_FILES))
 # Options of pytest whose next argument may look like a path and is none.
@@ -219,15 +201,21 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
     """Lint, the web tests, the oldest host, then pytest; non-zero if any of them failed. pytest's summary comes last.
 
     `extra` goes to pytest; paths, -k and -m in it choose, and then the oldest host is left out. With BOXWRIGHT_STRICT
-    set, as in CI, nothing may be skipped for want of a browser, a frontend or Node.js.
+    set, as in CI, nothing may be skipped for want of a browser, a frontend or Node.js. An older one of the pinned hosts
+    runs by itself, and all but what looks at the page, whose frontend is the newest host's.
     """
     strict = bool(os.environ.get("BOXWRIGHT_STRICT"))
     environment = clean_environment(COMFYUI_PATH=str(host.path))
     chosen = has_paths(extra) or any(argument.startswith(("-k", "-m")) for argument in extra)
+    older = host.version in HOSTS and host.version != DEFAULT_HOST
+    if older and not (options.quick or chosen):
+        print(f"  tests in a browser run on ComfyUI {DEFAULT_HOST} alone: {' '.join(NO_BROWSER)}", flush=True)
+        extra = [*NO_BROWSER, *extra]
     if not any(map(NO_WORKERS.fullmatch, extra)):  # tests/conftest.py says what stays together
         extra = ["-n", "2", "--dist", "loadgroup", *extra]
         environment.setdefault("OMP_NUM_THREADS", "1")
-    if not options.quick and (ROOT / "tests" / "host" / "browser.py").exists():
+    browsing = not options.quick and (chosen or not older)
+    if browsing and (ROOT / "tests" / "host" / "browser.py").exists():
         environment |= browser_environment(python, strict)
         screenshots = Path(environment.setdefault("BOXWRIGHT_SCREENSHOTS", str(cache_directory() / "screenshots")))
         screenshots.mkdir(parents=True, exist_ok=True)
@@ -245,12 +233,13 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
         if not node:
             raise Failure("tests/web needs Node.js and there is no node on the PATH; install Node.js 20 or newer")
         checks.append(("web tests", [node, "--test", *web_tests], environment))
-    if not (options.quick or chosen or host.version == OLDEST_HOST):
+    if not (options.quick or chosen or older):
         # In the environment of the other host: two of them are several gigabytes more, and what differs is the host.
-        older = fetch_host(OLDEST_HOST)
-        files = [Path("tests", "host", f"test_{name}.py") for name in EVERY_HOST]
-        command = [beside(python, "pytest"), *files, "-k", f"not {' and not '.join(NOT_ON_OLDEST)}", *extra]
-        checks.append((f"pytest on {older}", command, environment | {"COMFYUI_PATH": str(older.path)}))
+        oldest = fetch_host(OLDEST_HOST)
+        left_out = [f"--ignore-glob={Path('tests', 'host', f'test_{name}.py')}" for name in NOT_ON_OLDEST]
+        words = ["-k", f"not {' and not '.join(SLOW)}"]
+        command = [beside(python, "pytest"), Path("tests", "host"), *left_out, *NO_BROWSER, *words, *extra]
+        checks.append((f"pytest on {oldest}", command, environment | {"COMFYUI_PATH": str(oldest.path)}))
     failed = []
     for title, command, its_environment in checks:
         print(f"== {title}", flush=True)

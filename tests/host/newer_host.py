@@ -28,8 +28,10 @@ class Scope(TorchDispatchMode):
     def pause(self):
         self.paused = True
         self.pauses += 1
-        yield
-        self.paused = False
+        try:
+            yield
+        finally:
+            self.paused = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))

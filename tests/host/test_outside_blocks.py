@@ -3,13 +3,13 @@
 import ast
 import contextlib
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_models as tiny
 import torch
+from newer_host import compiling
 from pack.attention_patches.core.seam import AttentionEdit
 from pack.attention_patches.core.types import StepWindow
 from pack.attention_patches.host.attention.outside_blocks import outside_blocks
@@ -24,56 +24,14 @@ from pack.attention_patches.methods.rectified_attention import RectifiedAttentio
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
 from pack.attention_patches.samplers.h_space import HSpace
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 HOST = Path(__file__).resolve().parents[2] / "attention_patches" / "host"
-
-
-class Scope(TorchDispatchMode):
-    """A host that knows what its block under way has allocated, unless it is told to look away.
-
-    As theirs, the pause is a switch: the end of an inner one ends the outer one with it.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.paused, self.pauses, self.made = False, 0, []
-
-    @contextmanager
-    def pause(self):
-        self.paused = True
-        self.pauses += 1
-        yield
-        self.paused = False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not self.paused:
-            known = {storage(value) for value in tree_leaves((args, kwargs)) if torch.is_tensor(value)}
-            fresh = (value for value in tree_leaves(out) if torch.is_tensor(value))
-            self.made += [StorageWeakRef(t.untyped_storage()) for t in fresh if storage(t) not in known]
-        return out
-
-    def alive(self, *results):
-        """How many of the block's tensors there are still, the results apart."""
-        returned = {storage(result) for result in results}
-        return sum(not ref.expired() and ref.cdata not in returned for ref in self.made)
-
-
-def storage(tensor):
-    return tensor.untyped_storage()._cdata
 
 
 @pytest.fixture
 def scope(monkeypatch):
     """The host with a scope around every attention call; `left`: what outlived them."""
-    scope, original = Scope(), Run.attention
-    scope.left = 0
-    module = sys.modules.get("comfy.model_prefetch") or SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", module)
-    monkeypatch.setattr(module, "pause_malloc_graph", scope.pause, raising=False)
+    scope, original = compiling(monkeypatch), Run.attention
 
     def attention(self, *args, **kwargs):
         scope.made.clear()
@@ -145,6 +103,18 @@ def test_a_host_without_scopes_is_left_alone(monkeypatch):
         with outside_blocks() as scope:
             assert scope is None  # nothing is entered
         assert isinstance(outside_blocks(), contextlib.nullcontext)
+
+
+def test_an_inner_pause_does_not_end_the_outer_one(scope):
+    with outside_blocks():
+        with outside_blocks():
+            assert scope.paused
+        assert scope.paused and scope.pauses == 1
+    assert not scope.paused
+    with pytest.raises(KeyError), outside_blocks():
+        raise KeyError
+    with outside_blocks():
+        assert scope.paused and scope.pauses == 3
 
 
 # --- wrappers ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import wb_server
 import wb_templates
 import workbench
 from wb_common import Failure, last_lines
-from wb_environment import HOSTS, built_once, choose_host, host_at, host_requirements, unpack_host
+from wb_environment import DEFAULT_HOST, HOSTS, built_once, choose_host, host_at, host_requirements, unpack_host
 
 
 @pytest.fixture(autouse=True)
@@ -385,8 +385,8 @@ def tree(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     monkeypatch.setattr(workbench, "ROOT", tmp_path)
-    monkeypatch.setattr(workbench, "EVERY_HOST", ("b",))
-    monkeypatch.setattr(workbench, "NOT_ON_OLDEST", ("every_sampler", "slow_one"))
+    monkeypatch.setattr(workbench, "NOT_ON_OLDEST", ("b*",))
+    monkeypatch.setattr(workbench, "SLOW", ("every_sampler", "slow_one"))
     monkeypatch.setattr(
         workbench, "fetch_host", lambda version: host_at(fake_host.make(tmp_path / "old", version=version), "pinned")
     )
@@ -438,7 +438,8 @@ def test_all_tests_run_on_the_oldest_host_first_and_end_with_pytest(tree, tmp_pa
     assert capfd.readouterr().out.splitlines() == [
         *checks(tree, host),
         f"== pytest on ComfyUI {workbench.OLDEST_HOST} (pinned)",
-        f"pytest tests/host/test_b.py -k not every_sampler and not slow_one {with_extra} {old}",
+        "pytest tests/host --ignore-glob=tests/host/test_b*.py -m not in_a_browser "
+        f"-k not every_sampler and not slow_one {with_extra} {old}",
         "== pytest",
         f"pytest tests {with_extra} {host.path}",
     ]
@@ -452,10 +453,24 @@ def test_a_failure_on_the_oldest_host_alone_is_a_failure(tree, tmp_path, capfd):
     assert "failed: pytest on ComfyUI 0.16.3" in captured.err and captured.out.splitlines()[-2] == "== pytest"
 
 
-def test_the_oldest_host_itself_runs_once(tree, tmp_path, capfd):
+@pytest.mark.parametrize("version", [version for version in HOSTS if version != DEFAULT_HOST])
+def test_an_older_host_runs_alone_and_what_opens_no_page(tree, tmp_path, capfd, version):
+    host = host_at(fake_host.make(tmp_path / "host", version=version), "--host")
+    assert workbench.test(fake_environment(tmp_path), host, options_of(), ["-v"]) == 0
+    said, *lines = capfd.readouterr().out.splitlines()
+    assert said == f"  tests in a browser run on ComfyUI {DEFAULT_HOST} alone: -m not in_a_browser"
+    assert lines == [
+        *checks(tree, host),
+        "== pytest",
+        f"pytest tests {WORKERS} -m not in_a_browser -v {host.path}",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["tests/host"], ["-k", "page"], ["-m", "one"]])
+def test_on_an_older_host_too_one_may_choose(tree, tmp_path, capfd, arguments):
     host = host_at(fake_host.make(tmp_path / "host", version=workbench.OLDEST_HOST), "--host")
-    assert workbench.test(fake_environment(tmp_path), host, options_of(), []) == 0
-    assert capfd.readouterr().out.count("== pytest") == 1
+    assert workbench.test(fake_environment(tmp_path), host, options_of(), arguments) == 0
+    assert "in_a_browser" not in capfd.readouterr().out
 
 
 def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
@@ -468,8 +483,24 @@ def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
     ]
 
 
-def test_the_files_for_every_host_are_there():
-    assert all((ROOT / "tests" / "host" / f"test_{name}.py").is_file() for name in workbench.EVERY_HOST)
+def test_what_opens_a_page_is_known_by_the_browser_that_it_asks_for():
+    files = [f"tests/host/test_{name}.py" for name in ("help", "archive")]
+    command = ["pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    found = {}
+    for words in ("in_a_browser", "not in_a_browser"):
+        run = subprocess.run(
+            [sys.executable, "-m", *command, "-m", words, *files], cwd=ROOT, capture_output=True, text=True
+        )
+        found[words] = {line.split("::")[1].split("[")[0] for line in run.stdout.splitlines() if "::" in line}
+    assert found["in_a_browser"] == {"test_the_help_of_a_node_shows_its_picture"}
+    assert "test_every_picture_is_served_where_the_pages_of_all_languages_look_for_it" in found["not in_a_browser"]
+    assert not found["in_a_browser"] & found["not in_a_browser"]
+
+
+def test_what_the_oldest_host_is_spared_is_there():
+    files = sorted((ROOT / "tests" / "host").glob("test_*.py"))
+    assert all(any(path.match(f"test_{name}.py") for path in files) for name in workbench.NOT_ON_OLDEST)
+    assert all(any(word in path.read_text(encoding="utf-8") for path in files) for word in workbench.SLOW)
 
 
 @pytest.mark.parametrize("passing", [True, False])
