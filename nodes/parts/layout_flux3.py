@@ -194,10 +194,11 @@ def _read_flux3(text: str) -> Document:
     return plain if _write_flux3(plain, None) == _write_flux3(named, None) else named
 
 
-def split_flux3(text: str, name: str = "text") -> tuple[str, list[Any]]:
-    """The caption and the rows of a FLUX.3 prompt. Raises BoxwrightError."""
+def split_flux3(text: str, name: str = "text", but: str = "") -> tuple[str, list[Any]]:
+    """The caption and the rows of a FLUX.3 prompt. `but`: what the text holds neither, as "no JSON and ". Raises
+    BoxwrightError."""
     problem = BoxwrightError(
-        f'{name} holds no FLUX.3 table: behind the caption must stand a list like [{{"id": "obj_1", "bbox": [top, '
+        f'{name} holds {but}no FLUX.3 table: behind the caption must stand a list like [{{"id": "obj_1", "bbox": [top, '
         'left, bottom, right], "desc": "..."}].'
     )
     if len(text) <= 1_000_000:

@@ -84,7 +84,7 @@ def read_layout(text: str, width: int | None, height: int | None, name: str, str
         unit = next((word for word in words if word in UNITS), "")
         text = text[hint.end() :]
     if text.strip() and text.strip()[0] not in "[{":
-        _, data = split_flux3(text, name)
+        _, data = split_flux3(text, name, "no JSON and ")
     else:
         data = load_json(text, name)
     if isinstance(data, dict) and "regions" in data:

@@ -106,6 +106,12 @@ def choices(info):
     return found
 
 
+def _may_be(option, name, fixed):
+    """Whether an option of a dynamic combo goes with what is fixed of it: the option itself, or an input under it."""
+    under = {own.removeprefix(f"{name}.") for own in fixed if own.startswith(f"{name}.")}
+    return fixed.get(name, option["key"]) == option["key"] and under <= set().union(*option["inputs"].values())
+
+
 def _specs(sections, before=""):
     for section, parts in sections.items():
         for name, spec in parts.items() if section != "hidden" else ():
@@ -179,7 +185,7 @@ class Graph(Texts, Sense):
         elif type_ == "COMBO":
             inputs[name] = self.random.choice([o for o in options["options"] if o not in SLOW])
         elif type_ == "COMFY_DYNAMICCOMBO_V3":
-            choice = self.random.choice([o for o in options["options"] if fixed.get(name, o["key"]) == o["key"]])
+            choice = self.random.choice([o for o in options["options"] if _may_be(o, name, fixed)])
             inputs[name] = choice["key"]
             for section, part in choice["inputs"].items():
                 for own, own_spec in part.items():
@@ -291,7 +297,9 @@ class Graph(Texts, Sense):
             if isinstance(spec, list | tuple) and isinstance(spec[0], str) and type_ in spec[0].split(",")
         ]
         if type_ == "STRING":
-            takers = [("CLIPTextEncode", "text"), ("BoxwrightPromptToRegions", "text"), ("BoxwrightBoxEditor", "boxes")]
+            takers = [("CLIPTextEncode", "text")] * 3
+            if "Layout" in link[0]:
+                takers = [("BoxwrightPromptToRegions", "text"), ("BoxwrightBoxEditor", "boxes")]
         if type_ in ("MODEL", "CONDITIONING") and self.random.random() < 0.6:
             kinds = ("KSampler", "KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider")
             takers = [(kind, "model" if type_ == "MODEL" else "positive") for kind in kinds]

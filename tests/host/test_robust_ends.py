@@ -207,32 +207,42 @@ def split(model, monkeypatch):
     return two
 
 
-@pytest.fixture
-def parts(monkeypatch):
-    """How often a run was split."""
-    original, seen = comfy.samplers._calc_cond_batch_multigpu, []
+@contextlib.contextmanager
+def shares(split):
+    """How often the copy of the model on each device is run."""
+    (other,) = split.get_additional_models_with_key("multigpu")
+    assert other.model is not split.model
+    counts, handles = [0, 0], []
+    for device, patcher in enumerate((split, other)):
 
-    def spy(*args):
-        seen.append(1)
-        return original(*args)
+        def count(*args, device=device):
+            counts[device] += 1
 
-    monkeypatch.setattr(comfy.samplers, "_calc_cond_batch_multigpu", spy)
-    return seen
+        handles.append(second_block(patcher).register_forward_pre_hook(count))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 REFUSED_ON_SEVERAL = ("Region LoRA",)
+ONE_PROMPT = ("difference mask", "invert", "find word", "prompt fit", "arrange a noise", "Uni-Edit")  # asked one by one
 
 
 @pytest.mark.skipif(not find_spec("comfy.multigpu"), reason="this host splits no run")
-@pytest.mark.parametrize("name", OURS)
-def test_on_two_devices(model, expected, split, parts, name):
+@every_run
+def test_on_two_devices(model, expected, split, name):
     """The prompt on one and the negative prompt on the other: the same picture, or a refusal that names the node."""
-    try:
-        out = RUNS[name](split)
-    except BoxwrightError as error:
-        assert name in REFUSED_ON_SEVERAL and well_said(str(error)) and "several GPUs" in str(error)
-    else:
-        assert name not in REFUSED_ON_SEVERAL and parts, "the run was not split"
-        whole = RUNS[name](model)
-        torch.testing.assert_close(out, whole, rtol=0, atol=2e-3 * float(whole.abs().max()))
+    with shares(split) as counts:
+        try:
+            out = RUNS[name](split)
+        except BoxwrightError as error:
+            assert name in REFUSED_ON_SEVERAL and well_said(str(error)) and "several GPUs" in str(error)
+            assert counts == [0, 0]
+        else:
+            assert name not in REFUSED_ON_SEVERAL
+            assert counts[0] and (bool(counts[1]) or name in ONE_PROMPT), f"the run was not split: {counts}"
+            whole = RUNS[name](model)
+            torch.testing.assert_close(out, whole, rtol=0, atol=2e-3 * float(whole.abs().max()))
     check_left_as_it_was(model, expected)

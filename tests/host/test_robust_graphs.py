@@ -7,12 +7,13 @@ all cache modes. BOXWRIGHT_FULL=1 draws 2400 more; BOXWRIGHT_GRAPHS=5000:300 tho
 import os
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import comfy.model_management
 import pytest
 import robust
 import torch
-from random_graphs import Graph, ours, pool
+from random_graphs import Graph, choices, ours, pool
 
 TRIES = 200  # seeds of graphs among which one is to be drawn
 EVERY = 50  # graphs after which an ordinary picture is drawn again
@@ -118,6 +119,22 @@ def test_every_node_of_ours_is_drawn_in_some_graph(info):
         if outcome.kind != "drawn":
             refused[subject] = outcomes
     assert not refused
+
+
+def test_every_choice_is_drawn_in_some_graph(info):
+    """Of every list and every switch of ours; in the suite of one in six."""
+    host, never = robust.Host("classic"), []
+    for kind, name, choice in choices(info)[:: 1 if os.environ.get("BOXWRIGHT_FULL") else 6]:
+        graphs = (Graph(info, seed, kind, **{name: choice}) for seed in range(TRIES))
+        graphs = (graph for graph in graphs if has(graph, kind, name, choice))
+        if not any(run(host, graph).kind == "drawn" for graph in islice(graphs, 20)):
+            never.append((kind, name, choice))
+    assert not never
+
+
+def has(graph, kind, name, choice):
+    nodes = [node for node in graph.nodes.values() if node["class_type"] == kind]
+    return any(node["inputs"].get(name) == choice for node in nodes)
 
 
 @pytest.mark.parametrize("cache, first, count", chosen(), ids=lambda value: str(value))
