@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import importlib.util
 import inspect
 import sys
 import uuid
@@ -86,9 +87,11 @@ def our_nodes():
 
 
 def host_nodes():
-    """Node id -> class, of those of the host's extras that graphs hold."""
+    """Node id -> class, of those of the host's extras that graphs hold; older hosts lack some."""
     found = {}
     for name in EXTRAS:
+        if not importlib.util.find_spec(f"comfy_extras.nodes_{name}"):
+            continue
         module = importlib.import_module(f"comfy_extras.nodes_{name}")
         found |= getattr(module, "NODE_CLASS_MAPPINGS", {})
         if hasattr(module, "comfy_entrypoint"):
@@ -106,10 +109,10 @@ def registered(toy, folder):
     vision = vision_of(folder)
     kept, added = dict(nodes.NODE_CLASS_MAPPINGS), {"RobustToy": Toy, VISION: Vision, "Look": Look}
     Toy.parts, Vision.parts = toy, (vision, clip_of())
-    folder_paths.folder_names_and_paths["loras"] = ([str(loras), *paths[0]], paths[1])
-    folder_paths.filename_list_cache.pop("loras", None)
-    nodes.NODE_CLASS_MAPPINGS.update(host_nodes() | our_nodes() | added)
     try:
+        folder_paths.folder_names_and_paths["loras"] = ([str(loras), *paths[0]], paths[1])
+        folder_paths.filename_list_cache.pop("loras", None)
+        nodes.NODE_CLASS_MAPPINGS.update(host_nodes() | our_nodes() | added)
         yield
     finally:
         nodes.NODE_CLASS_MAPPINGS.clear()
