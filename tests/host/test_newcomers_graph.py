@@ -118,7 +118,7 @@ def search_and_place(bench, title, at):
 
     What was chosen hangs on the pointer as a ghost until that click.
     """
-    page, patience = bench.page, 10_000
+    page, patience = bench.page, 20_000
     bench.mouse.dblclick(*EMPTY)
     page.wait_for_function(
         "(words) => document.activeElement?.getAttribute('placeholder') === words", arg=SEARCH, timeout=patience
