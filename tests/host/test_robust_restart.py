@@ -39,7 +39,9 @@ def test_a_restarted_server_draws_the_same(started):
         for entry, expected in reversed(list(zip(history, before, strict=True))):
             graph = entry["prompt"][2]
             done = many_prompts.run(server, graph)
-            assert cached(done) == set() and many_prompts.same(many_prompts.shown(server, done), expected), graph
+            # Loaders and texts of a prompt before it may be kept, where there is memory; not what draws.
+            assert cached(done) < graph.keys(), graph
+            assert many_prompts.same(many_prompts.shown(server, done), expected), graph
             done = many_prompts.run(server, graph)
             again = many_prompts.shown(server, done)  # the host shows the pictures again, and not all texts
             assert cached(done) and again, graph

@@ -484,12 +484,19 @@ def test_the_quick_tier_runs_what_needs_no_host(tree, tmp_path, capfd):
 
 
 def test_what_opens_a_page_is_known_by_the_browser_that_it_asks_for():
+    import folder_paths  # the host's
+
     files = [f"tests/host/test_{name}.py" for name in ("help", "archive")]
     command = ["pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    environment = os.environ | {"COMFYUI_PATH": folder_paths.base_path}  # other tests here take it away
     found = {}
     for words in ("in_a_browser", "not in_a_browser"):
         run = subprocess.run(
-            [sys.executable, "-m", *command, "-m", words, *files], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", *command, "-m", words, *files],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         found[words] = {line.split("::")[1].split("[")[0] for line in run.stdout.splitlines() if "::" in line}
     assert found["in_a_browser"] == {"test_the_help_of_a_node_shows_its_picture"}
