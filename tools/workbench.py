@@ -43,7 +43,10 @@ OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.spli
 # What the oldest host is spared of tests/host in a run of all tests: files that ask the workbench or no host at all, or
 # ours in ways that no host changes, and take long; and of the others what asks our own code alone, or the same of a
 # dozen samplers. `--host` runs them too.
-NOT_ON_OLDEST = ("workbench*", "demo", "benchmarks", "on_a_device", "robust_*")
+NOT_ON_OLDEST = (
+    "workbench*", "demo", "benchmarks", "on_a_device", "robust_*", "composition", "region_prompt_joint",
+    "gradient_of_transformers", "bias_in_joint_attention", "prompt_fit", "editing_samplers",
+)  # fmt: skip
 SLOW = ("every_sampler", "windows_are_fractions", "query_chunks", "every_attention_backend")
 NO_BROWSER = ("-m", "not in_a_browser")  # tests/host/conftest.py marks those that are
 QUICK_FILES = ("layers", "pyproject", "docs", "release", "types", "workflows")
