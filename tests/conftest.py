@@ -71,14 +71,6 @@ def pytest_collection(session):
         )
 
 
-def pytest_collection_modifyitems(items):
-    """What one of several workers runs in one go: a file, since its tests share servers and models; where every family
-    is asked, the tests of one family, or the longest file alone would take as long as all others together."""
-    for item in items:
-        family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name}:{family}" if family else item.path.name))
-
-
 def pytest_collection_finish():
     """Spare the garbage collector what was imported and collected. The host calls it before every sampling, and beside
     eight thousand tests and the host's modules that took five sixths of a small model's run."""

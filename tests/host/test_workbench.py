@@ -393,7 +393,7 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-WORKERS = "-n 2 --dist loadgroup"
+WORKERS = "-n 2 --dist loadfile"
 
 
 def checks(tree, host):
