@@ -55,9 +55,9 @@ class BoxwrightBoxConstraint(io.ComfyNode):
                     options=list(PRESETS),
                     default="standard",
                     tooltip="standard = a good start. gentle = small moves, least change to the picture. strict = "
-                    "several moves per step: slower. fill = objects fill their boxes, made for noise that Arranged "
-                    "Noise has put in order (boxdiff only). published = the papers' numbers: no limit to a move, "
-                    "which can leave blotches (not in fast).",
+                    "several moves per step: slower (in fast: longer moves). fill = objects fill their boxes, made "
+                    "for noise that Arranged Noise has put in order (boxdiff only). published = the papers' numbers: "
+                    "no limit to a move, which can leave blotches (not in fast).",
                 ),
                 Settings.Input(
                     "settings",

@@ -10,8 +10,10 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import comfy.model_management
+import nodes
 import pytest
 import robust
 import torch
@@ -71,7 +73,10 @@ def tensors(value):
 
 
 def run(host, graph):
-    """The outcome; of a fault, or of what is not finite, whether it is there without our nodes as well."""
+    """The outcome; of a fault, or of what is not finite, whether it is there without our nodes as well.
+
+    An error is there only if one of the same type is: bypassing may break a graph in a way of its own.
+    """
     outcome = host.run(graph.nodes)
     if outcome.kind == "drawn" and not finite(outcome):
         outcome = replace(outcome, kind="fault", words="not finite")
@@ -80,9 +85,14 @@ def run(host, graph):
     if any((outcome.where == node or node in outcome.words) and words in outcome.words for node, words in HOSTS_OWN):
         return replace(outcome, kind="fault of the host")
     without = robust.Host("none").run(graph.bypassed())
-    faulty = without.kind == "fault" or not finite(without)
+    faulty = not finite(without) or (without.kind == "fault" and error_of(outcome) in ("not finite", error_of(without)))
     comfy.model_management.unload_all_models()
     return replace(outcome, kind="fault of the host") if faulty else outcome
+
+
+def error_of(outcome):
+    """The type of the error."""
+    return outcome.words.partition(":")[0]
 
 
 def finite(outcome):
@@ -99,6 +109,27 @@ def faults_of(seed, graph, outcome):
     if outcome.kind == "refused by the host" and not graph.wrong and "ustom validation" not in outcome.words:
         return [f"{about}: not as the object info says: {outcome.words}"]
     return []
+
+
+class Fails:
+    """A node that raises what it is told."""
+
+    OUTPUT_NODE, RETURN_TYPES, FUNCTION, CATEGORY = True, (), "fail", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"error": ("STRING", {})}}
+
+    def fail(self, error):
+        raise {"KeyError": KeyError, "ValueError": ValueError}[error]("as told")
+
+
+@pytest.mark.parametrize("other, kind", [("KeyError", "fault of the host"), ("ValueError", "fault")])
+def test_another_error_without_our_nodes_is_no_excuse(monkeypatch, other, kind):
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Fails", Fails)
+    graph = lambda error: {"1": {"class_type": "Fails", "inputs": {"error": error}}}  # noqa: E731
+    tried = SimpleNamespace(nodes=graph("KeyError"), bypassed=lambda: graph(other))
+    assert run(robust.Host("none"), tried).kind == kind
 
 
 def test_every_node_of_ours_is_the_subject_of_some_graph(info):

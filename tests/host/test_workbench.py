@@ -505,7 +505,8 @@ def test_what_opens_a_page_is_known_by_the_browser_that_it_asks_for():
 
 
 def test_what_the_oldest_host_is_spared_is_there():
-    files = sorted((ROOT / "tests" / "host").glob("test_*.py"))
+    own = Path(__file__).name  # it names some of the words itself
+    files = sorted(path for path in (ROOT / "tests" / "host").glob("test_*.py") if path.name != own)
     assert all(any(path.match(f"test_{name}.py") for path in files) for name in workbench.NOT_ON_OLDEST)
     assert all(any(word in path.read_text(encoding="utf-8") for path in files) for word in workbench.SLOW)
 
