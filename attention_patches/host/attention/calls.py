@@ -27,11 +27,12 @@ E = TypeVar("E", bound=Edit)
 
 @dataclass(frozen=True)
 class Installed(Generic[E]):
-    """One edit, and the layout whose rows it changes."""
+    """One edit, the layout whose rows it changes, and who is told what becomes of it."""
 
     layout: Layout
     edit: E
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
+    report: Callable[[str], None] | None = None  # shows a line on the node that installed it
 
 
 @dataclass(frozen=True)
