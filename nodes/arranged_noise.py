@@ -9,6 +9,7 @@ from ..attention_patches.host.install import install
 from ..attention_patches.methods.arranged_noise import MAX_BLOCK, ArrangedNoise
 from .parts import schema
 from .parts.arrangement import draw_arrangement
+from .parts.checks import check_some_acts
 from .parts.progress import reporter_of
 
 DEFAULT = ArrangedNoise()
@@ -67,6 +68,8 @@ class BoxwrightArrangedNoise(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, layout, strength, block) -> io.NodeOutput:
+        if strength > 0:
+            check_some_acts(layout)
         edits = ArrangedNoise(strength, block).edits(layout)
         return io.NodeOutput(install(model, layout, edits, reporter_of(cls)))
 

@@ -12,6 +12,7 @@ from ..attention_patches.host.support import supports
 from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode, by_hand
 from ..attention_patches.methods.box_constraint import preset as numbers_of
 from .parts import schema
+from .parts.checks import check_some_acts
 from .parts.progress import reporter_of, tell
 
 Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.methods.box_constraint.BoxConstraint
@@ -71,6 +72,8 @@ class BoxwrightBoxConstraint(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, mode, preset, settings=None) -> io.NodeOutput:
         method = by_hand(settings, mode) if settings else numbers_of(preset, mode)
+        if method.step_size > 0:
+            check_some_acts(layout)
         tell(cls, supports(model))
         return io.NodeOutput(install(model, layout, method.guides(layout), reporter_of(cls)))
 

@@ -24,10 +24,14 @@ from pack.attention_patches.host.loss_guidance import guide_by_pictures
 from pack.attention_patches.host.run.schedule import no_step_line
 from pack.attention_patches.host.samplers.h_space import edit_h_space
 from pack.attention_patches.host.text.layout import encode_layout
+from pack.attention_patches.methods.box_constraint import BoxConstraint
 from pack.attention_patches.methods.rectified_attention import RectifiedAttention
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.samplers.h_space import HSpace
+from pack.nodes.arranged_noise import BoxwrightArrangedNoise
+from pack.nodes.box_constraint import BoxwrightBoxConstraint
 from pack.nodes.parts import losses, progress, schema
+from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from schemas import defaults
 from toyworld import sampling
 
@@ -259,3 +263,20 @@ def test_every_node_that_patches_a_model_shows_it_on_itself(toy, tmp_path, monke
     comfy.sample.sample(result["MODEL"], empty + 1.0, 1, 4.0, "euler", "normal", *prompts, empty, **late)
     assert list(said) == ["7"] and len(said["7"]) == 1
     assert "no step of this run lies" in said["7"][0] or "the noise stays as it is" in said["7"][0]
+
+
+@pytest.mark.parametrize(
+    "node, settings, off",
+    [
+        (BoxwrightBoxConstraint, ("boxdiff", "standard"), ("boxdiff", "standard", BoxConstraint(step_size=0.0))),
+        (BoxwrightRectifiedAttention, (1.0, 0.0, 1.0, 0.0, "all", "hidden"), (0.0, 0.0, 1.0, 0.0, "all", "visible")),
+        (BoxwrightArrangedNoise, (1.0, 0), (0.0, 0)),
+    ],
+)
+def test_regions_that_all_have_strength_0_are_refused_where_the_node_is_on(models, node, settings, off):
+    idle, half = tiny.layout(strengths=[0.0, 0.0]), tiny.layout(strengths=[0.0, 0.5])
+    for layout in (idle, tiny.layout(areas=())):
+        with pytest.raises(BoxwrightError, match="no region of the layout has a strength above 0. Raise"):
+            node.execute(models["sd15"], layout, *settings)
+    assert node.execute(models["sd15"], half, *settings).result
+    assert node.execute(models["sd15"], idle, *off).result
