@@ -32,7 +32,8 @@ class Installed(Generic[E]):
     layout: Layout
     edit: E
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
-    report: Callable[[str], None] | None = None  # shows a line on the node that installed it
+    # Callable[[str], None] | None, which mypy misreads in a generic class: shows a line on the node that installed it
+    report: Any = None
 
 
 @dataclass(frozen=True)
