@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from comfy_api.latest import io, ui
 
 from ..attention_patches.host.arranged_noise import arrange
@@ -11,7 +9,8 @@ from ..attention_patches.host.install import install
 from ..attention_patches.methods.arranged_noise import MAX_BLOCK, ArrangedNoise
 from .parts import schema
 from .parts.arrangement import draw_arrangement
-from .parts.progress import progress_reporter
+from .parts.checks import check_some_acts
+from .parts.progress import reporter_of
 
 DEFAULT = ArrangedNoise()
 
@@ -69,9 +68,10 @@ class BoxwrightArrangedNoise(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, layout, strength, block) -> io.NodeOutput:
-        report = progress_reporter(cls.hidden.unique_id)
+        if strength > 0:
+            check_some_acts(layout)
         edits = ArrangedNoise(strength, block).edits(layout)
-        return io.NodeOutput(install(model, layout, [replace(edit, report=report) for edit in edits]))
+        return io.NodeOutput(install(model, layout, edits, reporter_of(cls)))
 
 
 class BoxwrightArrangeNoise(io.ComfyNode):

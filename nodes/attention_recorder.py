@@ -14,7 +14,7 @@ from ..attention_patches.methods.recorder import MAX_MOMENTS, MIB, RecordedGrids
 from .parts import schema
 from .parts.drawn_by import place
 from .parts.phrases import parse_phrases
-from .parts.progress import tell
+from .parts.progress import reporter_of, tell
 
 DEFAULT = Recording()
 
@@ -104,7 +104,7 @@ class BoxwrightAttentionRecorder(io.ComfyNode):
         recording = Recording(parse_phrases(phrases, "phrases"), resolutions, moments, window, budget_mb * MIB)
         records = Records(layout.prompt.tokens, recording)
         tell(cls, supports(model))
-        return io.NodeOutput(recorded(model, layout, records, place), records)
+        return io.NodeOutput(recorded(model, layout, records, place, reporter_of(cls)), records)
 
 
 def recorded_layout(layout: Layout | None, clip, prompt: str) -> Layout:

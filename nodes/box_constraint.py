@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import get_args
 
 from comfy_api.latest import io
@@ -13,7 +12,8 @@ from ..attention_patches.host.support import supports
 from ..attention_patches.methods.box_constraint import PRESETS, BoxConstraint, Competition, Mode, by_hand
 from ..attention_patches.methods.box_constraint import preset as numbers_of
 from .parts import schema
-from .parts.progress import progress_reporter, tell
+from .parts.checks import check_some_acts
+from .parts.progress import reporter_of, tell
 
 Settings = io.Custom("BOXWRIGHT_BOX_CONSTRAINT")  # attention_patches.methods.box_constraint.BoxConstraint
 DEFAULT = PRESETS["standard"]
@@ -72,9 +72,10 @@ class BoxwrightBoxConstraint(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, mode, preset, settings=None) -> io.NodeOutput:
         method = by_hand(settings, mode) if settings else numbers_of(preset, mode)
-        report = progress_reporter(cls.hidden.unique_id)
+        if method.step_size > 0:
+            check_some_acts(layout)
         tell(cls, supports(model))
-        return io.NodeOutput(install(model, layout, [replace(g, report=report) for g in method.guides(layout)]))
+        return io.NodeOutput(install(model, layout, method.guides(layout), reporter_of(cls)))
 
 
 class BoxwrightBoxConstraintSettings(io.ComfyNode):

@@ -8,6 +8,7 @@ from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.samplers.h_space import edit_h_space
 from ..attention_patches.samplers.h_space import STRONGEST, HSpace
 from .parts import schema
+from .parts.progress import reporter_of
 
 DEFAULT = HSpace()
 
@@ -39,11 +40,13 @@ class BoxwrightHSpace(io.ComfyNode):
                 *schema.window_inputs(DEFAULT.window),
             ],
             outputs=[io.Model.Output(tooltip="The patched model.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, source, target, strength, start, end) -> io.NodeOutput:
-        return io.NodeOutput(edit_h_space(model, source, target, HSpace(strength, StepWindow(start, end))))
+        settings = HSpace(strength, StepWindow(start, end))
+        return io.NodeOutput(edit_h_space(model, source, target, settings, reporter_of(cls)))
 
 
 NODES = [BoxwrightHSpace]

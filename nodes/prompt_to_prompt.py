@@ -23,6 +23,7 @@ from ..attention_patches.methods.prompt_to_prompt import (
 from .parts import schema
 from .parts.checks import shortened
 from .parts.phrases import parse_phrases, parse_weights, parse_windows, window_or_none
+from .parts.progress import reporter_of
 
 FRACTION = "as a fraction of the noise schedule"
 
@@ -155,6 +156,7 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
                 io.Latent.Output("latent", tooltip="Every picture once for each prompt, with the same noise."),
                 io.String.Output("alignment", tooltip="Which words are the same, replaced, new or removed."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -195,7 +197,7 @@ class BoxwrightPromptToPrompt(io.ComfyNode):
         names = ("source", *(f"target {number}" for number in range(1, len(written))), "negative_prompt")
         notes = text_notes(clip, list(zip(names, (*written, negative_prompt))))
         report = "\n".join([alignments_report(prompts), *notes])
-        patched = edited(model, prompts, method)
+        patched = edited(model, prompts, method, reporter_of(cls))
         paired = paired_latent(latent, prompts.count)
         return io.NodeOutput(patched, positive, negative, paired, report, ui=ui.PreviewText(report))
 

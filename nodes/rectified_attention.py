@@ -11,7 +11,8 @@ from ..attention_patches.host.install import install
 from ..attention_patches.host.support import supports
 from ..attention_patches.methods.rectified_attention import EndTokens, RectifiedAttention, Resolutions
 from .parts import schema
-from .parts.progress import tell
+from .parts.checks import check_some_acts
+from .parts.progress import reporter_of, tell
 
 DEFAULT = RectifiedAttention()
 
@@ -63,8 +64,10 @@ class BoxwrightRectifiedAttention(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, strength, start, end, feather, resolutions, end_tokens) -> io.NodeOutput:
         method = RectifiedAttention(strength, StepWindow(start, end), feather, resolutions, end_tokens)
+        if strength > 0:
+            check_some_acts(layout)
         tell(cls, supports(model))
-        return io.NodeOutput(install(model, layout, method.edits(layout)))
+        return io.NodeOutput(install(model, layout, method.edits(layout), reporter_of(cls)))
 
 
 NODES = [BoxwrightRectifiedAttention]

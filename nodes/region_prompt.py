@@ -16,7 +16,7 @@ from ..attention_patches.methods.dense_diffusion import DenseDiffusion
 from ..attention_patches.methods.region_prompt import BLOCKS, Overlap, RegionPrompt
 from .parts import schema
 from .parts.checks import counted, shortened
-from .parts.progress import progress_reporter
+from .parts.progress import reporter_of
 
 COUPLE, DENSE, BOUND = RegionPrompt(), DenseDiffusion(), BoundedAttention()
 
@@ -104,7 +104,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             own, rest = mode.get("region_texts"), mode.get("background")
             own = None if own is None else texts.region_texts(own, layout)
             rest = None if rest is None else texts.background_text(rest, layout)
-            edits = method.edits(layout, own, rest, progress_reporter(cls.hidden.unique_id))
+            edits = method.edits(layout, own, rest)
         else:
             check_end(window, mode["dense_end"], "dense_end")
             weights = mode["cross_weight"], mode["self_weight"]
@@ -118,7 +118,7 @@ class BoxwrightRegionPrompt(io.ComfyNode):
             edits = [*edits, *ending(bounded, bound["bound_end"])]
         idle = without_effect(layout, mode, overlap, bound)
         report = "\n".join([summary(layout, name, on), *idle, *model_notes(model, mode)])
-        return io.NodeOutput(install(model, layout, edits), report, ui=ui.PreviewText(report))
+        return io.NodeOutput(install(model, layout, edits, reporter_of(cls)), report, ui=ui.PreviewText(report))
 
 
 def couple_inputs() -> list[io.Input]:

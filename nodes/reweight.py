@@ -10,7 +10,7 @@ from ..attention_patches.host.support import supports
 from ..attention_patches.methods.reweight import HIGHEST, LOWEST, Reweight
 from .parts import schema
 from .parts.phrases import parse_weights
-from .parts.progress import tell
+from .parts.progress import reporter_of, tell
 
 DEFAULT = Reweight(weights=())
 
@@ -69,7 +69,7 @@ class BoxwrightReweight(io.ComfyNode):
     def execute(cls, model, layout, weights, start, end, region, renormalize) -> io.NodeOutput:
         method = Reweight(parse_weights(weights), StepWindow(start, end), region, renormalize)
         tell(cls, supports(model))
-        return io.NodeOutput(install(model, layout, method.edits(layout)))
+        return io.NodeOutput(install(model, layout, method.edits(layout), reporter_of(cls)))
 
 
 NODES = [BoxwrightReweight]

@@ -58,6 +58,21 @@ class PictureGuide:
     def __post_init__(self) -> None:
         for name, value, most in (("strength", self.strength, STRONGEST), ("max_change", self.max_change, MOST)):
             check_range(name, value, 0.0, most)
+        if any(part.strength > 0 for part in self.parts) and not self.windows:
+            raise BoxwrightError(
+                f"Nothing is guided from start {self.window.start:g} to end {self.window.end:g}: the regions' own "
+                "start and end lie outside. Let them overlap."
+            )
+
+    @property
+    def windows(self) -> tuple[StepWindow, ...]:
+        """When each part of some strength is guided."""
+        spans = [
+            (max(part.window.start, self.window.start), min(part.window.end, self.window.end))
+            for part in self.parts
+            if part.strength > 0
+        ]
+        return tuple(StepWindow(start, end) for start, end in spans if start < end)
 
     def at(self, progress: float) -> tuple[Part, ...]:
         """The parts that are guided at a moment of the schedule."""

@@ -113,7 +113,6 @@ class TextMix:
     weigh: Callable[[AttentionSite], Tensor]
     window: StepWindow = StepWindow()
     rows: Rows = "layout"
-    report: Callable[[str], None] | None = None  # told if a run has no such rows
     where: Callable[[AttentionSite], bool] = everywhere
     kind: AttentionKind = field(default="image_text", init=False)
 
@@ -181,7 +180,6 @@ class LatentGuide:
     refine_iterations: int = 0  # at most, at each target
     smallest_side: int = 16  # cells the shorter side of the coarsest grid should have; of other grids, half as many
     early_exit: bool = True  # keep no more than the last layer that is read needs; off to measure what that saves
-    report: Callable[[str], None] | None = None  # told once for each step how far each phrase is
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,6 @@ class NoiseEdit:
     fn: Callable[[Tensor, Start], tuple[Tensor, str]]
     latest: float = 0.5
     smallest_side: int = 16  # cells the shorter side of the coarsest grid that is read should have; see LatentGuide
-    report: Callable[[str], None] | None = None  # told once in a run what was done, or why nothing was
 
 
 Edit = AttentionEdit | ContextEdit | LatentGuide | LayerEdit | NoiseEdit | TextMix

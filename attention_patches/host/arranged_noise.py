@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -80,7 +80,7 @@ def arrange(
     plans: list[Plan] = []
     told: list[str] = []
     edit = settings.edit(phrases, plans.append)
-    patched, sampler = install(model, layout, [replace(edit, report=told.append)]), _Start()
+    patched, sampler = install(model, layout, [edit], told.append), _Start()
     comfy.sample.sample_custom(
         patched,
         drawn,

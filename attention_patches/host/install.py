@@ -7,38 +7,41 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.seam import ContextEdit, Edit, LatentGuide, TextMix
-from ..core.types import Layout, UnsupportedModelError
+from ..core.seam import ContextEdit, Edit, LatentGuide, NoiseEdit, TextMix
+from ..core.types import Layout, StepWindow, UnsupportedModelError
 from .attention.calls import IncompatiblePatchError, Installed
 from .families import adapter_for
 from .guidance import latent, prediction, start
 from .guidance.foreign import refuse_without_gradient
-from .guidance.guides import refuse_films, tell_idle_guides
+from .guidance.guides import refuse_films
 from .run.run import RUN, WRAPPER, Run
+from .run.schedule import no_step_line
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
 
 
-def install(model: Any, layout: Layout, edits: Sequence[Edit]) -> Any:
+def install(model: Any, layout: Layout, edits: Sequence[Edit], report: Callable[[str], None] | None = None) -> Any:
     """A clone of the MODEL whose rows conditioned by `layout` run with `edits`, after those installed before.
+
+    `report` is told what edits have to say as a run goes on, and before it starts if it comes to no time of theirs.
+    Without edits it is the same model.
 
     Raises UnsupportedModelError for a model of no family; for guides where the family has no gradient; for edits of the
     text where the model makes more of it (own_text), and for mixes also where further texts have no place (beside).
-    Without edits it is the same model.
     """
     adapter = adapter_for(model)
     patched = model.clone()
     if not edits:
         return patched
     options = patched.model_options.setdefault("transformer_options", {})
-    options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit) for edit in edits))
+    options[EDITS] = (*options.get(EDITS, ()), *(Installed(layout, edit, report=report) for edit in edits))
     if any(isinstance(edit, (TextMix, ContextEdit)) for edit in edits) and not adapter.own_text:
         raise UnsupportedModelError(
             f"{adapter.name} makes more of a prompt than its conditioning holds, so that no other text can stand in "
@@ -83,7 +86,8 @@ def _sample_with_edits(
     run.attach(options)
     prediction.attach(run, options)
     refuse_films(run)
-    tell_idle_guides(run, sigmas)
+    if not nested:  # a part of a run that has told
+        _tell_idle_edits(run, sigmas)
     with run.with_layers():
         noise = start.edited_noise(
             run, executor.class_obj, sigmas, extra_args["model_options"], noise, nested, *args, **kw
@@ -91,3 +95,18 @@ def _sample_with_edits(
         result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     run.report_unheard()
     return result
+
+
+def _tell_idle_edits(run: Run, sigmas: Tensor) -> None:
+    """Tells, before the first step, whose edits' windows the run never comes to; those of one node are one matter.
+
+    Image to image and the later part of a run may lie behind all of them. What changes noise has a word of its own.
+    """
+    windows: dict[Callable[[str], None], list[StepWindow]] = {}
+    for item in run.installed:
+        if item.report is not None and not isinstance(item.edit, NoiseEdit):
+            windows.setdefault(item.report, []).append(item.edit.window)
+    points = [run.progress(sigma) for sigma in sigmas.tolist()]
+    for report, own in windows.items():
+        if not any(window.contains(point) for window in own for point in points[:-1]):
+            report(no_step_line(own, points))

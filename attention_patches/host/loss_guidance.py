@@ -13,7 +13,7 @@ from .families import adapter_for
 from .guidance.decoders import decoder_for
 from .guidance.foreign import refuse_without_gradient
 from .guidance.pictures import GUIDES, INSTEAD, LAST, Guided, predict_by_pictures
-from .run.schedule import progress_of
+from .run.schedule import no_step_line, progress_of
 
 GRAPH = 3  # rows of the batch for which room is kept in memory, for each that is run with a graph
 
@@ -84,8 +84,5 @@ def check_run(
     points = [*map(progress_of(guider.inner_model.model_sampling, levels), levels)]
     for guide in (item.guide for item in options[GUIDES]):
         if guide.report is not None and not any(guide.at(min(point, LAST)) for point in points[:-1]):
-            guide.report(
-                "nothing is moved: no step of this run lies in the guide's part of the noise schedule; raise denoise, "
-                "or change start and end"
-            )
+            guide.report(no_step_line(guide.windows, points))
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)

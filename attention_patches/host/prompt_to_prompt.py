@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -142,9 +142,13 @@ def _check_shape(samples: Tensor) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def edited(model: Any, prompts: Prompts, method: PromptToPrompt) -> Any:
-    """A clone of the MODEL that draws each group's targets after its source. Raises BoxwrightError."""
-    patched = install(model, prompts.layout, method.edits(prompts))
+def edited(model: Any, prompts: Prompts, method: PromptToPrompt, report: Callable[[str], None] | None = None) -> Any:
+    """A clone of the MODEL that draws each group's targets after its source; `report`: see `install`.
+
+    Raises BoxwrightError.
+    """
+    # A local blend acts without an edit, too.
+    patched = install(model, prompts.layout, method.edits(prompts), None if method.blend else report)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, partial(_check_conditioning, prompts.layout))
     run = partial(_sample_groups, prompts.count, method.blend)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, run)

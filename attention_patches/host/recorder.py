@@ -21,13 +21,17 @@ WRAPPER = "boxwright_recorder"
 
 
 def recorded(
-    model: Any, layout: Layout, records: Records, place: Callable[[], GraphPlace | None] = lambda: None
+    model: Any,
+    layout: Layout,
+    records: Records,
+    place: Callable[[], GraphPlace | None] = lambda: None,
+    report: Callable[[str], None] | None = None,
 ) -> Any:
     """A clone of the MODEL that adds a record whenever it samples with the layout's conditioning.
 
-    place() is asked at the end of a run where it was made. Raises UnsupportedModelError.
+    place() is asked at the end of a run where it was made. `report`: see `install`. Raises UnsupportedModelError.
     """
-    patched = install(model, layout, [records.edit()])
+    patched = install(model, layout, [records.edit()], report)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, partial(_record_run, records, place))
     return patched
 

@@ -21,13 +21,13 @@ def with_loras(
 ) -> tuple:
     """(a clone of the MODEL, the LoRAs by name): regions from 0 -> (name, path, strength) of a file.
 
-    A file is read once for all of its regions; `report` is told what masks do that follow the subject. Raises
-    BoxwrightError for a file that is no LoRA for this model.
+    A file is read once for all of its regions; `report`: see `install`, and told what masks do that follow the subject.
+    Raises BoxwrightError for a file that is no LoRA for this model.
     """
     paths = dict((name, path) for name, path, _ in chosen.values())
     loras = {name: lora_for(model, read_file(path, name), name) for name, path in paths.items()}
     placed = {number: (loras[name], strength) for number, (name, _, strength) in chosen.items()}
-    return install(model, layout, settings.edits(layout, placed, report)), loras
+    return install(model, layout, settings.edits(layout, placed, report), report), loras
 
 
 def text_encoders(clip: Any, chosen: Mapping[int, tuple[str, str, float]]) -> dict[int, Any]:

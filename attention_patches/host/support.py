@@ -12,7 +12,7 @@ from .families.base import Adapter
 
 @dataclass(frozen=True)
 class Method:
-    """A method that edits attention, as users know it."""
+    """A method that edits attention, or follows a gradient through the model, as users know it."""
 
     name: str
     why_not: Callable[[Adapter], str]  # what it needs and the model lacks; "" where it acts
@@ -41,9 +41,11 @@ def _needs_a_bottleneck(adapter: Adapter) -> str:
 METHODS = (
     Method("Rectified Attention", _acts),
     Method("Reweight Words", _acts),
+    Method("Prompt to Prompt", _acts),
     Method("Region Prompt: couple", _needs_texts),
     Method("Region Prompt: dense, bound", _acts),
     Method("Box Constraint", _needs_gradients),
+    Method("Loss Guidance: through model", _needs_gradients),
     Method("Attention Recorder", _acts),
     Method("Arranged Noise", _acts),
     Method("H-Space Edit", _needs_a_bottleneck),

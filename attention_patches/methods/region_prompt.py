@@ -11,8 +11,8 @@ objects that the noise does not favour in their regions would be missing (docs/r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -61,13 +61,12 @@ class RegionPrompt:
         layout: Layout,
         texts: Sequence[Tensor] | None = None,
         background: Tensor | None = None,
-        report: Callable[[str], None] | None = None,
     ) -> list[TextMix | AttentionEdit | ContextEdit]:
         """The mixes to install for this layout: of its own rows and, where regions have negatives, of the negative's.
 
         `texts`: what the regions read instead of their phrases encoded alone, float [1, T, C] for each region.
-        `background`: what the rest of the image reads instead of the prompt. `report`: told by a run without negative
-        prompt that negatives have no effect. No edits at strength 0, and where nothing is left to mix.
+        `background`: what the rest of the image reads instead of the prompt. No edits at strength 0, and where nothing
+        is left to mix.
         """
         own = list(texts) if texts is not None else [text.embedding for text in layout.region_texts]
         negatives = [text and text.embedding for text in layout.region_negatives or (None,) * len(layout.regions)]
@@ -76,7 +75,7 @@ class RegionPrompt:
         if self.overlap == "occlude":
             confining = _Unhidden(self.strength, self.window, self.feather, couple=self)
         confined = confining.edits(layout) if mixes else []
-        return [*ending(confined, self.confine_end), *(replace(mix, report=report) for mix in mixes)]
+        return [*ending(confined, self.confine_end), *mixes]
 
     def _mix(self, layout: Layout, texts: list[Tensor | None], rows: Rows) -> list[TextMix]:
         """The mix of the texts of every region and of the background, None for those that read the row's own text."""

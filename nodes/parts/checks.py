@@ -11,7 +11,7 @@ from unicodedata import category
 
 from torch import Tensor
 
-from ...attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, counted
+from ...attention_patches.core.types import MAX_PHRASE, MAX_REGIONS, Box, BoxwrightError, Layout, counted
 
 MAX_FILE = 300  # characters of a file's name with its folders
 ROUNDING = 1e-6  # fractions of the image: what may stick out of it, and what is too thin to be a box
@@ -31,6 +31,15 @@ def checked_phrase(phrase: Any, where: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in phrase):
         raise BoxwrightError(f"{where} holds half of a character pair ({shown(phrase)}); write it anew.")
     return phrase.strip()
+
+
+def check_some_acts(layout: Layout) -> None:
+    """Raises BoxwrightError where no region has a strength above 0: a method of regions would change nothing."""
+    if not any(region.strength > 0 for region in layout.regions):
+        raise BoxwrightError(
+            "Nothing would change: no region of the layout has a strength above 0. Raise the strength of one in Box "
+            "Editor or Regions, or bypass this node."
+        )
 
 
 def checked_file(name: Any, where: str) -> str:

@@ -48,6 +48,16 @@ def with_choices(schema):
             yield from (((entry.id, option.key), inner) for option in entry.options for inner in option.inputs)
 
 
+def defaults(schema, **choices):
+    """The default of every input; of a dynamic combo those of the choice, else the first, as the host hands it over."""
+    values = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
+    for entry in (entry for entry in schema.inputs if entry.get_io_type() == DYNAMIC):
+        key = choices.get(entry.id, entry.options[0].key)
+        (inputs,) = (option.inputs for option in entry.options if option.key == key)
+        values[entry.id] = {entry.id: key} | {inner.id: getattr(inner, "default", None) for inner in inputs}
+    return values
+
+
 def _input(entry, choice) -> dict:
     found = {"id": f"{choice[0]}.{entry.id}" if choice else entry.id, "type": entry.get_io_type()}
     if choice:

@@ -41,9 +41,8 @@ def models():
 
 
 def arranged(model, layout, lines=None, **settings):
-    edits = ArrangedNoise(**settings).edits(layout)
     report = None if lines is None else lines.append
-    return install(model, layout, [replace(edit, report=report) for edit in edits])
+    return install(model, layout, ArrangedNoise(**settings).edits(layout), report)
 
 
 def watched(model, starts, calls):

@@ -407,11 +407,11 @@ def test_a_loss_without_a_gradient_is_told(models, layout):
         return replace(found, total=found.total.detach() + 0.0 * found.total)
 
     lines = []
-    guide = replace(GUIDE, loss=flat, report=lines.append)
-    run("sd15", install(models["sd15"], layout, [guide]), layout, steps=1)
+    guide = replace(GUIDE, loss=flat)
+    run("sd15", install(models["sd15"], layout, [guide], lines.append), layout, steps=1)
     assert "gives no direction" in lines[0]
     lines.clear()
-    run("sd15", install(models["sd15"], layout, [replace(guide, loss=left_mass)]), layout, steps=1)
+    run("sd15", install(models["sd15"], layout, [replace(guide, loss=left_mass)], lines.append), layout, steps=1)
     assert "gives no direction" not in lines[0]
 
 
@@ -425,8 +425,8 @@ def test_a_phrase_without_a_direction_is_named_and_notes_are_said_once(models, l
         return AttentionLoss(found.total, found.per_phrase.expand(-1, 2), ("red circle", "sea"), ("a note",), blind)
 
     lines = []
-    guide = replace(GUIDE, loss=half_blind, moves=moves, report=lines.append)
-    run("sd15", install(models["sd15"], layout, [guide]), layout, steps=1)
+    guide = replace(GUIDE, loss=half_blind, moves=moves)
+    run("sd15", install(models["sd15"], layout, [guide], lines.append), layout, steps=1)
     assert lines[0].endswith('; a note; the attention gives no direction to "red circle" here')
 
 

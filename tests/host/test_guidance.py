@@ -192,19 +192,7 @@ def test_interrupting_stops_at_once(models, layout):
 @pytest.mark.parametrize("mode", ["boxdiff", "fast"])
 def test_the_report_names_every_phrase_and_the_worst(models, layout, mode):
     lines = []
-    (guide,) = BoxConstraint(mode=mode).guides(layout)
-    run("sd15", install(models["sd15"], layout, [replace(guide, report=lines.append)]), layout, steps=2)
+    guides = BoxConstraint(mode=mode).guides(layout)
+    run("sd15", install(models["sd15"], layout, guides, lines.append), layout, steps=2)
     assert lines and lines[0].startswith("step 1 of 2") and lines[0].count("(worst)") == 1
     assert all(region.phrase in lines[0] for region in layout.regions)
-
-
-@pytest.mark.parametrize("moves", ["latent", "prediction"])
-def test_a_run_behind_the_window_says_so(models, layout, moves):
-    lines = []
-    guide = replace(GUIDE, window=StepWindow(0.0, 0.3), report=lines.append, moves=moves)
-    model = install(models["sd15"], layout, [guide])
-    assert torch.equal(run("sd15", model, layout, denoise=0.3), run("sd15", models["sd15"], layout, denoise=0.3))
-    assert len(lines) == 1 and "nothing is moved" in lines[0] and "denoise" in lines[0]
-    lines.clear()
-    run("sd15", model, layout)
-    assert not any("nothing is moved" in line for line in lines)

@@ -16,7 +16,7 @@ from pack.attention_patches.methods.reweight import Reweight
 from pack.nodes.parts.phrases import MAX_CHARACTERS, MAX_WEIGHTS, parse_weights
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from pack.nodes.reweight import BoxwrightReweight
-from schemas import DYNAMIC, GOLDEN, HINT, WRITE, contract, differences, golden, with_choices, written
+from schemas import GOLDEN, HINT, WRITE, contract, defaults, differences, golden, with_choices, written
 from toyworld import sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,16 +59,6 @@ def registered(pack_module):
 def schemas(registered):
     """Node id -> schema."""
     return {name: node.GET_SCHEMA() for name, node in registered.items()}
-
-
-def defaults(schema, **choices):
-    """The default of every input; of a dynamic combo those of the choice, else the first, as the host hands it over."""
-    values = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
-    for entry in (entry for entry in schema.inputs if entry.get_io_type() == DYNAMIC):
-        key = choices.get(entry.id, entry.options[0].key)
-        (inputs,) = (option.inputs for option in entry.options if option.key == key)
-        values[entry.id] = {entry.id: key} | {inner.id: getattr(inner, "default", None) for inner in inputs}
-    return values
 
 
 # The contract

@@ -307,7 +307,7 @@ def test_the_empty_prompt_of_perp_neg_is_no_negative(models, layout):
 def test_without_a_negative_prompt_that_is_said(models, layout):
     said = []
     opposed = replace(layout, region_negatives=(None, tiny.text(seed=40)))
-    patched = install(models["sd15"], opposed, NO_BASE.edits(opposed, report=said.append))
+    patched = install(models["sd15"], opposed, NO_BASE.edits(opposed), said.append)
     run("sd15", patched, opposed)
     assert said == []
     run("sd15", patched, opposed, cfg=1.0)
@@ -318,9 +318,7 @@ def test_guiders_with_scales_of_their_own_do_hear_the_negative(models, layout):
     """The host's DualCFG leaves the one of its base class at 1."""
     said = []
     opposed = replace(layout, region_negatives=(None, tiny.text(seed=40)))
-    guider = nodes_custom_sampler.Guider_DualCFG(
-        install(models["sd15"], opposed, NO_BASE.edits(opposed, report=said.append))
-    )
+    guider = nodes_custom_sampler.Guider_DualCFG(install(models["sd15"], opposed, NO_BASE.edits(opposed), said.append))
     middle, negative = (tiny.conditioning("sd15", tiny.text(seed=s), seed=6) for s in (2, 3))
     guider.set_conds(tiny.conditioning("sd15", opposed.prompt, opposed.key), middle, negative)
     guider.set_cfg(5.0, 5.0)

@@ -10,19 +10,25 @@ from types import SimpleNamespace
 import comfy.model_base
 import pytest
 import tiny_models as tiny
+from pack.attention_patches.core.pictures import PictureGuide
+from pack.attention_patches.core.token_alignment import token_alignment
 from pack.attention_patches.core.types import UnsupportedModelError
 from pack.attention_patches.host.families import FAMILIES, adapter_for
 from pack.attention_patches.host.guidance.foreign import refuse_without_gradient
 from pack.attention_patches.host.install import install
+from pack.attention_patches.host.loss_guidance import guide_by_pictures
+from pack.attention_patches.host.prompt_to_prompt import edited
 from pack.attention_patches.host.samplers.h_space import HSpace, edit_h_space
 from pack.attention_patches.host.support import METHODS, supports, takes_own_phrases
 from pack.attention_patches.methods.arranged_noise import ArrangedNoise
 from pack.attention_patches.methods.box_constraint import BoxConstraint, constrained_phrases
 from pack.attention_patches.methods.dense_diffusion import DenseDiffusion
+from pack.attention_patches.methods.prompt_to_prompt import Prompts, PromptToPrompt
 from pack.attention_patches.methods.recorder import Recording, Records
 from pack.attention_patches.methods.rectified_attention import PUBLISHED
 from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.methods.reweight import Reweight
+from pack.attention_patches.samplers.color_loss import ColorLoss
 from pack.nodes.parts import progress
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from pack.nodes.region_prompt import BoxwrightRegionPrompt
@@ -30,7 +36,8 @@ from pack.nodes.reweight import BoxwrightReweight
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- families and methods: written by tests/host/test_support.py -->\n", "<!-- end -->"
-PAGES = ("README.md", "web/docs/BoxwrightLayoutPrompt.md")
+HELP = "web/docs/BoxwrightLayoutPrompt"
+PAGES = ("README.md", f"{HELP}.md", f"{HELP}/fr.md", f"{HELP}/zh.md")
 # What a method's node installs, to see whether the model takes it.
 TRIED = {
     "Rectified Attention": PUBLISHED.edits,
@@ -40,6 +47,8 @@ TRIED = {
     "Attention Recorder": lambda layout: [Records(layout.prompt.tokens, Recording()).edit()],
     "Arranged Noise": lambda layout: [ArrangedNoise().edit(constrained_phrases(layout), print)],
 }
+WORDS = tiny.text().tokens
+PROMPTS = Prompts(tiny.layout(areas=()), (WORDS,), (token_alignment(WORDS, WORDS),))
 
 
 MODES = {
@@ -97,6 +106,11 @@ def test_what_is_declared_is_what_the_model_takes(models, family):
     for method in METHODS:
         if method.name == "H-Space Edit":
             tried = lambda: edit_h_space(model, [], [], HSpace(1.0))  # noqa: E731
+        elif method.name == "Loss Guidance: through model":
+            guide = PictureGuide(ColorLoss(((1.0, 0.0, 0.0),)), through="through model")
+            tried = lambda guide=guide: guide_by_pictures(model, guide)  # noqa: E731
+        elif method.name == "Prompt to Prompt":
+            tried = lambda: edited(model, PROMPTS, PromptToPrompt())  # noqa: E731
         else:
             dense = DenseDiffusion(own_phrases=takes_own_phrases(model)).edits
             edits = {**TRIED, "Region Prompt: dense, bound": dense}[method.name](layout)

@@ -27,11 +27,13 @@ E = TypeVar("E", bound=Edit)
 
 @dataclass(frozen=True)
 class Installed(Generic[E]):
-    """One edit, and the layout whose rows it changes."""
+    """One edit, the layout whose rows it changes, and who is told what becomes of it."""
 
     layout: Layout
     edit: E
     graph: bool = False  # a guide's reader: wants probabilities with their autograd graph, as they are before any edit
+    # Callable[[str], None] | None, which mypy misreads in a generic class: shows a line on the node that installed it
+    report: Any = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_sampling
-from torch import Tensor
 
 from ...core.seam import LatentGuide
 from ...core.types import UnsupportedModelError
@@ -31,26 +30,6 @@ def refuse_films(run: Run) -> None:
             f"Guides (Box Constraint) move pictures, and this latent has {len(run.pictures)} frames. Use a method "
             "without gradients for films (Rectified Attention, Region Prompt)."
         )
-
-
-def tell_idle_guides(run: Run, sigmas: Tensor) -> None:
-    """Tells, before the first step, whose guide's window the run never comes to.
-
-    One of less noise (img2img, the later part of a schedule) may lie behind it as a whole.
-    """
-    points = [run.progress(sigma) for sigma in sigmas.tolist()]
-    for guide in (item.edit for item in guides_of(run)):
-        if guide.report is not None and points and not _acts(guide, points):
-            guide.report(
-                f"nothing is moved: no step of this run lies between {guide.window.start:g} and {guide.window.end:g} "
-                "of the noise schedule; raise denoise, or the end of the window"
-            )
-
-
-def _acts(guide: LatentGuide, points: list[float]) -> bool:
-    if guide.moves == "prediction":  # also in evaluations on the way of a step
-        return points[0] < guide.window.end and points[-1] > guide.window.start
-    return any(map(guide.window.contains, points[:-1]))
 
 
 def report_line(step: int, steps: int, found: Gradient) -> str:

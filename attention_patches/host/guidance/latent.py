@@ -92,8 +92,8 @@ class _GuidedModel:
         found = None
         for _ in range(guide.iterations):
             found = self._step(item, guide.loss, x, sigma, level, kwargs, None)
-        if found is not None and guide.report is not None:
-            guide.report(report_line(self._steps.started, len(self._steps.sigmas) - 1, found))
+        if found is not None and item.report is not None:
+            item.report(report_line(self._steps.started, len(self._steps.sigmas) - 1, found))
 
     def _step(
         self,

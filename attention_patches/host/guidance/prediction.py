@@ -129,11 +129,11 @@ def predict_with_guides(
             gradient = mean_gradient(own)
             change = prediction_change(run, item.edit, gradient.values, level)
             moves.change = moves.change + change.to(x)
-            if item.edit.report is not None:
+            if item.report is not None:
                 sigmas = options["transformer_options"]["sample_sigmas"].tolist()
-                item.edit.report(report_line(step_at(sigmas, level), len(sigmas) - 1, gradient))
-        elif item.edit.report is not None:
-            item.edit.report("not moved in this step: the model was not run on the prompt (a cache, or its time range)")
+                item.report(report_line(step_at(sigmas, level), len(sigmas) - 1, gradient))
+        elif item.report is not None:
+            item.report("not moved in this step: the model was not run on the prompt (a cache, or its time range)")
     return outputs
 
 

@@ -43,8 +43,8 @@ def edited_noise(
                 noise, line = _edited(run, item, sampler, sigmas, options, noise, latent_image, denoise_mask)
             else:
                 line = f"the noise stays as it is: {reason}"
-            if item.edit.report is not None:
-                item.edit.report(line)
+            if item.report is not None:
+                item.report(line)
     return noise
 
 

@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...core.seam import ContextEdit, LayerEdit
+from ...core.seam import ContextEdit, LayerEdit, TextMix
 from ..attention.cache import BiasCache
 from ..attention.call import AttentionCall
 from ..attention.calls import CALL, MEMO, Chunk, Extra, IncompatiblePatchError, Installed, ModelCall, OtherPacks
@@ -325,9 +325,9 @@ class Run:
         """Mixes of the negative prompt's rows learn that this run had none: guiders decide that as they go."""
         heard = {id(item) for key, entry in self.entries.items() if key in self.met for item in entry.edits}
         for item in self.installed:
-            report = None if of_layout(item) else getattr(item.edit, "report", None)
-            if report is not None and id(item) not in heard:
-                report("negative phrases had no effect: this run evaluated no negative prompt (CFG 1)")
+            mixes = isinstance(item.edit, TextMix) and not of_layout(item)
+            if mixes and item.report is not None and id(item) not in heard:
+                item.report("negative phrases had no effect: this run evaluated no negative prompt (CFG 1)")
 
 
 def _replacements(options: dict[str, Any], conds: dict[str, list[dict]]) -> Iterator[Any]:

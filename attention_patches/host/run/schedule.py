@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from ...core.types import Moment
+from ...core.types import Moment, StepWindow
 
 
 def progress_of(model_sampling: Any, sigmas: Sequence[float] = ()) -> Callable[[float], float]:
@@ -42,3 +42,21 @@ def progress_of(model_sampling: Any, sigmas: Sequence[float] = ()) -> Callable[[
         return Moment(now, steps[after] if after < len(steps) else now)
 
     return moment if steps else at
+
+
+def no_step_line(windows: Sequence[StepWindow], points: Sequence[float]) -> str:
+    """What a user is told of edits in whose windows no step of a run lies.
+
+    `points`: the progress at each of its sigmas, from that of the first step to where the last one ends.
+    """
+    spans: list[tuple[float, float]] = []
+    for window in sorted(windows, key=lambda each: each.start):
+        if spans and window.start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], window.end))
+        else:
+            spans.append((window.start, window.end))
+    first, last = (f"{round(float(point), 2):g}" for point in (points[0], points[-1]))
+    return (
+        f"no effect from {first} to {last} of the noise schedule: no step of this run lies between "
+        f"{' or '.join(f'{start:g} and {end:g}' for start, end in spans)}; move start and end, or change denoise"
+    )

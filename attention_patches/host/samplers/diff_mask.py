@@ -102,8 +102,8 @@ def measure(
 def _tell_guides(running: Run) -> None:
     """Box Constraint moves a latent on its way; here predictions of one moment are compared."""
     for item in running.installed:
-        if isinstance(item.edit, LatentGuide) and item.edit.report is not None:
-            item.edit.report("nothing is moved for the mask: it compares predictions and draws no picture")
+        if isinstance(item.edit, LatentGuide) and item.report is not None:
+            item.report("nothing is moved for the mask: it compares predictions and draws no picture")
 
 
 def _predictor(

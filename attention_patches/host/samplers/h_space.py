@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from ...samplers.h_space import HSpace, clean_term_only
 from ..attention.calls import IncompatiblePatchError
 from ..attention.outside_blocks import outside_blocks
 from ..run.run import Run
-from ..run.schedule import progress_of
+from ..run.schedule import no_step_line, progress_of
 from .loops import LAST, Tally, levels_of
 
 WRAPPER = "boxwright_h_space"
@@ -30,10 +30,13 @@ PATCH = "output_block_patch"  # the first one sees the bottleneck
 Window = tuple[int, ...] | None  # the rows of one of the host's context windows; None = there are none
 
 
-def edit_h_space(model: Any, source: list, target: list, settings: HSpace) -> Any:
+def edit_h_space(
+    model: Any, source: list, target: list, settings: HSpace, report: Callable[[str], None] | None = None
+) -> Any:
     """A clone of the MODEL whose pictures move from the CONDITIONING `source` towards `target`.
 
-    Raises UnsupportedModelError for a model without a UNet. Strength 0 is the model.
+    `report` is told, before the first step, if no step of a run lies in the settings' window. Strength 0 is the model.
+    Raises UnsupportedModelError for a model without a UNet.
     """
     network = model.model.diffusion_model
     if not isinstance(network, UNetModel):
@@ -44,8 +47,9 @@ def edit_h_space(model: Any, source: list, target: list, settings: HSpace) -> An
     patched = model.clone()
     if settings.strength == 0.0:
         return patched
-    edit = _Edit(source, target, settings)
+    edit = _Edit(source, target, settings, report)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, edit.outer_sample)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER, edit.sampler_sample)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER, edit.predict_noise)
     return patched
 
@@ -53,8 +57,8 @@ def edit_h_space(model: Any, source: list, target: list, settings: HSpace) -> An
 class _Edit:
     """Data only; what a run needs is in the run's own guider and options."""
 
-    def __init__(self, source: list, target: list, settings: HSpace) -> None:
-        self.source, self.target, self.settings = source, target, settings
+    def __init__(self, source: list, target: list, settings: HSpace, report: Callable[[str], None] | None) -> None:
+        self.source, self.target, self.settings, self.report = source, target, settings, report
 
     @property
     def names(self) -> tuple[str, str]:
@@ -70,6 +74,27 @@ class _Edit:
         result = executor(*args, **kwargs)
         logging.info("Boxwright h-space: %d model evaluations", tally.rows)
         return result
+
+    def sampler_sample(
+        self,
+        executor: Any,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        """SAMPLER_SAMPLE wrapper: what cannot be edited is refused before the first step, an idle run is told."""
+        points = [*map(progress_of(guider.inner_model.model_sampling), sigmas.tolist())]
+        acts = [self.settings.window.contains(min(point, LAST)) for point in points[:-1]]
+        if self.report is not None and not any(acts):
+            self.report(no_step_line([self.settings.window], points))
+        with_area = [e for name in self.names for e in guider.conds[name] if e.get("area") is not None]
+        for number in (number for number, act in enumerate(acts) if act):
+            _refuse_areas(comfy.samplers.get_area_and_mult(e, noise, sigmas[number : number + 1]) for e in with_area)
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
 
     def predict_noise(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kw: Any
@@ -145,14 +170,9 @@ def _combined(
     parts = [(entry, comfy.samplers.get_area_and_mult(entry, x, timestep)) for entry in heard]
     if not parts:
         return None
-    for entry, part in parts:
+    _refuse_areas(part for _, part in parts)
+    for entry, _ in parts:
         rows = seen[index, entry["uuid"]].shape[0]
-        if part.area is not None:
-            raise BoxwrightError(
-                "source or target of H-Space Edit, or the sampler's own conditioning, has an area of its own, and the "
-                "difference of two prompts needs the whole picture for each. Remove the area from the conditioning; a "
-                "mask may stay."
-            )
         if rows != x.shape[0]:
             raise IncompatiblePatchError(_PARTS.format(f"{x.shape[0]} pictures", rows))
     plain = [part.mult[:, :1] for entry, part in parts if "default" not in entry]
@@ -164,6 +184,19 @@ def _combined(
         weight = interpolate(rest if "default" in entry else part.mult[:, :1], size=h.shape[-2:], mode="area").to(h)
         total, weights = total + h * weight, weights + weight
     return total / weights.clamp_min(1e-6), weights > 1e-6
+
+
+def _refuse_areas(parts: Iterable[Any]) -> None:
+    """Raises BoxwrightError where one of the host's parts of a model call, None for no part, is not the whole picture.
+
+    The host adds copies for the area of any conditioning to those of all others, so that the sampler's own count too.
+    """
+    if any(part is not None and part.area is not None for part in parts):
+        raise BoxwrightError(
+            "source or target of H-Space Edit, or the sampler's own conditioning, has an area of its own, and the "
+            "difference of two prompts needs the whole picture for each. Remove the area from the conditioning; a "
+            "mask may stay."
+        )
 
 
 _PARTS = (
