@@ -16,6 +16,7 @@ import torch
 from guides import GUIDE, gradients, left_mass, relative, run
 from pack.attention_patches.core.types import StepWindow, UnsupportedModelError
 from pack.attention_patches.host.attention import attend
+from pack.attention_patches.host.attention.calls import IncompatiblePatchError
 from pack.attention_patches.host.families import adapter_for
 from pack.attention_patches.host.guidance import foreign
 from pack.attention_patches.host.guidance.differentiable import differentiable
@@ -171,6 +172,49 @@ def test_the_host_is_as_it_was_afterwards(models, layout):
     assert {name: set(layer.__dict__) for name, layer in network.named_modules()} == layers
 
 
+# Kernels that came to comfy-kitchen one after another; whichever this environment has.
+ROTATIONS = ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")
+KITCHEN = [name for name in (*ROTATIONS, "adaln", "rms_adaln") if hasattr(comfy.quant_ops.ck, name)]
+
+
+@pytest.mark.parametrize("name", KITCHEN)
+def test_a_kernel_without_a_backward_has_one_in_the_pass_and_there_alone(name):
+    """Of the host's comfy-kitchen: not every model asks the host's switch before it calls one."""
+    kitchen, draw = comfy.quant_ops.ck, torch.Generator().manual_seed(4)
+    before, rotation = getattr(kitchen, name), name in ROTATIONS
+
+    def kernel(x, y, scale, turns):
+        if rotation:
+            return getattr(kitchen, name)(x, y, turns, *([scale, scale] if name.startswith("rms") else []))
+        return getattr(kitchen, name)(x, scale, y)
+
+    with differentiable(torch.nn.Linear(2, 2)):
+        shapes = [(1, 5, 2, 8) if rotation else (1, 5, 8)] * 2 + [(8,), (1, 5, 1, 4, 2, 2)]
+        given = [torch.randn(shape, generator=draw).double() for shape in shapes]
+        moved = [t.requires_grad_(True) for t in given[:2]]
+        assert torch.autograd.gradcheck(lambda x, y: kernel(x, y, *given[2:]), moved)
+        inside = kernel(*given)
+    assert getattr(kitchen, name) is before
+    outside = kernel(*(t.detach().float() for t in given))
+    torch.testing.assert_close(inside, outside, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+@torch.library.custom_op("boxwright_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+@pytest.mark.parametrize("mode", ["boxdiff", "fast"])
+def test_an_operation_without_a_gradient_is_refused_in_words_in_the_first_step(models, layout, mode):
+    model, calls = models["flux"].clone(), []
+    model.set_model_patch(lambda out, extra: doubled(out), "attn1_output_patch")
+    model.set_model_sampler_post_cfg_function(lambda args: calls.append(1) or args["denoised"])
+    guided = install(model, layout, [guide_of(layout, mode=mode)])
+    with pytest.raises(IncompatiblePatchError, match=r"computes with boxwright_tests\.doubled.* no gradient"):
+        run("flux", guided, layout, steps=2)
+    assert not calls
+
+
 # --- what is guided ---
 
 
@@ -215,11 +259,16 @@ def test_the_move_of_a_flow_models_prediction(models):
 
 # Layers that scale their input themselves are of hosts from 0.30 on.
 SMOOTHED = [False, True] if "pre_quant_scale" in inspect.getsource(comfy.ops) else [False]
+# Of newer versions of comfy-kitchen.
+INT8 = pytest.mark.skipif(not hasattr(comfy.quant_ops.ck.tensor, "TensorWiseINT8Layout"), reason="no int8 weights here")
 
 
 @pytest.mark.parametrize("smoothed", SMOOTHED)
 # int8 layers compute in int8: their own rounding of what they are given remains.
-@pytest.mark.parametrize("format, tolerance", [("TensorCoreFP8E4M3Layout", 1e-4), ("TensorWiseINT8Layout", 0.02)])
+@pytest.mark.parametrize(
+    "format, tolerance",
+    [("TensorCoreFP8E4M3Layout", 1e-4), pytest.param("TensorWiseINT8Layout", 0.02, marks=INT8)],
+)
 def test_the_hosts_own_quantised_weights_have_a_gradient(models, layout, format, tolerance, smoothed):
     """Against the same layers with the weights that the quantised ones stand for. Some scale their input themselves."""
 

@@ -10,7 +10,8 @@ what a block allocates when it ends; what the way back needs lives longer, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from inspect import isfunction
 from typing import Any
 
 import comfy.model_management
@@ -38,7 +39,7 @@ def differentiable(module: torch.nn.Module, adds_in_place: bool = False, patcher
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_replaced(comfy.model_management, "in_training", True))
-        stack.enter_context(_plain_rotations())
+        stack.enter_context(_plain_kernels())
         stack.enter_context(blocks_uncompiled())
         owned: set[int] = set()
         for layer in module.modules():
@@ -60,12 +61,19 @@ def differentiable(module: torch.nn.Module, adds_in_place: bool = False, patcher
 
 
 @contextmanager
-def _plain_rotations() -> Iterator[None]:
-    """Cosmos models rotate by a kernel without a backward and ask no switch: its twin in torch, where it has one."""
+def _plain_kernels() -> Iterator[None]:
+    """comfy-kitchen's rotations and norms have no backward, and some models ask no switch first: their twins in torch.
+
+    Which there are depends on comfy-kitchen's version, which need not be the one that the host asks for.
+    """
     kernels = getattr(comfy.quant_ops, "ck", None)
-    eager = getattr(getattr(getattr(kernels, "backends", None), "eager", None), "rope", None)
-    plain = getattr(eager, "rms_rope_split_half", None)
-    with nullcontext() if plain is None else _replaced(kernels, "rms_rope_split_half", plain):
+    twins = getattr(getattr(kernels, "backends", None), "eager", None)
+    with ExitStack() as stack:
+        for name, plain in getattr(twins, "__dict__", {}).items():
+            # Not what rounds, which has no gradient. What writes into its inputs refuses one by itself.
+            smooth = isfunction(plain) and plain.__module__.endswith((".eager.rope", ".eager.adaln"))
+            if smooth and hasattr(kernels, name):
+                stack.enter_context(_replaced(kernels, name, plain))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,19 +103,35 @@ class _Addend(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
 
+# PyTorch's word on the way back, and comfy-kitchen's of what writes into its inputs.
+NO_WAY_BACK = re.compile(r"backward through (\S+) but no autograd|^(\S+ \S+) operations are inference-only")
+
+
 @contextmanager
 def explained() -> Iterator[None]:
-    """Autograd's word for weights that only inference may touch, in words for a user."""
+    """Autograd's words for what it cannot do, in words for a user: raises IncompatiblePatchError."""
     try:
         yield
     except RuntimeError as error:
-        if "Inference tensors cannot be saved" not in str(error):
+        message = str(error)
+        if "Inference tensors cannot be saved" in message:
+            words = (
+                "Another patch adds weights of its own to this model (an adapter that bypasses a layer), which "
+                "gradients do not pass. Load it as an ordinary LoRA, remove it, or use"
+            )
+        elif "modified by an inplace operation" in message:
+            words = (
+                "Another patch on this model writes into tensors that the gradient still needs. Remove that patch, or "
+                "use"
+            )
+        elif found := NO_WAY_BACK.search(message):
+            words = (
+                f"The model computes with {found[1] or found[2]}, through which PyTorch has no gradient. "
+                "Remove the patch that brings it, load the model in another format (bfloat16), or use"
+            )
+        else:
             raise
-        raise IncompatiblePatchError(
-            "Another patch adds weights of its own to this model (an adapter that bypasses a layer), which gradients "
-            "do not pass. Load it as an ordinary LoRA, remove it, or use a method without gradients (Rectified "
-            "Attention)."
-        ) from error
+        raise IncompatiblePatchError(f"{words} a method without gradients (Rectified Attention).") from error
 
 
 def refuse_without_gradient(adapter: Adapter, network: torch.nn.Module) -> None:

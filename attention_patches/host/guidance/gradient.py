@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.seam import AttentionLoss, AttentionSite
 from ...core.types import BoxwrightError
-from ..attention.calls import Extra, IncompatiblePatchError, Installed
+from ..attention.calls import Extra, Installed
 from ..run.run import OVERRIDE, RUN, Run
 from .aside import Enough, entry_aside, options_aside
 from .differentiable import differentiable
@@ -204,22 +204,13 @@ def finite_gradient(
     dtype = model.manual_cast_dtype or model.get_dtype()
     scales = HALF_SCALES if dtype in REMEDIES else (1.0,)
     for scale in scales:
-        values = _backward(loss * scale, latent, keep=not last or scale != scales[-1]).float() / scale
+        keep = not last or scale != scales[-1]
+        with explained():
+            (values,) = torch.autograd.grad(loss * scale, latent, retain_graph=keep)
+        values = values.float() / scale
         if bool(values.isfinite().all()):
             return values
     raise BoxwrightError(
         f"The gradient of the guidance is not finite in {dtype}: the model's attention overflows. "
         f"{REMEDIES.get(dtype, 'C')}hoose {instead}."
     )
-
-
-def _backward(loss: Tensor, latent: Tensor, keep: bool) -> Tensor:
-    try:
-        return torch.autograd.grad(loss, latent, retain_graph=keep)[0]
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise IncompatiblePatchError(
-            "Another patch on this model writes into tensors that the gradient still needs. Remove that patch, or use "
-            "a method without gradients (Rectified Attention)."
-        ) from error
