@@ -45,7 +45,8 @@ OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.spli
 # dozen samplers. `--host` runs them too.
 NOT_ON_OLDEST = (
     "workbench*", "demo", "benchmarks", "on_a_device", "robust_*", "composition", "region_prompt_joint",
-    "gradient_of_transformers", "bias_in_joint_attention", "prompt_fit", "editing_samplers",
+    "gradient_of_transformers", "bias_in_joint_attention", "prompt_fit", "editing_samplers", "prompt_to_prompt_runs",
+    "recorder_in_graphs", "subject_masks", "flow_edits", "newer_hosts",
 )  # fmt: skip
 SLOW = ("every_sampler", "windows_are_fractions", "query_chunks", "every_attention_backend")
 NO_BROWSER = ("-m", "not in_a_browser")  # tests/host/conftest.py marks those that are
