@@ -40,13 +40,15 @@ from wb_templates import for_toy, template
 DEMO_WORKFLOW = template("arranged_noise")
 DEMO_FOLDER = ROOT / "demo"
 OLDEST_HOST = min(HOSTS, key=lambda version: [int(part) for part in version.split(".")])
-# What the oldest host is spared of tests/host in a run of all tests: files that ask the workbench or no host at all, or
-# ours in ways that no host changes, and take long; and of the others what asks our own code alone, or the same of a
-# dozen samplers. `--host` runs them too.
+# What the oldest host is spared of tests/host in a run of all tests, for time. There remain the contracts, gradients
+# and guidance of all families, the nodes, the archive and the example workflows; left out are files that ask the
+# workbench or no host at all, or ours in ways that no host changes. `--host` runs them too.
 NOT_ON_OLDEST = (
     "workbench*", "demo", "benchmarks", "on_a_device", "robust_*", "composition", "region_prompt_joint",
     "gradient_of_transformers", "bias_in_joint_attention", "prompt_fit", "editing_samplers", "prompt_to_prompt_runs",
-    "recorder_in_graphs", "subject_masks", "flow_edits", "newer_hosts",
+    "recorder_in_graphs", "subject_masks", "flow_edits", "newer_hosts", "arranged_noise", "attention_recorder",
+    "toyworld", "wrong_input", "flow_edit_nodes", "editing_nodes", "editing_inversion", "region_prompt_nodes",
+    "region_prompt_runs", "region_lora", "loss_guidance", "windows_of_runs",
 )  # fmt: skip
 SLOW = ("every_sampler", "windows_are_fractions", "query_chunks", "every_attention_backend")
 NO_BROWSER = ("-m", "not in_a_browser")  # tests/host/conftest.py marks those that are
