@@ -102,6 +102,7 @@ class Newcomer:
         self.page.get_by_text(pack, exact=True).first.click()
         self.page.get_by_placeholder("Search").last.click()
         self.page.keyboard.type(sought)
+        self.bench.rest(1500)  # the list is filtered some time after the last key, and cards that move take no click
         self.page.get_by_text(title, exact=True).first.click()
         self.page.wait_for_function("() => app.graph.nodes.some((node) => node.type.startsWith('Boxwright'))")
         self.bench.rest(600)
