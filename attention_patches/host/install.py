@@ -108,5 +108,6 @@ def _tell_idle_edits(run: Run, sigmas: Tensor) -> None:
             windows.setdefault(item.report, []).append(item.edit.window)
     points = [run.progress(sigma) for sigma in sigmas.tolist()]
     for report, own in windows.items():
-        if not any(window.contains(point) for window in own for point in points[:-1]):
+        # Not the steps alone: some samplers evaluate on the way of a step, and at its end.
+        if not any(window.start < points[-1] and points[0] < window.end for window in own):
             report(no_step_line(own, points))

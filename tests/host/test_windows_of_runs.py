@@ -125,6 +125,19 @@ def test_of_two_parts_the_one_without_a_step_says_so(models, layout, family):
         assert tuple(lines) == parts
 
 
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2"])
+def test_what_acts_on_the_way_of_a_step_alone_says_nothing(models, layout, sampler):
+    """In the last step of a first part, which ends inside the window and begins before it."""
+    said, calls, points = [], [], []
+    look = AttentionEdit("look", "read", lambda probs, site: points.append(float(site.progress)))
+    draw("sd15", install(models["sd15"], layout, [look]), layout, last_step=SPLIT, sampler=sampler)
+    begins, last = sorted(set(points))[-2:]
+    window = StepWindow((begins + last) / 2, 1.0)
+    model = install(models["sd15"], layout, [counting(window, calls)], said.append)
+    draw("sd15", model, layout, last_step=SPLIT, sampler=sampler)
+    assert calls and not said
+
+
 def test_only_the_node_none_of_whose_edits_acts_says_so(models, layout):
     idle, both, late = [], [], []
     model = install(models["sd15"], layout, [counting(EARLY, []), counting(StepWindow(0.0, 0.1), [])], idle.append)
