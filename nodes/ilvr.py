@@ -8,6 +8,7 @@ from ..attention_patches.core.types import StepWindow
 from ..attention_patches.host.samplers.loops import sampler
 from ..attention_patches.samplers.ilvr import ILVR, MAX_FACTOR
 from .parts import editing_inputs, schema
+from .parts.progress import reporter_of
 
 DEFAULT = ILVR()
 
@@ -37,12 +38,13 @@ class BoxwrightILVR(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="For Sampler Custom (or Advanced), with the reference as its latent.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, factor, start, end, mask=None) -> io.NodeOutput:
         method = ILVR(factor, StepWindow(start, end))
-        return io.NodeOutput(sampler("ILVR", method.sample, mask, whole=True))
+        return io.NodeOutput(sampler("ILVR", method.sample, mask, True, method.window, reporter_of(cls)))
 
 
 NODES = [BoxwrightILVR]

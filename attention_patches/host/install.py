@@ -21,7 +21,7 @@ from .guidance import latent, prediction, start
 from .guidance.foreign import refuse_without_gradient
 from .guidance.guides import refuse_films
 from .run.run import RUN, WRAPPER, Run
-from .run.schedule import no_step_line
+from .run.schedule import comes_to, no_step_line
 
 EDITS = "boxwright_edits"  # key of a tuple of Installed in transformer_options
 COMPILED = "torch.compile"  # key of the wrapper that the host's TorchCompileModel adds
@@ -108,6 +108,5 @@ def _tell_idle_edits(run: Run, sigmas: Tensor) -> None:
             windows.setdefault(item.report, []).append(item.edit.window)
     points = [run.progress(sigma) for sigma in sigmas.tolist()]
     for report, own in windows.items():
-        # Not the steps alone: some samplers evaluate on the way of a step, and at its end.
-        if not any(window.start < points[-1] and points[0] < window.end for window in own):
+        if not comes_to(own, points):
             report(no_step_line(own, points))

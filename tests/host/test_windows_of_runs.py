@@ -30,6 +30,7 @@ from pack.attention_patches.methods.region_prompt import RegionPrompt
 from pack.attention_patches.samplers.h_space import HSpace
 from pack.nodes.arranged_noise import BoxwrightArrangedNoise
 from pack.nodes.box_constraint import BoxwrightBoxConstraint
+from pack.nodes.ilvr import BoxwrightILVR
 from pack.nodes.parts import losses, progress, schema
 from pack.nodes.rectified_attention import BoxwrightRectifiedAttention
 from schemas import defaults
@@ -127,7 +128,7 @@ def test_of_two_parts_the_one_without_a_step_says_so(models, layout, family):
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2"])
 def test_what_acts_on_the_way_of_a_step_alone_says_nothing(models, layout, sampler):
-    """In the last step of a first part, which ends inside the window and begins before it."""
+    """In the last step of a first part, which ends inside the window and begins before it. Nor does H-Space Edit."""
     said, calls, points = [], [], []
     look = AttentionEdit("look", "read", lambda probs, site: points.append(float(site.progress)))
     draw("sd15", install(models["sd15"], layout, [look]), layout, last_step=SPLIT, sampler=sampler)
@@ -136,6 +137,12 @@ def test_what_acts_on_the_way_of_a_step_alone_says_nothing(models, layout, sampl
     model = install(models["sd15"], layout, [counting(window, calls)], said.append)
     draw("sd15", model, layout, last_step=SPLIT, sampler=sampler)
     assert calls and not said
+
+    source, target = (tiny.conditioning("sd15", tiny.text(seed=seed), seed=seed) for seed in (3, 4))
+    moved = edit_h_space(models["sd15"], source, target, HSpace(1.0, window), said.append)
+    part = dict(last_step=SPLIT, sampler=sampler)
+    assert not torch.equal(draw("sd15", moved, layout, **part), draw("sd15", models["sd15"], layout, **part))
+    assert not said
 
 
 def test_only_the_node_none_of_whose_edits_acts_says_so(models, layout):
@@ -225,6 +232,25 @@ def test_loss_guidance_names_the_times_of_its_parts(models):
     assert len(said) == 1 and "no step of this run lies between 0.1 and 0.2;" in said[0]
     with pytest.raises(BoxwrightError, match="Nothing is guided from start 0.75 to end 1"):
         replace(guide, window=LATE)
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_ilvr_says_it_of_the_later_part_of_a_schedule(models, monkeypatch, family):
+    said = []
+    monkeypatch.setattr(progress, "progress_reporter", lambda node_id: said.append if node_id == "7" else None)
+    monkeypatch.setattr(BoxwrightILVR, "hidden", SimpleNamespace(unique_id="7"), raising=False)
+    model, noise = models[family], tiny.latent(family, (8, 12))
+    positive = tiny.conditioning(family, tiny.text())
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
+    for window, part, lines in ((EARLY, sigmas[-3:], 1), (EARLY, sigmas, 0), (LATE, sigmas[-3:], 0)):
+        said.clear()
+        for node_id in ("7", None):  # nobody listens to the second
+            monkeypatch.setattr(BoxwrightILVR.hidden, "unique_id", node_id)
+            sampler = BoxwrightILVR.execute(2, window.start, window.end).result[0]
+            comfy.sample.sample_custom(
+                model, noise, 1.0, sampler, part, positive, positive, 0.5 * noise, disable_pbar=True, seed=1
+            )
+        assert len(said) == lines and all("no step of this run lies between 0 and 0.25" in line for line in said)
 
 
 # --- nodes ---

@@ -44,6 +44,14 @@ def progress_of(model_sampling: Any, sigmas: Sequence[float] = ()) -> Callable[[
     return moment if steps else at
 
 
+def comes_to(windows: Sequence[StepWindow], points: Sequence[float]) -> bool:
+    """Whether a run comes to any of the windows; `points` as in no_step_line.
+
+    Not the steps alone: some samplers evaluate on the way of a step, and at its end.
+    """
+    return any(window.start < points[-1] and points[0] < window.end for window in windows)
+
+
 def no_step_line(windows: Sequence[StepWindow], points: Sequence[float]) -> str:
     """What a user is told of edits in whose windows no step of a run lies.
 

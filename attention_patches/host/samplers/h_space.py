@@ -21,7 +21,7 @@ from ...samplers.h_space import HSpace, clean_term_only
 from ..attention.calls import IncompatiblePatchError
 from ..attention.outside_blocks import outside_blocks
 from ..run.run import Run
-from ..run.schedule import no_step_line, progress_of
+from ..run.schedule import comes_to, no_step_line, progress_of
 from .loops import LAST, Tally, levels_of
 
 WRAPPER = "boxwright_h_space"
@@ -35,7 +35,7 @@ def edit_h_space(
 ) -> Any:
     """A clone of the MODEL whose pictures move from the CONDITIONING `source` towards `target`.
 
-    `report` is told, before the first step, if no step of a run lies in the settings' window. Strength 0 is the model.
+    `report` is told if no step of a run lies in the settings' window. Strength 0 is the model.
     Raises UnsupportedModelError for a model without a UNet.
     """
     network = model.model.diffusion_model
@@ -65,6 +65,11 @@ class _Edit:
         """Of the two prompts among the run's conditionings, so that the host prepares them with the others."""
         return f"{WRAPPER}_source_{id(self)}", f"{WRAPPER}_target_{id(self)}"
 
+    @property
+    def acted(self) -> str:
+        """Key in a run's transformer_options of the sigmas at which it was evaluated inside the window."""
+        return f"{WRAPPER}_acted_{id(self)}"
+
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """OUTER_SAMPLE wrapper."""
         guider, tally = executor.class_obj, Tally()
@@ -88,13 +93,24 @@ class _Edit:
     ) -> Any:
         """SAMPLER_SAMPLE wrapper: what cannot be edited is refused before the first step, an idle run is told."""
         points = [*map(progress_of(guider.inner_model.model_sampling), sigmas.tolist())]
+        comes = comes_to([self.settings.window], points)
+        if not comes:
+            self._tell_idle(points)
         acts = [self.settings.window.contains(min(point, LAST)) for point in points[:-1]]
-        if self.report is not None and not any(acts):
-            self.report(no_step_line([self.settings.window], points))
         with_area = [e for name in self.names for e in guider.conds[name] if e.get("area") is not None]
         for number in (number for number, act in enumerate(acts) if act):
             _refuse_areas(comfy.samplers.get_area_and_mult(e, noise, sigmas[number : number + 1]) for e in with_area)
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+        acted: list[float] = []
+        extra_args["model_options"]["transformer_options"][self.acted] = acted  # a dict of this run
+        result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+        # Between two steps nothing may lie, or what a sampler evaluates on the way: only the run knows.
+        if comes and not acted:
+            self._tell_idle(points)
+        return result
+
+    def _tell_idle(self, points: list[float]) -> None:
+        if self.report is not None:
+            self.report(no_step_line([self.settings.window], points))
 
     def predict_noise(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kw: Any
@@ -107,6 +123,7 @@ class _Edit:
         progress = kept[PROGRESS] = kept.get(PROGRESS) or progress_of(model_sampling)
         if not self.settings.window.contains(min(progress(sigma), LAST)):
             return plain
+        kept[self.acted].append(sigma)
         steps = kept["sample_sigmas"].tolist()
         start = min((step for step in steps if step >= sigma * (1 - 1e-6)), default=sigma)
         end = max((step for step in steps if step < sigma * (1 - 1e-6)), default=0.0)

@@ -22,10 +22,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.masks import check_white, on_latent
-from ...core.types import BoxwrightError
+from ...core.types import BoxwrightError, StepWindow
 from ...samplers.noise import Callback, Denoiser, Level, Levels, falling, seeded
 from ...samplers.scene import Scene
-from ..run.schedule import progress_of
+from ..run.schedule import no_step_line, progress_of
 
 SCHEDULERS: list[str] = comfy.samplers.SCHEDULER_NAMES  # the host's own list: packs add to it
 LAST = 1.0 - 1e-6  # progress of the last step
@@ -120,17 +120,29 @@ def space_of(base_model: Any) -> str:
     return f"{type(base_model.latent_format).__name__} latents, {'flow' if flow else 'noise'} prediction"
 
 
-def sampler(name: str, loop: Loop, mask: Tensor | None = None, whole: bool = False) -> comfy.samplers.KSAMPLER:
+def sampler(
+    name: str,
+    loop: Loop,
+    mask: Tensor | None = None,
+    whole: bool = False,
+    window: StepWindow | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> comfy.samplers.KSAMPLER:
     """A SAMPLER that runs `loop` over the picture in the sampler node's latent, and logs what it cost under `name`.
 
     mask: MASK [H, W] or [M, H, W]; without one, the latent's own noise mask counts; without either `whole` decides:
-    the whole picture, or BoxwrightError. So do masks without anything white.
+    the whole picture, or BoxwrightError. So do masks without anything white. window: where in the schedule the loop
+    does what it is for; `tell` is told before the first step if none of the run lies there.
     """
     if mask is not None:
         check_white(mask)  # refused now, not when sampling starts
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, **unused: Any) -> Tensor:
         scene = scene_of(model, x, extra_args, mask, whole)
+        if tell and window:
+            points = [*map(scene.progress, sigmas.tolist())]
+            if not any(map(window.contains, points[:-1])):
+                tell(no_step_line([window], points))
         # Without the mask: the host would blend the picture in once more, at the wrong place in the loop.
         return loop(denoiser(model, x, {**extra_args, "denoise_mask": None}), x, sigmas, scene, callback)
 
