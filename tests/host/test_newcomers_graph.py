@@ -12,7 +12,7 @@ one: 5 nodes and 9 wires, the fewest there can be, as a model and a CLIP must go
 """
 
 import pytest
-from browser import run
+from browser import SEEN, run
 from test_box_editor_graph import face
 
 # Where the middle of a node's title is to stand, in pixels of the page at the scale below.
@@ -62,12 +62,6 @@ FACES = {
 }
 SCALE = 0.4
 EMPTY = (700, 900)  # a place of the page where no node comes to stand
-SEARCH = "Add a node..."
-# What stands at a place of the page, has the keyboard, and hangs on the pointer.
-SEEN = """(at) => {
-    const name = (part) => part && `${part.tagName} ${part.id} ${part.getAttribute("class")}`.slice(0, 200);
-    return [name(document.elementFromPoint(...at)), name(document.activeElement), app.canvas.state.ghostNodeId];
-}"""
 
 
 def begin(bench):
@@ -119,10 +113,7 @@ def search_and_place(bench, title, at):
     What was chosen hangs on the pointer as a ghost until that click.
     """
     page, patience = bench.page, 20_000
-    bench.mouse.dblclick(*EMPTY)
-    page.wait_for_function(
-        "(words) => document.activeElement?.getAttribute('placeholder') === words", arg=SEARCH, timeout=patience
-    )
+    bench.open_search(*EMPTY)
     bench.keys.type(title)
     page.wait_for_function(
         "(title) => document.querySelector('#results-list [role=option]')?.innerText.trim().startsWith(title)",
@@ -132,22 +123,7 @@ def search_and_place(bench, title, at):
     bench.keys.press("Enter")
     page.wait_for_function("() => app.canvas.state.ghostNodeId != null", timeout=patience)
     number = page.evaluate("app.canvas.state.ghostNodeId")
-    bench.mouse.move(*at, steps=4)
-    page.wait_for_function(
-        """([id, x, y]) => {
-        const { pos, size } = nodeOf(id), { scale, offset } = app.canvas.ds;
-        const away = [(pos[0] + size[0] / 2 + offset[0]) * scale - x, (pos[1] + offset[1]) * scale - y];
-        return Math.hypot(...away) < 20;
-    }""",
-        arg=[number, *at],
-        timeout=patience,
-    )
-    bench.frames(2)
-    bench.mouse.down()
-    bench.mouse.up()
-    page.wait_for_function(
-        "(id) => app.canvas.state.ghostNodeId == null && !nodeOf(id).flags.ghost", arg=number, timeout=patience
-    )
+    bench.place_ghost(number, *at)
     return number
 
 

@@ -170,8 +170,7 @@ class Newcomer:
     def add(self, title, key):
         self.look("Load Checkpoint", "Region Prompt", "Patched")
         x, y = self.page.evaluate(SCREEN, self.page.evaluate(EMPTY))
-        self.page.mouse.dblclick(x, y)
-        self.bench.rest(500)
+        self.bench.open_search(x, y)
         self.page.keyboard.type(title)
         self.bench.rest(900)
         self.page.keyboard.press(key)
