@@ -217,8 +217,10 @@ def test(python: Path, host: Host, options, extra: list[str]) -> int:
     if older and not (options.quick or chosen):
         print(f"  tests in a browser run on ComfyUI {DEFAULT_HOST} alone: {' '.join(NO_BROWSER)}", flush=True)
         extra = [*NO_BROWSER, *extra]
-    if not any(map(NO_WORKERS.fullmatch, extra)):  # a file in one worker: its tests share servers, pages and models
-        extra = ["-n", "2", "--dist", "loadfile", *extra]
+    if not any(map(NO_WORKERS.fullmatch, extra)):
+        # A file in one worker: its tests share servers, pages and models. As they are collected: xdist's own order
+        # leaves the long tests that are alone in their file, and so one worker, to the end.
+        extra = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *extra]
         environment.setdefault("OMP_NUM_THREADS", "1")
     browsing = not options.quick and (chosen or not older)
     if browsing and (ROOT / "tests" / "host" / "browser.py").exists():

@@ -393,7 +393,7 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-WORKERS = "-n 2 --dist loadfile"
+WORKERS = "-n 2 --dist loadfile --no-loadscope-reorder"
 
 
 def checks(tree, host):
