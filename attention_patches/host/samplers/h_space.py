@@ -123,7 +123,7 @@ class _Edit:
         progress = kept[PROGRESS] = kept.get(PROGRESS) or progress_of(model_sampling)
         if not self.settings.window.contains(min(progress(sigma), LAST)):
             return plain
-        kept[self.acted].append(sigma)
+        kept.setdefault(self.acted, []).append(sigma)
         steps = kept["sample_sigmas"].tolist()
         start = min((step for step in steps if step >= sigma * (1 - 1e-6)), default=sigma)
         end = max((step for step in steps if step < sigma * (1 - 1e-6)), default=0.0)
