@@ -44,7 +44,9 @@ class BoxwrightILVR(io.ComfyNode):
     @classmethod
     def execute(cls, factor, start, end, mask=None) -> io.NodeOutput:
         method = ILVR(factor, StepWindow(start, end))
-        return io.NodeOutput(sampler("ILVR", method.sample, mask, True, method.window, reporter_of(cls)))
+        return io.NodeOutput(
+            sampler("ILVR", method.sample, mask, whole=True, window=method.window, tell=reporter_of(cls))
+        )
 
 
 NODES = [BoxwrightILVR]

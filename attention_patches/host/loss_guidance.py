@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -12,8 +13,8 @@ from ..core.types import BoxwrightError, UnsupportedModelError
 from .families import adapter_for
 from .guidance.decoders import decoder_for
 from .guidance.foreign import refuse_without_gradient
-from .guidance.pictures import GUIDES, INSTEAD, LAST, Guided, predict_by_pictures
-from .run.schedule import no_step_line, progress_of
+from .guidance.pictures import GUIDES, INSTEAD, STATE, Guided, RunState, predict_by_pictures
+from .run.schedule import progress_of, told_if_idle
 
 GRAPH = 3  # rows of the batch for which room is kept in memory, for each that is run with a graph
 
@@ -72,7 +73,7 @@ def keep_room(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: An
 def check_run(
     executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args: Any, **kw: Any
 ) -> Any:
-    """SAMPLER_SAMPLE wrapper: what cannot be guided is refused before the first step, and what will not be is told."""
+    """SAMPLER_SAMPLE wrapper: what cannot be guided is refused before the first step, and what is not is told."""
     shape, wanted = tuple(noise.shape), guider.inner_model.latent_format.latent_channels
     if len(shape) not in (4, 5) or (len(shape) == 5 and shape[2] != 1) or shape[1] != wanted:
         raise BoxwrightError(
@@ -80,9 +81,12 @@ def check_run(
             "several latents in one. Use it on the latent of pictures, and remove it from this model otherwise."
         )
     options = extra_args["model_options"]["transformer_options"]
+    if STATE in options:  # a part of a run that tells
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
     levels = sigmas.tolist()
-    points = [*map(progress_of(guider.inner_model.model_sampling, levels), levels)]
-    for guide in (item.guide for item in options[GUIDES]):
-        if guide.report is not None and not any(guide.at(min(point, LAST)) for point in points[:-1]):
-            guide.report(no_step_line(guide.windows, points))
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+    state = options[STATE] = RunState(progress_of(guider.inner_model.model_sampling, levels))
+    points = [*map(state.progress, levels)]
+    with contextlib.ExitStack() as stack:
+        for guide in (item.guide for item in options[GUIDES]):
+            state.acted[id(guide)] = stack.enter_context(told_if_idle(guide.report, guide.windows, points))
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)

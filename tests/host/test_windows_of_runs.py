@@ -128,7 +128,9 @@ def test_of_two_parts_the_one_without_a_step_says_so(models, layout, family):
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2"])
 def test_what_acts_on_the_way_of_a_step_alone_says_nothing(models, layout, sampler):
-    """In the last step of a first part, which ends inside the window and begins before it. Nor does H-Space Edit."""
+    """In the last step of a first part, which ends inside the window and begins before it.
+
+    H-Space Edit and Loss Guidance likewise."""
     said, calls, points = [], [], []
     look = AttentionEdit("look", "read", lambda probs, site: points.append(float(site.progress)))
     draw("sd15", install(models["sd15"], layout, [look]), layout, last_step=SPLIT, sampler=sampler)
@@ -141,8 +143,14 @@ def test_what_acts_on_the_way_of_a_step_alone_says_nothing(models, layout, sampl
     source, target = (tiny.conditioning("sd15", tiny.text(seed=seed), seed=seed) for seed in (3, 4))
     moved = edit_h_space(models["sd15"], source, target, HSpace(1.0, window), said.append)
     part = dict(last_step=SPLIT, sampler=sampler)
-    assert not torch.equal(draw("sd15", moved, layout, **part), draw("sd15", models["sd15"], layout, **part))
+    plain = draw("sd15", models["sd15"], layout, **part)
+    assert not torch.equal(draw("sd15", moved, layout, **part), plain)
     assert not said
+
+    guided = guide_by_pictures(models["sd15"], PictureGuide(reddish, WHOLE, window=window, report=said.append))
+    changed = not torch.equal(draw("sd15", guided, layout, **part), plain)
+    # dpm_2 asks on the way there before the window; then the guide says so after the run.
+    assert changed != any("no step of this run" in line for line in said)
 
 
 def test_only_the_node_none_of_whose_edits_acts_says_so(models, layout):

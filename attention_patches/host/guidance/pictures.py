@@ -27,7 +27,7 @@ from .guides import is_flow
 from .steps import step_at
 
 GUIDES = "boxwright_pictures"  # key of a tuple of Guided in transformer_options
-STATE = "boxwright_pictures_run"  # key of a _State in the transformer_options of one run
+STATE = "boxwright_pictures_run"  # key of a RunState in the transformer_options of one run
 LAST = 1.0 - 1e-6  # progress of the last step
 INSTEAD = '"direct", which takes no gradient through the model'
 
@@ -41,13 +41,14 @@ class Guided:
 
 
 @dataclass
-class _State:
+class RunState:
     """What one run has worked out."""
 
     progress: Any
     shares: dict[Any, Tensor] = field(default_factory=dict)
     rectangles: dict[Any, tuple[slice, slice]] = field(default_factory=dict)
     sizes: dict[Any, float] = field(default_factory=dict)
+    acted: dict[int, list[float]] = field(default_factory=dict)  # id of a guide -> the progress where it was asked
 
     def share(self, part: Part, grid: tuple[int, int], like: Tensor) -> Tensor:
         """`part_share` on the device of `like`."""
@@ -82,13 +83,14 @@ def predict_by_pictures(
     sampling = guider.inner_model.model_sampling
     if sigma <= 0:
         return clean
-    state = kept[STATE] = kept.get(STATE) or _State(progress_of(sampling, kept["sample_sigmas"].tolist()))
+    state = kept[STATE] = kept.get(STATE) or RunState(progress_of(sampling, kept["sample_sigmas"].tolist()))
     progress, flow = min(state.progress(sigma), LAST), is_flow(guider.inner_model)
     moves = torch.zeros_like(clean, dtype=torch.float32)
     for item in kept[GUIDES]:
         parts = item.guide.at(progress)
         if not parts:
             continue
+        state.acted.setdefault(id(item.guide), []).append(progress)
         gradient, losses = _by_picture(guider.inner_model, item, parts, state, clean)
         line = ""
         if item.guide.through == "through model":
@@ -112,7 +114,7 @@ def _numbers(losses: Tensor) -> str:
 
 
 def _by_picture(
-    base_model: Any, item: Guided, parts: tuple[Part, ...], state: _State, clean: Tensor
+    base_model: Any, item: Guided, parts: tuple[Part, ...], state: RunState, clean: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradient by the clean latent, float32 in its shape, of each part's loss times its cells; and the losses [B].
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,24 @@ def comes_to(windows: Sequence[StepWindow], points: Sequence[float]) -> bool:
     Not the steps alone: some samplers evaluate on the way of a step, and at its end.
     """
     return any(window.start < points[-1] and points[0] < window.end for window in windows)
+
+
+@contextlib.contextmanager
+def told_if_idle(
+    report: Callable[[str], None] | None, windows: Sequence[StepWindow], points: Sequence[float]
+) -> Iterator[list[float]]:
+    """Around a run: `report` is told if nothing is evaluated in the windows; `points` as in no_step_line.
+
+    Before it where the run never comes to them; else after it, if nothing was added to the list that is yielded: what a
+    sampler evaluates on the way of a step only the run knows.
+    """
+    acted: list[float] = []
+    comes = comes_to(windows, points)
+    if report is not None and not comes:
+        report(no_step_line(windows, points))
+    yield acted
+    if report is not None and comes and not acted:
+        report(no_step_line(windows, points))
 
 
 def no_step_line(windows: Sequence[StepWindow], points: Sequence[float]) -> str:

@@ -21,7 +21,7 @@ from ...samplers.h_space import HSpace, clean_term_only
 from ..attention.calls import IncompatiblePatchError
 from ..attention.outside_blocks import outside_blocks
 from ..run.run import Run
-from ..run.schedule import comes_to, no_step_line, progress_of
+from ..run.schedule import progress_of, told_if_idle
 from .loops import LAST, Tally, levels_of
 
 WRAPPER = "boxwright_h_space"
@@ -93,24 +93,15 @@ class _Edit:
     ) -> Any:
         """SAMPLER_SAMPLE wrapper: what cannot be edited is refused before the first step, an idle run is told."""
         points = [*map(progress_of(guider.inner_model.model_sampling), sigmas.tolist())]
-        comes = comes_to([self.settings.window], points)
-        if not comes:
-            self._tell_idle(points)
         acts = [self.settings.window.contains(min(point, LAST)) for point in points[:-1]]
         with_area = [e for name in self.names for e in guider.conds[name] if e.get("area") is not None]
         for number in (number for number, act in enumerate(acts) if act):
             _refuse_areas(comfy.samplers.get_area_and_mult(e, noise, sigmas[number : number + 1]) for e in with_area)
-        acted: list[float] = []
-        extra_args["model_options"]["transformer_options"][self.acted] = acted  # a dict of this run
-        result = executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
-        # Between two steps nothing may lie, or what a sampler evaluates on the way: only the run knows.
-        if comes and not acted:
-            self._tell_idle(points)
-        return result
-
-    def _tell_idle(self, points: list[float]) -> None:
-        if self.report is not None:
-            self.report(no_step_line([self.settings.window], points))
+        kept = extra_args["model_options"]["transformer_options"]  # of this run
+        if self.acted in kept:  # a part of a run that tells
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
+        with told_if_idle(self.report, [self.settings.window], points) as kept[self.acted]:
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kw)
 
     def predict_noise(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kw: Any
