@@ -175,9 +175,7 @@ class Newcomer:
         self.bench.rest(900)
         self.page.keyboard.press(key)
         self.page.wait_for_function(f"() => ({BY_TITLE})({json.dumps(title)})")
-        self.page.mouse.move(x + 4, y + 4, steps=3)
-        self.bench.rest(300)
-        self.page.mouse.click(x + 4, y + 4)
+        self.bench.place_ghost(self.page.evaluate("app.canvas.state.ghostNodeId"), x + 4, y + 4)
         self.bench.rest(300)
 
     def wire(self, origin, output, target, name):
